@@ -1,0 +1,219 @@
+"""Every number of a run, with its symbol in the paper.
+
+The models are frozen and checked: an unknown field or a value out of range is an error. `tyro`
+turns them into flags (`--objective.negative-weight 1.2`), `runs.py` writes them to
+`RUN/config.yaml`. This module imports neither torch nor timm, so that help and errors answer at
+once.
+
+Paper symbol -> field:
+    K         num_clusters                     t+   objective.positive_threshold
+    lambda_1  objective.negative_weight        t-   objective.negative_threshold
+    lambda_2  objective.regularizer_weight     h    objective.penalty
+    k (Eq. 7) objective.weibull_shape          w+   objective.positive_affinity
+                                               w-   objective.negative_affinity
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Penalty = Literal["log", "linear", "exp"]
+"""h+ and h- of Eqs. (3), (4) and (5), as functions of the disagreement of two pixels."""
+Regularizer = Literal["none", "entropy", "weibull", "weibull-released"]
+"""Eq. (6), Eq. (7) as printed, Eq. (7) as in the authors' release (decision 001)."""
+NegativeAffinity = Literal["paper", "released", "off"]
+"""w- of Eq. (2): 1 - u.u'; 1 - max(u.u', 0); 1 for every selected pair (Table 5)."""
+Centering = Literal["none", "batch"]
+"""Embeddings as the backbone gives them, or less their mean over the batch (decision 002)."""
+HeadName = Literal["conv", "linear", "centroids"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+ScheduleStep = Literal["iteration", "epoch"]
+DatasetName = Literal["folder"]
+ProtocolName = Literal["full", "stego-center-crop", "iddc-sliding", "squash"]
+RecipeName = Literal[
+    "folder",
+    "cocostuff27-vits16",
+    "cocostuff27-vits16-released",
+    "cocostuff27-vits8",
+    "cocostuff171-vits8",
+    "cityscapes-vits8",
+    "cityscapes-vitb8",
+]
+BackboneName = Literal[
+    "dino-vits16",
+    "dino-vits8",
+    "dino-vits8-300ep",
+    "dino-vitb16",
+    "dino-vitb8",
+    "ibot-vits16",
+    "ibot-vitb16",
+    "ibot-vitb16-in22k",
+    "dino-xcits12-p16",
+    "dino-xcits12-p8",
+    "dinov2-vits14",
+    "dinov2-vits14-reg",
+    "dinov2-vitb14",
+    "dinov2-vitb14-reg",
+    "dinov3-vits16",
+    "dinov3-vitb16",
+]
+
+
+class Frozen(BaseModel):
+    """A configuration that does not change and refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ObjectiveConfig(Frozen):
+    """The weights and thresholds of Eq. (8). Defaults: COCO-Stuff-27, ViT-S/16, Sec. 4.2.3."""
+
+    positive_weight: float = Field(1.0, ge=0)
+    """The weight of L+, 1 in Eq. (8). A term of weight 0 is not computed (Table 6)."""
+    negative_weight: float = Field(1.4, ge=0)
+    """lambda_1, the weight of L-."""
+    regularizer_weight: float = Field(0.4, ge=0)
+    """lambda_2, the weight of the regulariser."""
+    positive_threshold: float = Field(0.2, ge=-1, le=1)
+    """t+, the affinity above which two pixels should agree; a cosine."""
+    negative_threshold: float = Field(0.12, ge=-1, le=1)
+    """t-, the affinity below which two pixels should differ; a cosine."""
+    penalty: Penalty = "exp"
+    """h+ and h-, Eqs. (3)-(5)."""
+    positive_affinity: bool = True
+    """w+ of Eq. (1): a selected pair counts by its affinity; off: by 1 (Table 5)."""
+    negative_affinity: NegativeAffinity = "paper"
+    """w- of Eq. (2)."""
+    negatives: int = Field(3, ge=1, le=64)
+    """How many other images each image is compared with; fewer if the batch is smaller."""
+    negative_crops: Literal["first", "second"] = "first"
+    """Which crop of the other image an image's first crop is compared with. The release: first."""
+    regularizer: Regularizer = "weibull-released"
+    """The form of the regulariser on p_c, the mean probability of each cluster."""
+    regularizer_crops: Literal["first", "both"] = "first"
+    """The crops over which p_c is averaged. The release: first."""
+    weibull_shape: float = Field(0.3, gt=0, lt=1)
+    """k of Eq. (7). The paper gives no value; this is the release's."""
+    weibull_scale: float = Field(5.0, gt=0)
+    """The scale of the released Weibull density. Eq. (7) as printed has scale 1."""
+    weibull_divisor: float = Field(50.0, gt=0)
+    """The release divides its Weibull term by this number."""
+    weibull_offset: float = Field(1e-6, gt=0)
+    """Added to the argument of either Weibull form, so that an empty cluster stays finite."""
+    log_offset: float = Field(1e-6, gt=0, lt=1)
+    """The log penalty and the entropy see no argument below this, so that they stay finite."""
+    centering: Centering = "none"
+    """Affinities are cosines of the embeddings, or of their deviations from the batch mean."""
+
+
+class ViewsConfig(Frozen):
+    """How two overlapping crops are cut from an image (Sec. 4.2.2; the release's overlap rule)."""
+
+    short_side: int = Field(448, ge=0)
+    """Working size: larger images are reduced to this shorter side, in pixels; 0: as they are."""
+    crop_size: int = Field(224, ge=16)
+    """The side of a crop, in pixels."""
+    min_scale: float = Field(0.8, gt=0)
+    """Width and height are resized independently by factors in [min_scale, max_scale]."""
+    max_scale: float = Field(1.2, gt=0)
+    """See min_scale."""
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    """The chance of a horizontal flip, one draw for both crops."""
+    max_offset: float = Field(0.5, ge=0, lt=1)
+    """The second crop starts within this share of crop_size of the first, on each axis."""
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> ViewsConfig:
+        if self.min_scale > self.max_scale:
+            raise ValueError(
+                f"min_scale must not exceed max_scale, found {self.min_scale} > {self.max_scale}"
+            )
+        return self
+
+
+class TrainingConfig(Frozen):
+    """Optimiser, schedule and precision (Sec. 4.2.2)."""
+
+    batch_size: int = Field(64, ge=2)
+    """Images in one step, over all processes; fewer if there are fewer images."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """The head's initial learning rate (Adam)."""
+    backbone_learning_rate: float = Field(5e-7, gt=0)
+    """The backbone's initial learning rate, used only end to end."""
+    power: float = Field(0.9, ge=0)
+    """The exponent of the poly schedule (1 - t)^power."""
+    schedule_step: ScheduleStep = "iteration"
+    """When the learning rate falls: every iteration (paper) or every epoch (release)."""
+    end_to_end: bool = False
+    """Whether the backbone trains too, between the two shares below (Sec. 4.2.2)."""
+    backbone_from: float = Field(0.4, ge=0, le=1)
+    """The share of the run after which the backbone trains; 2/5 in the paper."""
+    backbone_until: float = Field(0.8, ge=0, le=1)
+    """The share of the run after which it is frozen again; 4/5 in the paper."""
+    min_steps: int = Field(400, ge=1)
+    """With `epochs` 0, the run has as many epochs as reach this number of steps."""
+    precision: Precision = "auto"
+    """The backbone's arithmetic; auto: bf16 where the hardware has it, else fp32."""
+
+
+class PredictionConfig(Frozen):
+    """How a whole image is segmented (FACTS: `full`)."""
+
+    window: int = Field(224, ge=0)
+    """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
+    overlap: int = Field(75, ge=0)
+    """How many pixels neighbouring windows share."""
+    flip: bool = True
+    """Average the probabilities with those of the mirrored image."""
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> PredictionConfig:
+        if self.window and self.overlap >= self.window:
+            raise ValueError(
+                f"overlap must be smaller than window, found {self.overlap} >= {self.window}"
+            )
+        return self
+
+
+class Experiment(Frozen):
+    """All choices of a run: one row of a table, or a user's own folder."""
+
+    recipe: RecipeName = "folder"
+    """The recipe that set every number not given otherwise (`iddc recipes`)."""
+    num_clusters: int = Field(27, ge=2, le=65535)
+    """K, how many clusters to find."""
+    backbone: str = "auto"
+    """A name of `iddc models`, NAME=FILE, a folder, or untrained:TIMM_NAME."""
+    head: HeadName = "conv"
+    """3x3-1x1-1x1 convolutions (tables 1-3) or one 1x1 convolution (ablations)."""
+    epochs: int = Field(0, ge=0)
+    """Passes over the images; 0: as many as reach training.min_steps."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Everything random follows from it."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Eq. (8)."""
+    views: ViewsConfig = ViewsConfig()
+    """The two crops."""
+    training: TrainingConfig = TrainingConfig()
+    """Optimiser and schedule."""
+    prediction: PredictionConfig = PredictionConfig()
+    """How the trained model segments a whole image."""
+
+
+class Runtime(Frozen):
+    """What the machine does, not what the run computes: no part of a run's identity."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto: a GPU if there is one."""
+    workers: int = Field(-1, ge=-1, le=256)
+    """Processes that decode images; 0: none beside the main one; -1: as many as help."""
+    micro_batch_size: int = Field(0, ge=0)
+    """Images in one forward pass; 0: chosen by the device. Memory and time, never the result."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between two saved training states."""
+    max_unreadable: float = Field(0.05, ge=0, le=1)
+    """The share of unreadable images above which the run stops."""
+    tensorboard: bool = False
+    """Also write TensorBoard events to RUN/tensorboard (extra `tensorboard`)."""

@@ -1,0 +1,59 @@
+"""What can go wrong, as a tree, with the exit code of each branch.
+
+    IddcError
+    ├── ConfigError          2   an option, a recipe or a configuration file is wrong
+    ├── DataError            3   an image, a label, a data set or a run folder is wrong
+    │   └── UnreadableImage  3   one image file; a run skips it and lists it in skipped.csv
+    ├── SetupError           4   this machine lacks something: weights, an extra, space, a right
+    ├── NumericError         5   the loss or a gradient is not finite
+    └── Interrupted    130 / 143   stopped by Ctrl-C or SIGTERM; the state on disk can be resumed
+
+A message says what is wrong, what was expected, what was found and what to do. The command line
+prints it as one line and returns the exit code; a traceback appears only with `-v`.
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+class IddcError(Exception):
+    """Any foreseen failure. Its text is meant for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(IddcError):
+    """An option, a recipe name or a configuration file is wrong."""
+
+    exit_code = 2
+
+
+class DataError(IddcError):
+    """An image, a label, a data set or a run folder is not what it should be."""
+
+    exit_code = 3
+
+
+class UnreadableImage(DataError):
+    """One image file cannot be decoded. Callers may skip it."""
+
+
+class SetupError(IddcError):
+    """The machine lacks something: weights, an optional package, disk space, a permission."""
+
+    exit_code = 4
+
+
+class NumericError(IddcError):
+    """A loss or a gradient is not finite. The last good state is kept on disk."""
+
+    exit_code = 5
+
+
+class Interrupted(IddcError):
+    """Stopped by a signal after the state was saved; running the same command again resumes."""
+
+    def __init__(self, message: str, *, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
