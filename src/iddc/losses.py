@@ -6,8 +6,8 @@ those of unlike pixels of different images apart, the regulariser keeps every cl
 
 What is unusual here: a term is a mean over pairs of pixels, of which a batch at stride 8 has 40
 million. They are visited in blocks of a few images. A block's sum and its gradient are taken in
-one pass while its affinities are in the cache, so nothing of size b n m is ever stored, and the
-gradient is exact. Affinities are targets and carry no gradient.
+one pass while its affinities are in the cache, so no more than a block of them, or those of one
+image, is ever stored, and the gradient is exact. Affinities are targets and carry no gradient.
 """
 
 from __future__ import annotations
@@ -160,7 +160,12 @@ def _mean_over_pairs(
     """The weighted costs of the selected pairs over their number, for Eqs. (1) and (2)."""
     with torch.autocast(first.probs.device.type, enabled=False):
         mean: Tensor = _PairMean.apply(
-            first.probs, second.probs, first.embeddings, second.embeddings, select, cost
+            first.probs,
+            second.probs,
+            first.embeddings.detach(),
+            second.embeddings.detach(),
+            select,
+            cost,
         )
         return mean
 
@@ -199,16 +204,18 @@ class _PairMean(torch.autograd.Function):
             counts.append(selected.sum())
         count = torch.stack(counts).sum().clamp(min=1)
         if needs_grad:
-            ctx.save_for_backward(
-                (torch.cat(grads) / count).to(probs.dtype),
-                (torch.cat(other_grads) / count).to(other_probs.dtype),
-            )
+            ctx.save_for_backward(torch.cat(grads) / count, torch.cat(other_grads) / count)
+            ctx.dtypes = probs.dtype, other_probs.dtype
         return torch.stack(sums).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grad, other_grad = ctx.saved_tensors
-        return grad_output * grad, grad_output * other_grad, None, None, None, None
+        # Scaled before it is rounded, so that the loss scale of fp16 training takes effect.
+        grads = (
+            (grad_output * grad).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *grads, None, None, None, None
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
