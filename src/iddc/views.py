@@ -1,0 +1,180 @@
+"""Two overlapping crops of an image, and which images are negatives of which (Sec. 4.2.2).
+
+Every random number follows from (seed, epoch, index) or (seed, step) alone, never from the order in
+which things are drawn. So a run is the same whatever the number of workers and processes, and a
+resumed run goes on as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from iddc.config import ViewsConfig
+from iddc.errors import UnreadableImage
+from iddc.images import ImageFile, open_image
+
+_CROPS, _ORDER, _ROLLS = range(3)
+"""The independent streams of random numbers, so that no two draws share a key."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What was drawn for one image.
+
+    Attributes:
+        size: Width and height to which the image is scaled, in pixels.
+        corners: Left and top of each crop in the scaled image, in pixels.
+        flip: Whether both crops are mirrored.
+    """
+
+    size: tuple[int, int]
+    corners: tuple[tuple[int, int], tuple[int, int]]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """The two crops of image `index`, or the reason why there are none."""
+
+    index: int
+    crops: UInt8[Tensor, "2 3 S S"] | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """The views of a batch: those that could be read, and those that could not.
+
+    Attributes:
+        indices: The images of `crops`, in the order asked for.
+        crops: Their two crops. With b = 0, S is 0 too.
+        failures: Index and reason of each image that could not be read.
+    """
+
+    indices: list[int]
+    crops: UInt8[Tensor, "b 2 3 S S"]
+    failures: list[tuple[int, str]]
+
+
+def working_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Reduce (width, height) so that the shorter is `short_side`; smaller images and 0: as is."""
+    if not 0 < short_side < min(size):
+        return size
+    scale = short_side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+def draw_crops(size: tuple[int, int], config: ViewsConfig, rng: np.random.Generator) -> Crops:
+    """Draw the scale, the flip and the two corners for an image of width and height `size`.
+
+    Width and height of the working size are scaled independently. Where the result is smaller than
+    a crop, both are enlarged by one more common factor, so that it just fits and the image is not
+    distorted further. The first crop is uniform in the scaled image. The second is uniform among
+    the places within `max_offset` of the first on each axis, so that the two share at least
+    (1 - max_offset)^2 of their area.
+    """
+    crop = config.crop_size
+    factors = rng.uniform(config.min_scale, config.max_scale, size=2)
+    width, height = np.asarray(working_size(size, config.short_side)) * factors
+    enlarge = max(1.0, crop / width, crop / height)
+    scaled = (max(crop, round(width * enlarge)), max(crop, round(height * enlarge)))
+    flip = bool(rng.random() < config.flip_probability)
+    reach = math.floor(config.max_offset * crop)
+    axes = []
+    for side in scaled:
+        first = int(rng.integers(0, side - crop, endpoint=True))
+        lowest, highest = max(0, first - reach), min(side - crop, first + reach)
+        axes.append((first, int(rng.integers(lowest, highest, endpoint=True))))
+    (left, other_left), (top, other_top) = axes
+    return Crops(scaled, ((left, top), (other_left, other_top)), flip)
+
+
+def cut(image: Image.Image, crops: Crops, crop_size: int) -> UInt8[Tensor, "2 3 S S"]:
+    """Cut the two crops out of the original RGB image, scaled and mirrored as drawn.
+
+    Each crop is one antialiased resize of its box, which gives the pixels of scaling the whole
+    image and cropping, as Pillow's filter reads beyond the box. The scaled image is never made: a
+    photo of 48 megapixels costs one pass over what is seen, and a strip of 3 x 4000 pixels, whose
+    scaled image would be gigantic, costs as little as any other.
+    """
+    across, down = image.width / crops.size[0], image.height / crops.size[1]
+    pixels = np.empty((2, 3, crop_size, crop_size), np.uint8)
+    for crop, (left, top) in zip(pixels, crops.corners, strict=True):
+        right, bottom = left + crop_size, top + crop_size
+        box = (left * across, top * down, right * across, bottom * down)
+        cutout = image.resize((crop_size, crop_size), Image.Resampling.BILINEAR, box)
+        crop[:] = np.asarray(cutout).transpose(2, 0, 1)
+    return torch.from_numpy(pixels[..., ::-1].copy() if crops.flip else pixels)
+
+
+class ViewDataset(Dataset[View]):
+    """The views of a list of images: `dataset[epoch, index]` is the same whoever asks, and when.
+
+    An image that cannot be read gives a `View` with a reason instead of an error, so that one
+    damaged file among a million does not end a run. Use it with a batch sampler that yields lists
+    of (epoch, index), and with `collate_views`.
+    """
+
+    def __init__(self, files: Sequence[ImageFile], config: ViewsConfig, seed: int) -> None:
+        self.files = files
+        self.config = config
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: tuple[int, int]) -> View:
+        epoch, index = key
+        file = self.files[index]
+        try:
+            image = open_image(file)
+        except UnreadableImage as error:
+            return View(index, None, str(error).removeprefix(f"{file}: "))
+        crops = draw_crops(image.size, self.config, _generator(_CROPS, self.seed, epoch, index))
+        return View(index, cut(image, crops, self.config.crop_size))
+
+
+def collate_views(views: Sequence[View]) -> ViewBatch:
+    """Stack the views that could be read, and list those that could not."""
+    read = [(view.index, view.crops) for view in views if view.crops is not None]
+    failures = [(view.index, view.reason or "") for view in views if view.crops is None]
+    crops = [crops for _, crops in read]
+    none = torch.empty(0, 2, 3, 0, 0, dtype=torch.uint8)
+    return ViewBatch([index for index, _ in read], torch.stack(crops) if crops else none, failures)
+
+
+def epoch_batches(num_images: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Cut a random order of all images into the fewest batches of at most `batch_size`.
+
+    Sizes differ by at most one: no image is dropped, and no batch is left with a few images.
+    """
+    order = _generator(_ORDER, seed, epoch).permutation(num_images)
+    batches = np.array_split(order, math.ceil(num_images / batch_size))
+    return [batch.tolist() for batch in batches]
+
+
+def draw_rolls(batch: int, count: int, seed: int, step: int) -> list[int]:
+    """Draw by how much the batch is rolled to pair each image with its negatives.
+
+    Returns:
+        `count` distinct rolls in 1..batch-1, fewer where there are not so many. None is 0, so no
+        image is its own negative.
+    """
+    rolls = _generator(_ROLLS, seed, step).permutation(batch - 1)[:count] + 1
+    return [int(roll) for roll in rolls]
+
+
+def _generator(stream: int, seed: int, first: int, second: int = 0) -> np.random.Generator:
+    """Make the generator of one draw. Keys all have four parts: numpy pads shorter ones with 0."""
+    return np.random.Generator(
+        np.random.Philox(np.random.SeedSequence((stream, seed, first, second)))
+    )
