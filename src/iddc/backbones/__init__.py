@@ -1,0 +1,199 @@
+"""Self-supervised backbones by name, file or folder: images -> dense embeddings.
+
+A backbone is any network of timm with a dense feature map. The names are those of
+`iddc models`; `load_backbone` lists the other ways to name one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from iddc.backbones.architecture import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Architecture,
+    Backbone,
+    Colour,
+    build_backbone,
+    untrained_backbone,
+)
+from iddc.backbones.known import (
+    BACKBONES,
+    BUNDLED,
+    DESCRIPTION,
+    KnownBackbone,
+    fetch_weights,
+    is_here,
+    lookup,
+)
+from iddc.backbones.weights import load_weights, read_weights
+from iddc.errors import ConfigError, DataError, SetupError
+from iddc.runs import disk_errors, explain, write_atomic
+
+__all__ = [
+    "BACKBONES",
+    "Architecture",
+    "Backbone",
+    "KnownBackbone",
+    "build_backbone",
+    "is_here",
+    "load_backbone",
+    "resolve",
+    "save_backbone",
+    "untrained_backbone",
+]
+
+FORMAT_VERSION = 1
+"""The format of a weights folder. It rises when an older iddc would misread a newer folder."""
+
+_TENSORS = "backbone.safetensors"
+_UNTRAINED = "untrained:"
+
+
+def resolve(name: str) -> str:
+    """Turn `auto` into a name that works here; other names stay as they are.
+
+    auto is DINO ViT-S/16 where its weights are cached or can be fetched, else `bundled`.
+
+    Raises:
+        SetupError: Neither is within reach.
+    """
+    if name != "auto":
+        return name
+    known = BACKBONES["dino-vits16"]
+    try:
+        fetch_weights(known.timm_name, known.file, name="dino-vits16")
+    except SetupError as error:
+        if is_here("bundled"):
+            return "bundled"
+        raise SetupError(
+            f"No backbone for `auto`: this package has no bundled one. {error} "
+            "For a trial without weights pass --backbone untrained:vit_small_patch16_224."
+        ) from error
+    return "dino-vits16"
+
+
+def load_backbone(name: str) -> Backbone:
+    """Build a backbone and load its weights, in evaluation mode, on the CPU.
+
+    Args:
+        name: A key of BACKBONES; a timm name with the tag of its weights
+            (`vit_small_patch14_reg4_dinov2.lvd142m`); NAME=FILE, where NAME is a key or a timm
+            name and says the architecture; a folder of `save_backbone`; `bundled`; `auto`; or
+            `untrained:NAME`, random weights from torch's generator.
+
+    Raises:
+        ConfigError: There is no such name, or it does not say which weights.
+        DataError: The weights do not fit the architecture, or are damaged.
+        SetupError: The weights are neither here nor within reach.
+    """
+    name = resolve(name)
+    if name == "bundled":
+        if not is_here(name):
+            raise SetupError(
+                "This package has no bundled backbone. Pass --backbone NAME=FILE, a folder "
+                "written by `iddc pretrain`, or a name of `iddc models`."
+            )
+        return _load_folder(BUNDLED)
+    if (Path(name) / DESCRIPTION).is_file():
+        return _load_folder(Path(name))
+    if name.startswith(_UNTRAINED):
+        return untrained_backbone(_timm_name(name.removeprefix(_UNTRAINED))).eval()
+    label, equals, file = name.partition("=")
+    timm_name = _timm_name(label)
+    path = Path(file).expanduser() if equals else _published(label, timm_name)
+    state = read_weights(path)
+    mean, std = _statistics(label, timm_name)
+    backbone = untrained_backbone(timm_name, mean=mean, std=std)
+    load_weights(backbone.net, state, str(path))
+    return backbone.eval()
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Write a weights folder, which `load_backbone` takes: `backbone.json` and the tensors.
+
+    Raises:
+        SetupError: The folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {key: value.contiguous() for key, value in backbone.net.state_dict().items()}
+    record = {"format_version": FORMAT_VERSION, **backbone.architecture.model_dump(mode="json")}
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / _TENSORS, save(tensors))
+    write_atomic(folder / DESCRIPTION, json.dumps(record, indent=2) + "\n")
+
+
+def _load_folder(folder: Path) -> Backbone:
+    path = folder / DESCRIPTION
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        version = record.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format {version!r}, and this iddc reads format {FORMAT_VERSION}."
+            )
+        architecture = Architecture.model_validate(record)
+    except ValidationError as error:
+        raise DataError(f"{path} does not describe a backbone: {explain(error)}") from error
+    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"{path} is not a description written by `iddc pretrain`.") from error
+    backbone = build_backbone(architecture)
+    load_weights(backbone.net, read_weights(folder / _TENSORS), str(folder / _TENSORS))
+    return backbone.eval()
+
+
+def _timm_name(label: str) -> str:
+    """The timm name of a key of BACKBONES, or of a timm name itself."""
+    known = lookup(label)
+    if known is not None:
+        return known.timm_name
+    path = Path(label)
+    if path.is_dir():
+        raise DataError(f"The folder {label} is no weights folder: it holds no {DESCRIPTION}.")
+    if path.is_file():
+        raise ConfigError(f"A file does not say its architecture: pass NAME={label}.")
+    import timm
+
+    if timm.is_model(label) and ("." not in label or timm.is_model_pretrained(label)):
+        return label
+    near = difflib.get_close_matches(label, [*BACKBONES, "auto", "bundled"], 1)
+    near = near or difflib.get_close_matches(label, timm.list_models() + timm.list_pretrained(), 1)
+    raise ConfigError(
+        f"Unknown backbone {label!r}{f'; perhaps you meant {near[0]}' if near else ''}. "
+        f"Known: {', '.join(BACKBONES)}; also auto, bundled, NAME=FILE, a folder written by "
+        "`iddc pretrain`, untrained:NAME, and names of timm with the tag of their weights."
+    )
+
+
+def _published(label: str, timm_name: str) -> Path:
+    """The published weights of a name, from this machine or fetched."""
+    known = lookup(label)
+    if known is None and "." not in timm_name:
+        import timm
+
+        tags = ", ".join(timm.list_pretrained(f"{timm_name}.*")) or "none"
+        raise ConfigError(
+            f"{timm_name} does not say which weights. timm's: {tags}. "
+            f"Random ones: untrained:{timm_name}; your own: {timm_name}=FILE."
+        )
+    return fetch_weights(timm_name, known.file if known else "", name=label)
+
+
+def _statistics(label: str, timm_name: str) -> tuple[Colour, Colour]:
+    """Mean and std as the tag says; without one, and for every key of BACKBONES, ImageNet's.
+
+    timm's default for `vit_small_patch16_224` is 0.5, which is wrong for iBOT's weights.
+    """
+    if label in BACKBONES or "." not in timm_name:
+        return IMAGENET_MEAN, IMAGENET_STD
+    import timm
+
+    cfg: Any = timm.get_pretrained_cfg(timm_name)
+    return cfg.mean, cfg.std

@@ -1,0 +1,143 @@
+"""Network = backbone + head: images -> logits of K clusters per patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iddc.backbones import Architecture, Backbone, build_backbone
+from iddc.config import Frozen, HeadName
+from iddc.errors import DataError
+from iddc.runs import explain
+
+TEMPERATURE = 0.1
+"""What a fresh Centroids head divides cosines by. It changes how sure a cluster is, never which."""
+
+
+def conv_head(width: int, num_clusters: int) -> nn.Module:
+    """3x3 and 1x1 convolutions of D channels with ReLU, then 1x1 to K: the head of Tables 1-3."""
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, num_clusters, 1),
+    )
+
+
+def linear_head(width: int, num_clusters: int) -> nn.Module:
+    """One 1x1 convolution: the head of the ablations."""
+    return nn.Conv2d(width, num_clusters, 1)
+
+
+class Centroids(nn.Module):
+    """Spherical k-means as a head: the cosine to each of K centroids over a temperature.
+
+    Fresh centroids are random directions; whoever fits the head overwrites the buffers.
+    """
+
+    mean: Float[Tensor, " d"]
+    """Subtracted from the features first; zero unless they are centred."""
+    centroids: Float[Tensor, "k d"]
+    """Of any length but zero."""
+    temperature: Float[Tensor, ""]
+    """Above 0."""
+
+    def __init__(self, width: int, num_clusters: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("centroids", torch.randn(num_clusters, width))
+        self.register_buffer("temperature", torch.tensor(TEMPERATURE))
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
+        """Give the cosines over the temperature."""
+        directions = functional.normalize(features - self.mean[:, None, None], dim=1)
+        weights = functional.normalize(self.centroids, dim=1)[:, :, None, None]
+        return functional.conv2d(directions, weights) / self.temperature
+
+
+HEADS: dict[HeadName, Callable[[int, int], nn.Module]] = {
+    "conv": conv_head,
+    "linear": linear_head,
+    "centroids": Centroids,
+}
+"""From D and K to a module with random weights, drawn from torch's generator."""
+
+
+class NetworkSpec(Frozen):
+    """All that rebuilds a network without its weights: the content of `model.json`."""
+
+    backbone: Architecture
+    """Its architecture."""
+    head: HeadName
+    """Its name in HEADS."""
+    num_clusters: int = Field(ge=2, le=65535)
+    """K."""
+
+
+class Network(nn.Module):
+    """A backbone and a head. It is a Predictor.
+
+    A new head is random, drawn from torch's generator.
+    """
+
+    def __init__(self, backbone: Backbone, head: HeadName, num_clusters: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = HEADS[head](backbone.embed_dim, num_clusters)
+        self.head_name = head
+        self.num_clusters = num_clusters
+
+    def forward(
+        self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]
+    ) -> Float[Tensor, "b k h w"]:
+        """The logits of every patch."""
+        return self.logits_from(self.embed(images))
+
+    def embed(
+        self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]
+    ) -> Float[Tensor, "b d h w"]:
+        """The raw embeddings of every patch."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def logits_from(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
+        """The logits of embeddings, for a backbone that runs apart from its head."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def probs(
+        self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]
+    ) -> Float[Tensor, "b k h w"]:
+        """The probabilities of every patch, a softmax in single precision also under autocast."""
+        logits: Tensor = self(images)
+        return logits.float().softmax(dim=1)
+
+    def spec(self) -> dict[str, Any]:
+        """Describe the network without its weights, as JSON."""
+        spec = NetworkSpec(
+            backbone=self.backbone.architecture,
+            head=self.head_name,
+            num_clusters=self.num_clusters,
+        )
+        return spec.model_dump(mode="json")
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Network:
+        """Rebuild a network with random weights, for its own to be loaded into it.
+
+        Raises:
+            DataError: It is no description of a network.
+            SetupError: The timm of this machine cannot build it.
+        """
+        try:
+            known = NetworkSpec.model_validate(spec)
+        except ValidationError as error:
+            raise DataError(f"No description of a network: {explain(error)}") from error
+        return cls(build_backbone(known.backbone), known.head, known.num_clusters)
