@@ -1,0 +1,236 @@
+"""Scores on labelled images, each published number by the protocol that gave it.
+
+Nearest resizing is Pillow's everywhere, as in STEGO: pixel i of n out of m is the one under its
+centre, floor((i + 1/2) m / n), and where the centre lies between two, Pillow's rounding decides.
+(torch's "nearest" is another rule, floor(i m / n): half a step to the left.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64, Integer
+from PIL import Image
+
+from iddc.config import PredictionConfig, ProtocolName
+from iddc.datasets import LabelledImages
+from iddc.datasets.folder import read_ids
+from iddc.errors import DataError
+from iddc.masks import palette, write_ids, write_image
+from iddc.metrics import IGNORE, UNMATCHED, Confusion, Scores
+from iddc.progress import Progress
+from iddc.runs import disk_errors
+from iddc.segmenter import Segmenter, prepare
+from iddc.windows import cluster_map
+
+BLACK, GREY = (0, 0, 0), (128, 128, 128)
+"""The colours of ignored pixels and of clusters that are matched to no class."""
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """What is resized how before the network, how it sees an image, and where pixels are scored."""
+
+    prediction: PredictionConfig
+    """Windows and flip."""
+    resize: Literal["none", "shorter side", "square"] = "none"
+    """Bring image and label to `side`: not, by their shorter side, or both sides."""
+    image_filter: Literal["nearest", "bilinear"] = "bilinear"
+    """How the image is resized; bilinear is antialiased. Labels are always resized to nearest."""
+    center_crop: bool = False
+    """Keep the central square of `side` pixels of image and label."""
+    working_size: Literal["model", "native"] = "native"
+    """Whether the image is then reduced to the size at which the model was trained."""
+    scored_at: Literal["label", "square"] = "label"
+    """At the label's size, with probabilities brought there bilinearly; or clusters and label
+    brought to a square of `side`, to nearest."""
+    side: int = 320
+    """In pixels."""
+
+
+_WINDOWS = PredictionConfig(window=224, overlap=75, flip=True)
+
+PROTOCOLS: dict[ProtocolName, EvalProtocol] = {
+    # Table 4. The window is our choice.
+    "full": EvalProtocol(_WINDOWS, working_size="model"),
+    # STEGO, HP, SmooSeg, EAGLE, CAUSE; Table 3.
+    "stego-center-crop": EvalProtocol(
+        PredictionConfig(window=0, flip=True),
+        resize="shorter side",
+        image_filter="nearest",
+        center_crop=True,
+    ),
+    # The released validation on COCO-Stuff-27, behind Table 1.
+    "iddc-sliding": EvalProtocol(_WINDOWS, scored_at="square"),
+    # The release's check after each epoch; TransFGU on COCO.
+    "squash": EvalProtocol(PredictionConfig(window=0, flip=False), resize="square"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result on one data set by one protocol."""
+
+    scores: Scores
+    confusion: Confusion
+    """Of all pixels that count."""
+    class_names: tuple[str, ...]
+    num_images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scores as plain values, for scores.json."""
+        return {"images": self.num_images, **self.scores.as_dict(self.class_names)}
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: LabelledImages,
+    protocol: EvalProtocol = PROTOCOLS["full"],
+    *,
+    save_masks: Path | None = None,
+    report: Progress | None = None,
+) -> Evaluation:
+    """Score a segmenter: one confusion over all images, one matching, one number.
+
+    Args:
+        segmenter: What is scored.
+        dataset: Images with labels.
+        protocol: How; one of PROTOCOLS for a published number.
+        save_masks: Write here, for each image, a PNG of the image, the truth and the prediction
+            side by side as they were scored, in the colours of the classes. Ignored pixels are
+            black, clusters that are matched to no class grey.
+        report: Shows the progress.
+
+    Raises:
+        DataError: A label has a value that is no class, or no pixel is labelled.
+        SetupError: The masks cannot be written.
+    """
+    if save_masks is None:
+        return _count(segmenter, dataset, protocol, None, report)
+    with disk_errors(save_masks):
+        save_masks.mkdir(parents=True, exist_ok=True)
+        kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
+    # The colours are known when all images are counted, so the clusters wait on the disk.
+    with kept as folder:
+        evaluation = _count(segmenter, dataset, protocol, Path(folder), report)
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            panel = _panel(
+                *_before_network(sample.image, sample.label, protocol),
+                read_ids(Path(folder) / f"{index}.png"),
+                np.array(evaluation.scores.matching),
+                dataset.num_classes,
+                protocol,
+            )
+            write_image(save_masks / Path(sample.name).with_suffix(".png"), panel)
+    return evaluation
+
+
+def _count(
+    segmenter: Segmenter,
+    dataset: LabelledImages,
+    protocol: EvalProtocol,
+    keep: Path | None,
+    report: Progress | None,
+) -> Evaluation:
+    """Evaluate; `keep` gets the clusters of each image as they were scored."""
+    confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
+    if report:
+        report.begin(len(dataset))
+    try:
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            image, label = _before_network(sample.image, sample.label, protocol)
+            clusters = _clusters(segmenter, image, protocol)
+            try:
+                confusion += Confusion.count(
+                    clusters,
+                    _as_scored(label, protocol),
+                    segmenter.num_clusters,
+                    dataset.num_classes,
+                )
+            except DataError as error:
+                raise DataError(f"{sample.name}: {error}") from None
+            if keep:
+                write_ids(keep / f"{index}.png", clusters)
+            if report:
+                report.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
+    finally:
+        if report:
+            report.end()
+    return Evaluation(confusion.scores(), confusion, dataset.class_names, len(dataset))
+
+
+def _before_network(
+    image: Image.Image, label: Integer[np.ndarray, "H W"], protocol: EvalProtocol
+) -> tuple[Image.Image, Integer[np.ndarray, "H2 W2"]]:
+    """Resize and crop an image and its label alike."""
+    if protocol.resize == "none":
+        return image, label
+    width, height = image.size
+    side, shorter = protocol.side, min(image.size)
+    if protocol.resize == "square":
+        size = (side, side)
+    else:
+        size = (width * side // shorter, height * side // shorter)
+    image = image.resize(size, Image.Resampling[protocol.image_filter.upper()])
+    label = _nearest(label, size)
+    if not protocol.center_crop:
+        return image, label
+    left, top = (round((length - side) / 2) for length in size)
+    image = image.crop((left, top, left + side, top + side))
+    return image, label[top : top + side, left : left + side]
+
+
+def _clusters(
+    segmenter: Segmenter, image: Image.Image, protocol: EvalProtocol
+) -> Integer[np.ndarray, "H W"]:
+    """Segment an image and bring the clusters to where they are scored."""
+    short_side = segmenter.experiment.views.short_side if protocol.working_size == "model" else 0
+    pixels = prepare(image, short_side, protocol.prediction.window)
+    height, width = pixels.shape[1:]
+    if protocol.scored_at == "label":
+        height, width = image.height, image.width
+    clusters = cluster_map(
+        segmenter, pixels, protocol.prediction, (height, width), device=segmenter.device
+    )
+    return _as_scored(clusters, protocol)
+
+
+def _as_scored(
+    ids: Integer[np.ndarray, "H W"], protocol: EvalProtocol
+) -> Integer[np.ndarray, "H2 W2"]:
+    side = protocol.side
+    return ids if protocol.scored_at == "label" else _nearest(ids, (side, side))
+
+
+def _nearest(
+    ids: Integer[np.ndarray, "H W"], size: tuple[int, int]
+) -> Integer[np.ndarray, "H2 W2"]:
+    """Resize to (width, height). All ids as int32: Pillow rounds 16 bit unlike 8 bit."""
+    image = Image.fromarray(ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(image).astype(ids.dtype)
+
+
+def _panel(
+    image: Image.Image,
+    label: Integer[np.ndarray, "H W"],
+    clusters: Integer[np.ndarray, "H2 W2"],
+    matching: Int64[np.ndarray, " k"],
+    num_classes: int,
+    protocol: EvalProtocol,
+) -> Image.Image:
+    """Image, truth and prediction side by side."""
+    colours = np.concatenate([palette(num_classes), np.array([GREY, BLACK], np.uint8)])
+    unmatched, ignored = num_classes, num_classes + 1
+    true = _as_scored(label, protocol).astype(np.int64)
+    true[true == IGNORE] = ignored
+    classes = np.where(matching == UNMATCHED, unmatched, matching)
+    height, width = clusters.shape
+    seen = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    panels = [seen, colours[true], colours[classes[clusters]]]
+    return Image.fromarray(np.concatenate(panels, axis=1))

@@ -1,0 +1,122 @@
+"""Names and colours of clusters, and masks in the formats that other programs read."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer, UInt8, UInt16
+from PIL import Image
+
+from iddc.errors import ConfigError
+from iddc.runs import disk_errors, write_atomic
+
+
+def cluster_names(num: int) -> tuple[str, ...]:
+    """The names of clusters until somebody gives better ones."""
+    return tuple(f"cluster {index}" for index in range(num))
+
+
+def palette(num: int) -> UInt8[np.ndarray, "num 3"]:
+    """RGB colours that are easy to tell apart, and from black, white and grey.
+
+    Each is the candidate farthest from all before it in OKLab, so the first ones differ most, and a
+    longer palette begins with the shorter ones. They repeat after some thousand.
+    """
+    distinct = _distinct(min(num, _candidates().shape[0]))
+    return distinct[np.arange(num) % len(distinct)]
+
+
+def overlay(
+    image: Image.Image,
+    clusters: Integer[np.ndarray, "H W"],
+    colours: UInt8[np.ndarray, "k 3"],
+    opacity: float = 0.5,
+) -> Image.Image:
+    """Lay the colours of the clusters over the RGB image they belong to, of the same size."""
+    return Image.blend(image, Image.fromarray(colours[clusters]), opacity)
+
+
+def write_ids(path: Path, clusters: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]) -> None:
+    """Write a grey PNG whose values are the ids: 8 bit for uint8, 16 bit for uint16."""
+    write_image(path, Image.fromarray(clusters))
+
+
+def write_palette(
+    path: Path, clusters: Integer[np.ndarray, "H W"], colours: UInt8[np.ndarray, "k 3"]
+) -> None:
+    """Write a PNG whose values are the ids and that viewers show in colours.
+
+    Raises:
+        ConfigError: There are more than 256 colours, which this format does not hold.
+    """
+    if len(colours) > 256:
+        raise ConfigError(
+            f"A palette PNG holds at most 256 clusters, found {len(colours)}. Use the formats png "
+            "(ids) and overlay (colours) instead."
+        )
+    image = Image.fromarray(clusters.astype(np.uint8))
+    image.putpalette(colours.tobytes())
+    write_image(path, image)
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image in the format of its suffix, with its folders, completely or not at all.
+
+    Raises:
+        SetupError: It cannot be written.
+    """
+    data = BytesIO()
+    image.save(data, Image.registered_extensions()[path.suffix])
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data.getvalue())
+
+
+@lru_cache(maxsize=1)
+def _candidates() -> UInt8[np.ndarray, "n 3"]:
+    """A grid of sRGB colours, without the very dark, the very light and the glaring."""
+    levels = np.linspace(0, 255, 18).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness, a, b = _oklab(grid).T
+    calm: np.ndarray = grid[(lightness > 0.35) & (lightness < 0.9) & (np.hypot(a, b) < 0.22)]
+    return calm
+
+
+@lru_cache(maxsize=4)
+def _distinct(num: int) -> UInt8[np.ndarray, "num 3"]:
+    """Walk to the farthest candidate, `num` times."""
+    candidates = _candidates()
+    places = _oklab(candidates)
+    # Ignored pixels are black and unmatched ones grey.
+    taken = _oklab(np.array([[0, 0, 0], [255, 255, 255], [128, 128, 128]], np.uint8))
+    distance = np.linalg.norm(places[:, None] - taken, axis=2).min(1)
+    chosen = []
+    for _ in range(num):
+        chosen.append(distance.argmax())
+        step = np.linalg.norm(places - places[chosen[-1]], axis=1)
+        distance = np.minimum(distance, step)
+    return candidates[chosen]
+
+
+def _oklab(rgb: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """Lightness, a and b in OKLab (Ottosson, 2020), where distances are those the eye sees."""
+    srgb = rgb / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    places: np.ndarray = np.cbrt(cones) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+    return places

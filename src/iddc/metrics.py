@@ -1,0 +1,159 @@
+"""Clusters against classes: a confusion that adds up, its matching, and the scores.
+
+One confusion covers a whole data set: count each image, add, match once, score once. Averages over
+images would be another number (FACTS of the field: accuracy and mIoU are those of the sum).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from iddc.errors import DataError
+
+IGNORE = 255
+"""The label of pixels that are not scored."""
+UNMATCHED = -1
+"""The class of a cluster that is matched to none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """How many pixels of each cluster carry each class; confusions of disjoint pixels add up."""
+
+    counts: Int64[np.ndarray, "k c"]
+
+    @classmethod
+    def zeros(cls, num_clusters: int, num_classes: int) -> Confusion:
+        """The confusion of no pixel, where a sum starts."""
+        return cls(np.zeros((num_clusters, num_classes), np.int64))
+
+    @classmethod
+    def count(
+        cls,
+        clusters: Integer[np.ndarray, "*pixels"],
+        labels: Integer[np.ndarray, "*pixels"],
+        num_clusters: int,
+        num_classes: int,
+        ignore: int = IGNORE,
+    ) -> Confusion:
+        """Count the pixels of one image, or of any set of pixels.
+
+        Args:
+            clusters: The cluster of each pixel, in [0, num_clusters).
+            labels: The class of each pixel, in [0, num_classes), or `ignore`.
+            num_clusters: K, the rows of the result.
+            num_classes: The columns of the result.
+            ignore: Pixels with this label are not counted.
+
+        Raises:
+            DataError: A label is neither a class nor `ignore`.
+            ValueError: A cluster is out of range.
+        """
+        scored = labels != ignore
+        found, true = clusters[scored].astype(np.int64), labels[scored].astype(np.int64)
+        if wrong := _out_of_range(true, num_classes):
+            raise DataError(
+                f"A label has the value {wrong[0]}: expected classes 0 to {num_classes - 1}, "
+                f"or {ignore} for pixels to ignore. Check the label files and the class list."
+            )
+        if wrong := _out_of_range(found, num_clusters):
+            raise ValueError(f"cluster {wrong[0]} of {num_clusters} does not exist")
+        counts = np.bincount(found * num_classes + true, minlength=num_clusters * num_classes)
+        return cls(counts.astype(np.int64).reshape(num_clusters, num_classes))
+
+    def __add__(self, other: Confusion) -> Confusion:
+        if self.counts.shape != other.counts.shape:
+            raise ValueError(f"cannot add {other.counts.shape} counts to {self.counts.shape}")
+        return Confusion(self.counts + other.counts)
+
+    def match(self) -> Int64[np.ndarray, " k"]:
+        """Give each cluster a class of its own, so that the most pixels are right.
+
+        The assignment is one to one (Hungarian method): with more clusters than classes the rest
+        is UNMATCHED, with fewer some classes get no cluster. Assignments that are right equally
+        often are told apart by the sum of their IoU, then by how few absent classes they predict,
+        so that the scores do not depend on how clusters are numbered.
+
+        Returns:
+            The class of each cluster, or UNMATCHED.
+        """
+        from scipy.optimize import linear_sum_assignment  # type: ignore[attr-defined]  # no stubs
+
+        found, true = self.counts.sum(1, keepdims=True), self.counts.sum(0, keepdims=True)
+        iou = self.counts / np.maximum(found + true - self.counts, 1)
+        absent = (true == 0) & (found > 0)
+        # The ties' sum stays below the scale: a single pixel outweighs it.
+        scale = min(self.counts.shape) + 1
+        rows, columns = linear_sum_assignment(
+            self.counts * float(scale) + iou - 1e-3 * absent, maximize=True
+        )
+        matching = np.full(len(self.counts), UNMATCHED, np.int64)
+        matching[rows] = columns
+        return matching
+
+    def scores(self, matching: Int64[np.ndarray, " k"] | None = None) -> Scores:
+        """Score the clusters as classes.
+
+        A pixel whose cluster is UNMATCHED is an error: it counts in the accuracy's denominator and
+        as missed by its class. Several clusters may be given the same class.
+
+        Args:
+            matching: The class of each cluster, or UNMATCHED; `match()` if not given.
+
+        Raises:
+            DataError: No pixel was counted, so there is nothing to score.
+        """
+        if not self.counts.any():
+            raise DataError(
+                "No labelled pixel to score: every pixel is to be ignored, or there is no image."
+            )
+        matching = self.match() if matching is None else matching
+        matched = matching != UNMATCHED
+        true = self.counts.sum(0)
+        by_class = np.zeros((true.size, true.size), np.int64)  # predicted, true
+        np.add.at(by_class, matching[matched], self.counts[matched])
+        hits = by_class.diagonal()
+        union = by_class.sum(1) + true - hits
+        iou = tuple(int(h) / int(u) if u else None for h, u in zip(hits, union, strict=True))
+        present = [value for value in iou if value is not None]
+        return Scores(
+            accuracy=int(hits.sum()) / int(true.sum()),
+            miou=sum(present) / len(present),
+            iou=iou,
+            matching=tuple(int(value) for value in matching),
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Pixel accuracy and intersection over union, as fractions in [0, 1]."""
+
+    accuracy: float
+    """Pixels whose cluster is matched to their class / all labelled pixels."""
+    miou: float
+    """The mean of `iou` over the classes that have one."""
+    iou: tuple[float | None, ...]
+    """Hits / (hits + false + missed) of each class; None where neither labels nor matched
+    predictions have the class."""
+    matching: tuple[int, ...]
+    """The class of each cluster, or UNMATCHED."""
+
+    def as_dict(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """The scores as plain values for a JSON file, the classes by name."""
+        return {
+            "accuracy": self.accuracy,
+            "miou": self.miou,
+            "iou": dict(zip(class_names, self.iou, strict=True)),
+            "matching": [class_names[i] if i != UNMATCHED else None for i in self.matching],
+        }
+
+
+def _out_of_range(values: Int64[np.ndarray, " n"], end: int) -> list[int]:
+    """The smallest or the largest value if it lies outside [0, end); nothing if all lie inside."""
+    if not values.size:
+        return []
+    return [int(value) for value in (values.min(), values.max()) if not 0 <= value < end]

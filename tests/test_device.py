@@ -1,0 +1,89 @@
+"""Names of devices and arithmetic, and what this machine answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iddc.device import autocast, pick_device, pick_precision
+from iddc.errors import ConfigError, SetupError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0x", "CPU", "", "meta"])
+def test_an_unknown_device_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown device .* Known: auto, cpu, cuda, cuda:N, mps"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_a_setup_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0 if name == "cuda" else 1)
+    with pytest.raises(SetupError, match=f"No device '{name}'"):
+        pick_device(name)
+
+
+def test_mps_where_there_is_none_is_a_setup_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SetupError, match="Apple"):
+        pick_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, False, "cuda"), (False, True, "mps"), (False, False, "cpu"), (True, True, "cuda")],
+)
+def test_auto_takes_a_gpu_if_there_is_one(
+    cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_on_a_gpu_is_bf16_only_where_it_is_not_emulated(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert pick_precision("auto", CUDA) == ("bf16" if native else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"),
+    [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")],
+)
+def test_auto_precision_on_a_cpu_is_bf16_where_it_has_instructions(
+    avx512: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert pick_precision("auto", CPU) == expected
+
+
+def test_auto_precision_is_fp32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert pick_precision("auto", CPU) == "fp32"
+
+
+def test_a_precision_that_is_asked_for_is_kept() -> None:
+    assert [pick_precision(name, CPU) for name in ("bf16", "fp16", "fp32")] == [
+        "bf16",
+        "fp16",
+        "fp32",
+    ]
+
+
+def test_layers_compute_in_the_precision() -> None:
+    layer, x = torch.nn.Linear(2, 2), torch.zeros(1, 2)
+    with autocast(CPU, "bf16"):
+        assert layer(x).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert layer(x).dtype == torch.float32

@@ -1,0 +1,311 @@
+"""Any image in, clusters of its size out; saved, and read from two files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from iddc import __version__
+from iddc.backbones import untrained_backbone
+from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
+from iddc.errors import ConfigError, DataError, UnreadableImage
+from iddc.masks import palette
+from iddc.network import Network
+from iddc.segmenter import Segmenter, prepare
+from iddc.windows import Predictor, size_for_windows
+
+
+class Brightness:
+    """Three clusters by brightness, and a record of what it was shown."""
+
+    num_clusters = 3
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, ...]] = []
+        self.autocast: list[bool] = []
+
+    def probs(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8
+        self.sizes.append(tuple(images.shape))
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        level = images.float().mean(1) / 255
+        grid = torch.nn.functional.adaptive_avg_pool2d(level, 8)
+        return torch.stack([1 - grid, grid, torch.full_like(grid, 0.3)], dim=1).softmax(1)
+
+
+def experiment(short_side: int = 64, window: int = 32, precision: str = "fp32") -> Experiment:
+    return Experiment(
+        views=ViewsConfig(short_side=short_side),
+        prediction=PredictionConfig(window=window, overlap=window // 4),
+        training=TrainingConfig.model_validate({"precision": precision}),
+    )
+
+
+def some_network(seed: int = 0, num_clusters: int = 4) -> Network:
+    torch.manual_seed(seed)
+    options: dict[str, int | float | bool | str] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    backbone = untrained_backbone("vit_tiny_patch16_224", options=options)
+    return Network(backbone, "linear", num_clusters)
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    Segmenter(some_network(), experiment()).save(folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A saved model that the test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, **changes}))
+
+
+@given(width=st.integers(1, 150), height=st.integers(1, 150), window=st.sampled_from([0, 16, 32]))
+def test_clusters_have_the_size_of_the_image(width: int, height: int, window: int) -> None:
+    segmenter = Segmenter(Brightness(), experiment(window=window))
+    result = segmenter.predict(photo(width, height))
+    assert result.clusters.shape == (height, width)
+    assert result.overlay().size == (width, height)
+
+
+def test_a_real_network_segments_images_of_any_size() -> None:
+    segmenter = Segmenter(some_network(), experiment())
+    for size in [(1, 1), (3, 90), (50, 33), (200, 130)]:
+        assert segmenter.predict(photo(*size)).clusters.shape == size[::-1]
+
+
+def test_large_images_are_reduced_and_small_ones_enlarged_before_the_network() -> None:
+    predictor = Brightness()
+    segmenter = Segmenter(predictor, experiment(short_side=64, window=0))
+    segmenter.predict(photo(200, 100))
+    segmenter.predict(photo(50, 40))
+    assert predictor.sizes == [(2, 3, 64, 128), (2, 3, 40, 50)]
+    predictor = Brightness()
+    segmenter = Segmenter(predictor, experiment(short_side=64, window=32))
+    segmenter.predict(photo(8, 10))
+    assert {size[1:] for size in predictor.sizes} == {(3, 32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("size", "enlarged"),
+    [
+        ((224, 300), (224, 300)),
+        ((112, 150), (224, 300)),
+        ((1, 1), (224, 224)),
+        ((3, 5000), (224, 5000)),  # not 373,333
+        ((2, 100), (224, 3584)),
+    ],
+)
+def test_images_smaller_than_a_window_are_enlarged_in_proportion_within_reason(
+    size: tuple[int, int], enlarged: tuple[int, int]
+) -> None:
+    assert size_for_windows(size, 224) == enlarged
+    assert size_for_windows(size, 0) == size
+
+
+def test_reducing_averages_instead_of_skipping_pixels() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = prepare(Image.fromarray(stripes), short_side=8, window=0)
+    assert pixels.shape == (3, 8, 8)
+    assert (pixels[:, :, 1:-1].float() - 127.5).abs().max() < 8
+
+
+def test_every_kind_of_input_gives_the_same_clusters(tmp_path: Path) -> None:
+    image = photo(40, 30)
+    path = tmp_path / "ä photo.png"
+    image.save(path)
+    array = np.asarray(image)
+    segmenter = Segmenter(Brightness(), experiment())
+    expected = segmenter.predict(image).clusters
+    kinds = [path, str(path), array, torch.tensor(array).permute(2, 0, 1), image.convert("RGBA")]
+    for kind in kinds:
+        assert (segmenter.predict(kind).clusters == expected).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+        np.zeros((0, 5, 3), np.uint8),
+        torch.zeros(5, 5, 3, dtype=torch.uint8),
+        torch.zeros(1, 3, 5, 5, dtype=torch.uint8),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused_with_its_shape(wrong: np.ndarray | Tensor) -> None:
+    with pytest.raises(DataError, match=r"of uint8, found (ndarray|Tensor) of"):
+        Segmenter(Brightness(), experiment()).predict(wrong)
+
+
+def test_a_file_that_is_no_image_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(UnreadableImage):
+        Segmenter(Brightness(), experiment()).predict(tmp_path / "a.jpg")
+
+
+def test_bright_and_dark_halves_are_told_apart() -> None:
+    array = np.zeros((40, 60, 3), np.uint8)
+    array[:, 30:] = 255
+    clusters = Segmenter(Brightness(), experiment()).predict(array).clusters
+    assert (clusters[:, :25] == 0).all()
+    assert (clusters[:, 35:] == 1).all()
+
+
+def test_probabilities_come_only_when_asked_for_and_agree_with_the_clusters() -> None:
+    segmenter = Segmenter(some_network(), experiment())
+    assert segmenter.predict(photo(50, 40)).probs is None
+    result = segmenter.predict(photo(50, 40), with_probs=True)
+    assert result.probs is not None
+    assert result.probs.shape == (4, 40, 50)
+    assert torch.allclose(result.probs.sum(0), torch.ones(40, 50), atol=1e-5)
+    assert (result.probs.argmax(0).numpy() == result.clusters).all()
+    assert (segmenter.predict(photo(50, 40)).clusters == result.clusters).all()
+
+
+def test_the_result_names_and_colours_the_clusters() -> None:
+    result = Segmenter(Brightness(), experiment()).predict(photo(20, 20))
+    assert result.names == ("cluster 0", "cluster 1", "cluster 2")
+    assert (result.colours == palette(3)).all()
+    solid = np.asarray(result.overlay(opacity=1.0))
+    assert (solid == result.colours[result.clusters]).all()
+
+
+def test_the_network_computes_in_the_precision_of_the_experiment() -> None:
+    for precision, expected in (("fp32", False), ("bf16", True)):
+        predictor = Brightness()
+        Segmenter(predictor, experiment(precision=precision)).predict(photo(20, 20))
+        assert set(predictor.autocast) == {expected}
+
+
+def test_a_segmenter_is_a_predictor_and_sets_its_network_to_evaluation() -> None:
+    network = some_network().train()
+    segmenter = Segmenter(network, experiment())
+    assert isinstance(segmenter, Predictor)
+    assert not network.training
+
+
+def test_a_saved_segmenter_needs_two_files_and_predicts_the_same(tmp_path: Path) -> None:
+    segmenter = Segmenter(some_network(seed=3), experiment())
+    segmenter.save(tmp_path / "new" / "run")
+    assert {p.name for p in (tmp_path / "new" / "run").iterdir()} == {
+        "model.json",
+        "model.safetensors",
+    }
+    moved = (tmp_path / "new" / "run").rename(tmp_path / "moved")
+    torch.manual_seed(99)
+    loaded = Segmenter.load(moved, device="cpu")
+    assert loaded.experiment == segmenter.experiment
+    before, after = (s.predict(photo(70, 50), with_probs=True) for s in (segmenter, loaded))
+    assert before.probs is not None
+    assert after.probs is not None
+    assert torch.equal(before.probs, after.probs)
+
+
+def test_saving_twice_writes_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    Segmenter.load(saved, device="cpu").save(tmp_path)
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_a_crash_while_saving_leaves_no_model_of_two_halves(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, data: object) -> None:
+        raise KeyboardInterrupt
+
+    segmenter = Segmenter(some_network(seed=1), experiment())
+    monkeypatch.setattr("iddc.segmenter.write_atomic", fail)
+    with pytest.raises(KeyboardInterrupt):
+        segmenter.save(model)
+    with pytest.raises(DataError, match="No model"):
+        Segmenter.load(model, device="cpu")
+
+
+def test_a_predictor_of_ones_own_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Only a Network can be saved, found Brightness"):
+        Segmenter(Brightness(), experiment()).save(tmp_path)
+
+
+def test_a_folder_without_a_model_is_a_data_error_that_says_what_it_should_hold(
+    tmp_path: Path,
+) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(DataError, match=r"No model in .*model\.json and model\.safetensors"):
+            Segmenter.load(folder, device="cpu")
+
+
+def test_a_model_of_the_future_is_refused_with_the_version_to_install(model: Path) -> None:
+    edit(model / "model.json", format_version=99, iddc="7.2", surprise=True)
+    with pytest.raises(DataError, match=rf"format 99.*iddc {__version__}.*Install iddc 7\.2"):
+        Segmenter.load(model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1, 2]", "null", '{"name": "other program"}', "\x00\xff", '{"format_version": 1}'],
+)
+def test_a_model_json_of_another_program_is_a_data_error(model: Path, text: str) -> None:
+    (model / "model.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"model\.json"):
+        Segmenter.load(model, device="cpu")
+
+
+def test_an_unknown_field_of_the_experiment_is_named(model: Path) -> None:
+    edit(model / "model.json", experiment={"num_cluster": 3})
+    with pytest.raises(DataError, match=r"num-cluster"):
+        Segmenter.load(model, device="cpu")
+
+
+def test_tensors_that_do_not_fit_are_listed(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    weight = tensors.pop("head.weight")
+    tensors["head.bias"] = torch.zeros(9)
+    tensors["other"] = weight.clone()
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(DataError) as caught:
+        Segmenter.load(model, device="cpu")
+    text = str(caught.value)
+    assert "head.weight is missing" in text
+    assert "other is unknown" in text
+    assert "head.bias is (9,) instead of (4,)" in text
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "pickle"])
+def test_a_damaged_weights_file_is_a_data_error(model: Path, damage: str) -> None:
+    path = model / "model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        torch.save({"head.bias": torch.zeros(4)}, path)
+    with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
+        Segmenter.load(model, device="cpu")
+
+
+def test_a_wrong_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
+        Segmenter.load(tmp_path / "missing", device="gpu")

@@ -1,0 +1,282 @@
+"""Windows, flips and strips against a full canvas filled by loops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from iddc.config import PredictionConfig
+from iddc.windows import (
+    STRIP_VALUES,
+    Predictor,
+    cluster_map,
+    predict_probs,
+    probability_rows,
+    resize_rows,
+    window_starts,
+)
+
+CPU = torch.device("cpu")
+WHOLE = PredictionConfig(window=0, flip=False)
+
+
+@dataclass
+class Cells:
+    """A cheap predictor: each cell's colours, and where it lies, give its probabilities.
+
+    Where it lies: the grid is not symmetric, so mirrored and shifted windows give something else.
+    """
+
+    num_clusters: int = 5
+    patch: int = 4
+
+    def probs(self, images: Tensor) -> Tensor:
+        grid = (max(1, images.shape[-2] // self.patch), max(1, images.shape[-1] // self.patch))
+        cells = functional.adaptive_avg_pool2d(images.float() / 255, grid)
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.einsum(
+            "bihw,ki->bkhw", cells, 5 * torch.randn(self.num_clusters, 3, generator=generator)
+        )
+        logits[:, 0] += torch.linspace(0, 2, grid[1])
+        logits[:, -1] += torch.linspace(0, 1, grid[0])[:, None]
+        return logits.softmax(1)
+
+
+def noise(height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def interpolate(probs: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(probs[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def slow_starts(size: int, window: int, overlap: int) -> list[int]:
+    starts = [0]
+    while starts[-1] + window < size:
+        starts.append(min(starts[-1] + window - overlap, size - window))
+    return starts
+
+
+def slow_probs(
+    predictor: Predictor, image: Tensor, config: PredictionConfig, out_size: tuple[int, int]
+) -> Tensor:
+    """The full canvas, window by window and mirror by mirror, then resized as a whole."""
+    height, width = image.shape[1:]
+    canvas = torch.zeros(predictor.num_clusters, height, width)
+    count = torch.zeros(height, width)
+    for y in slow_starts(height, config.window, config.overlap):
+        for x in slow_starts(width, config.window, config.overlap):
+            crop = image[:, y : y + config.window, x : x + config.window]
+            size = (crop.shape[1], crop.shape[2])
+            probs = interpolate(predictor.probs(crop[None])[0], size)
+            if config.flip:
+                mirrored = interpolate(predictor.probs(crop.flip(2)[None])[0], size)
+                probs = (probs + mirrored.flip(2)) / 2
+            canvas[:, y : y + size[0], x : x + size[1]] += probs
+            count[y : y + size[0], x : x + size[1]] += 1
+    return interpolate(canvas / count, out_size)
+
+
+@given(size=st.integers(1, 500), window=st.integers(1, 224), overlap=st.integers(0, 223))
+def test_windows_cover_every_pixel_and_stay_inside(size: int, window: int, overlap: int) -> None:
+    overlap = min(overlap, window - 1)
+    starts = window_starts(size, window, overlap)
+    covered = np.zeros(size, int)
+    for start in starts:
+        assert 0 <= start <= max(size - window, 0)
+        covered[start : start + window] += 1
+    assert covered.min() >= 1
+    assert starts == sorted(set(starts)) == slow_starts(size, window, overlap)
+
+
+def test_windows_of_the_released_validation_on_a_coco_image() -> None:
+    # Stride 149, the last window shifted to the border.
+    assert window_starts(640, 224, 75) == [0, 149, 298, 416]
+    assert window_starts(224, 224, 75) == [0]
+    assert window_starts(225, 224, 75) == [0, 1]
+    assert window_starts(100, 224, 75) == [0]
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    out_size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    window=st.integers(2, 24),
+    overlap=st.integers(0, 23),
+    flip=st.booleans(),
+    batch_size=st.integers(1, 5),
+)
+def test_strips_equal_the_full_canvas(
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    window: int,
+    overlap: int,
+    flip: bool,
+    batch_size: int,
+) -> None:
+    config = PredictionConfig(window=window, overlap=min(overlap, window - 1), flip=flip)
+    image, predictor = noise(*size), Cells()
+    for target in (out_size, size):
+        found = predict_probs(predictor, image, config, target, device=CPU, batch_size=batch_size)
+        expected = slow_probs(predictor, image, config, target)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert torch.allclose(found.sum(0), torch.ones(target), atol=1e-5)
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    out_size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+)
+def test_without_windows_the_grid_is_resized_at_once(
+    size: tuple[int, int], out_size: tuple[int, int]
+) -> None:
+    image, predictor = noise(*size), Cells()
+    found = predict_probs(predictor, image, WHOLE, out_size, device=CPU)
+    grid = predictor.probs(image[None])[0]
+    assert torch.allclose(found, interpolate(grid, out_size), atol=1e-5)
+
+
+@given(
+    in_size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    out_size=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    cuts=st.lists(st.integers(1, 20), min_size=1, max_size=50),
+)
+def test_resizing_in_strips_equals_resizing_the_whole(
+    in_size: tuple[int, int], out_size: tuple[int, int], cuts: list[int]
+) -> None:
+    whole = torch.rand(2, *in_size, generator=torch.Generator().manual_seed(0))
+    strips = whole.split(
+        [*np.diff([0, *[c for c in np.cumsum(cuts) if c < in_size[0]], in_size[0]])], 1
+    )
+    resized = list(resize_rows(strips, in_size, out_size))
+    assert torch.allclose(torch.cat(resized, 1), interpolate(whole, out_size), atol=1e-5)
+
+
+def test_flipping_matters_and_makes_mirror_images_agree() -> None:
+    image, predictor = noise(24, 40), Cells()
+    flipped = PredictionConfig(window=0, flip=True)
+    probs, mirrored = (
+        predict_probs(predictor, i, flipped, (24, 40), device=CPU) for i in (image, image.flip(2))
+    )
+    assert torch.allclose(probs, mirrored.flip(2), atol=1e-6)
+    plain = predict_probs(predictor, image, WHOLE, (24, 40), device=CPU)
+    assert not torch.allclose(probs, plain, atol=1e-2)
+
+
+def test_the_map_is_the_most_probable_cluster_of_each_pixel() -> None:
+    image, config = noise(30, 50), PredictionConfig(window=16, overlap=4)
+    clusters = cluster_map(Cells(), image, config, (45, 61), device=CPU)
+    probs = slow_probs(Cells(), image, config, (45, 61))
+    assert clusters.shape == (45, 61)
+    top = probs.topk(2, dim=0).values
+    clear = (top[0] - top[1] > 1e-4).numpy()
+    assert clear.mean() > 0.99
+    assert (clusters == probs.argmax(0).numpy())[clear].all()
+
+
+@pytest.mark.parametrize(("num_clusters", "dtype"), [(256, np.uint8), (257, np.uint16)])
+def test_ids_have_eight_bits_up_to_256_clusters_and_sixteen_above(
+    num_clusters: int, dtype: type
+) -> None:
+    clusters = cluster_map(Cells(num_clusters), noise(8, 8), WHOLE, (8, 8), device=CPU)
+    assert clusters.dtype == dtype
+
+
+def test_windows_go_through_the_predictor_in_batches_of_the_size_asked_for() -> None:
+    sizes = []
+
+    class Counting(Cells):
+        def probs(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return super().probs(images)
+
+    config = PredictionConfig(window=10, overlap=0, flip=True)
+    predict_probs(Counting(), noise(20, 50), config, (20, 50), device=CPU, batch_size=4)
+    assert sizes == [8, 8, 4]  # 10 windows, each with its mirror image
+
+
+def test_predictions_build_no_graph_and_can_be_changed_by_the_caller() -> None:
+    probs = predict_probs(Cells(), noise(8, 8), WHOLE, (16, 16), device=CPU)
+    assert not probs.requires_grad
+    probs += 1  # an inference tensor would refuse
+
+
+class LargestTensor(TorchFunctionMode):
+    """Remembers the most values that the result of any torch function had."""
+
+    values = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor):
+                self.values = max(self.values, tensor.numel())
+        return result
+
+
+def test_no_tensor_is_larger_than_the_canvas_of_one_window() -> None:
+    # The full canvas of this tall image would be 75 times that of one window.
+    predictor, image = Cells(num_clusters=30, patch=8), noise(2400, 64)
+    config = PredictionConfig(window=32, overlap=8)
+    with LargestTensor() as largest:
+        for _ in probability_rows(predictor, image, config, (2400, 64), device=CPU):
+            pass
+    assert largest.values == max(30 * 32 * 64, 3 * 2 * 16 * 32 * 32)
+
+
+@pytest.mark.parametrize("config", [WHOLE, PredictionConfig(window=32, overlap=8)])
+def test_enlarging_makes_no_tensor_larger_than_a_strip(config: PredictionConfig) -> None:
+    image, out_size = noise(32, 40), (3000, 4000)
+    with LargestTensor() as largest:
+        for strip in probability_rows(Cells(), image, config, out_size, device=CPU):
+            assert strip.shape[1] < 3000 / 4
+    assert largest.values <= STRIP_VALUES
+
+
+LARGE_IMAGE = """
+import resource, sys, torch
+from iddc.config import PredictionConfig
+from iddc.windows import cluster_map
+torch.set_num_threads(2)
+
+class Cheap:
+    num_clusters = 27
+    def probs(self, images):
+        return torch.ones(len(images), 27, 14, 14) / 27
+
+height, width, window = map(int, sys.argv[1:])
+image = torch.zeros(3, height, width, dtype=torch.uint8)
+config = PredictionConfig(window=window, overlap=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+cluster_map(Cheap(), image, config, (6000, 8000), device=torch.device("cpu"))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "window", "limit"),
+    [((6000, 8000), 224, 700), ((448, 597), 0, 400)],
+    ids=["windows at full size", "one grid enlarged"],
+)
+def test_an_image_of_8000_x_6000_stays_below_a_memory_limit(
+    size: tuple[int, int], window: int, limit: int
+) -> None:
+    """In megabytes, above torch and the image. All probabilities would be 5184."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_IMAGE, *map(str, (*size, window))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < limit
