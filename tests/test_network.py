@@ -98,11 +98,12 @@ def test_centroids_give_cosines_over_the_temperature_and_the_nearest_wins(centre
     head.centroids.copy_(torch.randn(6, WIDTH) * torch.arange(1, 7)[:, None])
     head.temperature.fill_(0.25)
     if centred:
-        head.mean.copy_(torch.randn(WIDTH))
+        head.mean.copy_(torch.randn(WIDTH) / WIDTH**0.5)
     features = torch.randn(2, WIDTH, 3, 4)
     logits = head(features).numpy()
     for b, i, j in np.ndindex(2, 3, 4):
-        pixel = (features[b, :, i, j] - head.mean).numpy()
+        raw = features[b, :, i, j].numpy()
+        pixel = raw / np.sqrt((raw * raw).sum()) - head.mean.numpy()
         cosines = [cosine_by_hand(pixel, centroid) for centroid in head.centroids.numpy()]
         np.testing.assert_allclose(logits[b, :, i, j], np.array(cosines) / 0.25, atol=1e-5)
         assert logits[b, :, i, j].argmax() == np.argmax(cosines)

@@ -43,7 +43,7 @@ class Centroids(nn.Module):
     """
 
     mean: Float[Tensor, " d"]
-    """Subtracted from the features first; zero unless they are centred."""
+    """Subtracted from the features of length 1; zero unless they are centred."""
     centroids: Float[Tensor, "k d"]
     """Of any length but zero."""
     temperature: Float[Tensor, ""]
@@ -57,7 +57,8 @@ class Centroids(nn.Module):
 
     def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
         """Give the cosines over the temperature."""
-        directions = functional.normalize(features - self.mean[:, None, None], dim=1)
+        directions = functional.normalize(features, dim=1)
+        directions = functional.normalize(directions - self.mean[:, None, None], dim=1)
         weights = functional.normalize(self.centroids, dim=1)[:, :, None, None]
         return functional.conv2d(directions, weights) / self.temperature
 

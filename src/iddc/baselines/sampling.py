@@ -1,0 +1,141 @@
+"""A sample of pixel embeddings whose size does not grow with the number of images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from iddc.backbones import Backbone
+from iddc.config import Experiment, PredictionConfig, Runtime
+from iddc.device import autocast
+from iddc.errors import UnreadableImage
+from iddc.images import ImageFile, Skipped, open_image
+from iddc.progress import Progress
+from iddc.segmenter import prepare
+from iddc.windows import window_starts
+
+_WINDOWS, _PATCHES = range(2)
+"""The independent streams of random numbers of an image."""
+_WINDOWS_AT_ONCE = 16
+"""Windows in one forward pass, if `micro_batch_size` is 0."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def sample_embeddings(
+    files: Sequence[ImageFile],
+    backbone: Backbone,
+    experiment: Experiment,
+    runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
+    *,
+    max_vectors: int,
+    report: Progress | None = None,
+) -> tuple[Float[Tensor, "n d"], list[Skipped]]:
+    """Draw pixel embeddings in equal shares from all images, as prediction sees them.
+
+    Of an image's windows at working size (no mirror images), as many are drawn as hold its share,
+    and of their patches the share itself. All draws follow from the seed and the image's place in
+    `files`. With more images than `max_vectors`, those without a share are not opened.
+
+    Returns:
+        Raw embeddings on the backbone's device, at most `max_vectors`: fewer where images have
+        fewer patches than their share. And the images that could not be read.
+    """
+    device = next(backbone.parameters()).device
+    bounds = [i * max_vectors // max(1, len(files)) for i in range(len(files) + 1)]
+    shares = {i: stop - start for i, (start, stop) in enumerate(pairwise(bounds)) if stop > start}
+
+    def rng(stream: int, index: int) -> np.random.Generator:
+        return np.random.default_rng((experiment.seed, index, stream))
+
+    def windows_of(index: int) -> UInt8[Tensor, "m 3 h w"] | str:
+        try:
+            image = open_image(files[index])
+        except UnreadableImage as error:
+            return str(error).removeprefix(f"{files[index]}: ")
+        return draw_windows(
+            prepare(image, experiment.views.short_side, experiment.prediction.window),
+            experiment.prediction,
+            min_pixels=shares[index] * backbone.patch_size**2,
+            rng=rng(_WINDOWS, index),
+        )
+
+    def embed(windows: UInt8[Tensor, "m 3 h w"]) -> Float[Tensor, "n d"]:
+        with torch.no_grad(), autocast(device, experiment.training.precision):
+            features: Tensor = backbone(windows.to(device))
+        return features.movedim(1, -1).flatten(0, 2)
+
+    vectors = torch.empty(max_vectors, backbone.embed_dim, device=device)
+    filled = 0
+    unreadable: list[Skipped] = []
+    with ExitStack() as stack:
+        if report:
+            report.begin(len(shares))
+            stack.callback(report.end)
+        cores = os.cpu_count() or 1
+        threads = runtime.workers if runtime.workers >= 0 else min(8, cores)
+        for done, (index, windows) in enumerate(_ahead(windows_of, shares, threads), start=1):
+            if isinstance(windows, str):
+                unreadable.append(Skipped(files[index], windows))
+                continue
+            parts = torch.split(windows, runtime.micro_batch_size or _WINDOWS_AT_ONCE)
+            patches = torch.cat([embed(part) for part in parts])
+            drawn = rng(_PATCHES, index).permutation(len(patches))[: shares[index]]
+            vectors[filled : filled + len(drawn)] = patches[torch.from_numpy(drawn).to(device)]
+            filled += len(drawn)
+            if report:
+                report.update(done, "embedding", f"{filled:,} embeddings")
+    return vectors[:filled], unreadable
+
+
+def draw_windows(
+    image: UInt8[Tensor, "3 H W"],
+    config: PredictionConfig,
+    *,
+    min_pixels: int,
+    rng: np.random.Generator,
+) -> UInt8[Tensor, "m 3 h w"]:
+    """Draw different windows of an image, in random order, until they hold `min_pixels` pixels.
+
+    The windows are those of prediction. All of them hold less where the image is small.
+    """
+    height, width = image.shape[1:]
+    side = config.window or max(height, width)
+    overlap = config.overlap if config.window else 0
+    tall, wide = min(side, height), min(side, width)
+    corners = [
+        (top, left)
+        for top in window_starts(height, side, overlap)
+        for left in window_starts(width, side, overlap)
+    ]
+    drawn = rng.permutation(len(corners))[: math.ceil(min_pixels / (tall * wide))]
+    chosen = (corners[i] for i in drawn)
+    return torch.stack([image[:, top : top + tall, left : left + wide] for top, left in chosen])
+
+
+def _ahead(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[tuple[T, U]]:
+    """Each item and its result, in order, while threads work on the next few.
+
+    Decoding images lets other threads run. Unlike `Executor.map`, results do not pile up.
+    """
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        waiting: deque[tuple[T, Future[U]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 2 * threads:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        for first, result in waiting:
+            yield first, result.result()
