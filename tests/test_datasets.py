@@ -156,6 +156,13 @@ def test_more_classes_than_ids_are_an_error(tmp_path: Path) -> None:
         open_dataset("folder", tmp_path, "val")
 
 
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "classes.txt").write_text("sky\nroad\n sky\n")
+    with pytest.raises(DataError, match="names sky twice"):
+        open_dataset("folder", tmp_path, "val")
+
+
 def test_an_empty_list_of_classes_is_an_error(tmp_path: Path) -> None:
     write_pair(tmp_path)
     (tmp_path / "classes.txt").write_text("\n\n")

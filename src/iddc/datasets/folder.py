@@ -162,10 +162,14 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
     for path in (folder / "classes.txt", root / "classes.txt"):
         if path.is_file():
             try:
-                names = path.read_text("utf-8-sig").strip().splitlines()
+                text = path.read_text("utf-8-sig")
+                names = [name.strip() for name in text.strip().splitlines()]
             except UnicodeDecodeError as error:
                 raise DataError(f"{path} is not UTF-8 text.") from error
             if not names:
                 raise DataError(f"{path} is empty. Expected one class name per line, or no file.")
-            return tuple(name.strip() for name in names)
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise DataError(f"{path} names {listed(twice)} twice. Give each class its own name.")
+            return tuple(names)
     return ()
