@@ -1,0 +1,77 @@
+"""Say how far a long job is: a bar on a terminal, else a plain line now and then, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+
+class Progress:
+    """Shows one job after another, each between `begin` and `end`.
+
+    Args:
+        stream: Where to write; stderr by default, as stdout is for results.
+        interval: Seconds between two plain lines where there is no terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, interval: float = 10.0) -> None:
+        self._stream = stream or sys.stderr
+        self._interval = interval
+        self._bar: Any = None
+
+    def begin(self, total: int, done: int = 0) -> None:
+        """Start a job of `total` equal parts, of which some may be done already."""
+        self._total, self._first = total, done
+        self._started = self._shown = time.monotonic()
+        if self._stream.isatty():
+            self._bar = _rich_bar(self._stream)
+            self._task = self._bar.add_task("", total=total, completed=done, text="", eta="")
+            self._bar.start()
+
+    def update(self, done: int, where: str, text: str = "") -> None:
+        """Tell how many parts are done, where we are (`epoch 3/5`) and what there is to know."""
+        now = time.monotonic()
+        rate = (now - self._started) / max(1, done - self._first)
+        eta = f"eta {_minutes(rate * (self._total - done))}"
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=where, text=text, eta=eta)
+        elif now - self._shown >= self._interval or done == self._total:
+            self._shown = now
+            self.note(f"{where}  {done / self._total:4.0%}  {text}  {eta}")
+
+    def note(self, line: str) -> None:
+        """Write a line that stays."""
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Finish the job."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def _rich_bar(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    def column(field: str) -> TextColumn:
+        return TextColumn(field, markup=False)
+
+    return Progress(
+        column("{task.description}"),
+        BarColumn(bar_width=30),
+        column("{task.percentage:3.0f}%"),
+        column("{task.fields[text]}"),
+        column("{task.fields[eta]}"),
+        console=Console(file=stream, force_terminal=True),
+    )
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,48 @@
+"""How long a run is, and what changes on the way: functions of the progress in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from iddc.config import Experiment, ScheduleStep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run."""
+
+    epochs: int
+    steps_per_epoch: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, num_images: int) -> Plan:
+        """Cut the images into batches; with `epochs` 0, repeat them up to `min_steps` steps."""
+        training = experiment.training
+        steps_per_epoch = math.ceil(num_images / training.batch_size)
+        epochs = experiment.epochs or math.ceil(training.min_steps / steps_per_epoch)
+        return cls(epochs, steps_per_epoch)
+
+    @property
+    def steps(self) -> int:
+        """All steps of the run."""
+        return self.epochs * self.steps_per_epoch
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and the batch in it, both from 0."""
+        return divmod(step, self.steps_per_epoch)
+
+    def progress(self, step: int, per: ScheduleStep = "iteration") -> float:
+        """The share of the run before a step, in [0, 1); per epoch, before its epoch."""
+        return step / self.steps if per == "iteration" else self.place(step)[0] / self.epochs
+
+
+def poly(progress: float, power: float) -> float:
+    """The factor (1 - t)^power of the learning rate (Sec. 4.2.2): 1 at the start, 0 at the end."""
+    factor: float = (1 - progress) ** power
+    return factor
+
+
+def backbone_trains(progress: float, start: float, stop: float) -> bool:
+    """Whether the backbone learns now: frozen first and last, trained between (Sec. 4.2.2)."""
+    return start <= progress < stop

@@ -1,0 +1,109 @@
+"""The batches of a run, in order, from as many decoding processes as asked for."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+
+import torch
+from torch.utils.data import DataLoader
+
+from iddc.config import Experiment
+from iddc.errors import SetupError
+from iddc.images import ImageFile
+from iddc.schedules import Plan
+from iddc.training.distributed import Processes
+from iddc.views import ViewBatch, ViewDataset, collate_views, epoch_batches
+
+
+@contextmanager
+def loaded_batches(
+    files: Sequence[ImageFile],
+    experiment: Experiment,
+    plan: Plan,
+    first_step: int,
+    processes: Processes,
+    workers: int,
+) -> Iterator[Iterator[ViewBatch]]:
+    """Give this process's part of the batch of each step that is left, one after another.
+
+    A batch depends on the seed, its epoch and its place in it, not on who loads it.
+    """
+
+    def steps() -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(plan.place(first_step)[0], plan.epochs):
+            batches = epoch_batches(
+                len(files), experiment.training.batch_size, experiment.seed, epoch
+            )
+            start = max(0, first_step - epoch * plan.steps_per_epoch)
+            for batch in batches[start:]:
+                yield [(epoch, index) for index in processes.share(batch)]
+
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    loader = DataLoader(
+        ViewDataset(files, experiment.views, experiment.seed),
+        batch_sampler=steps(),
+        num_workers=_processes(workers),
+        collate_fn=collate_views,
+        worker_init_fn=partial(_serve, reader, writer),
+        generator=torch.Generator(),  # not the caller's
+    )
+    with reader, writer:
+        yield iter(loader)
+
+
+def _processes(workers: int) -> int:
+    """One for each core but one, at most 8, shared by the processes of this machine."""
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, (cores or 1) // neighbours - 1))
+
+
+def _serve(reader: Connection, writer: Connection, _worker: int) -> None:
+    """Make a worker live exactly as long as the main process holds its end of the pipe.
+
+    Ctrl-C and the SIGTERM of a scheduler reach every process, and the main one finishes its step
+    first. But at its end it waits for workers that SIGTERM would have to stop.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    writer.close()
+
+    def leave() -> None:
+        with suppress(EOFError):
+            reader.recv()
+        os._exit(0)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+@contextmanager
+def failures_in_words() -> Iterator[None]:
+    """Turn the death of a worker, or a lack of GPU memory, into one sentence.
+
+    Raises:
+        SetupError: Instead of the errors of PyTorch, which come at any moment.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SetupError(
+            "The GPU has not enough free memory. Give a smaller --micro-batch-size: "
+            "it does not change the result."
+        ) from error
+    except Exception as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[-1]  # a traceback ends with it
+        raise SetupError(
+            f"A process that reads images died ({reason}), perhaps for lack of memory or, in a "
+            "container, of shared memory. Give the command again with --workers 0."
+        ) from error

@@ -1,0 +1,81 @@
+"""The training state on disk: written whole or not at all, read without running code from it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from iddc.errors import DataError
+from iddc.images import ImageFile
+from iddc.runs import FORMAT_VERSION, Run, write_atomic
+
+
+class State(TypedDict):
+    """All that a run needs to go on as if it had not stopped.
+
+    Random numbers are no part of it: they follow from the seed and the step.
+    """
+
+    format_version: int
+    step: int
+    """Steps done."""
+    threads: int
+    """Of PyTorch: sums on the CPU are the same, bit by bit, only for the same number."""
+    files: str
+    """A digest of the names of the images."""
+    network: dict[str, Tensor]
+    """The head, and the backbone if it trains."""
+    optimizer: dict[str, Any]
+    last_won: Tensor
+    """The last step in which each cluster won a pixel."""
+    left_out: dict[str, str]
+    """The names of unreadable images, and the reasons."""
+
+
+def save_state(run: Run, state: State) -> None:
+    """Replace the checkpoint of a run.
+
+    Raises:
+        SetupError: It cannot be written; the one before is still there.
+    """
+    # Through memory, because torch.save turns a full disk into an error without its cause.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(run.checkpoint, buffer.getbuffer())
+
+
+def load_state(run: Run, files: str) -> State | None:
+    """Read the checkpoint of a run, if there is one.
+
+    Raises:
+        DataError: It cannot be read, or the images are not those it was trained on.
+    """
+    if not run.checkpoint.exists():
+        return None
+    try:
+        state: State = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        version, kept = state["format_version"], state["files"]
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as e:
+        raise DataError(
+            f"{run.checkpoint} cannot be read. Delete it to train from the start."
+        ) from e
+    if version > FORMAT_VERSION:
+        raise DataError(f"{run.checkpoint} was written by a newer iddc. Install that one.")
+    if kept != files:
+        raise DataError(
+            f"The images are not those that {run.path} was trained on until it was interrupted. "
+            "Restore them, or start anew with --overwrite."
+        )
+    return state
+
+
+def digest(files: Sequence[ImageFile]) -> str:
+    """A short text that differs if the names of the images, or their order, do."""
+    names = "\0".join(str(file.name) for file in files)
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,74 @@
+"""What a run says about itself at each step: log.jsonl, the progress line, TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iddc.errors import SetupError
+from iddc.progress import Progress
+from iddc.runs import Run
+from iddc.schedules import Plan
+
+
+class Diary:
+    """What the first process writes while the others are silent.
+
+    Raises:
+        SetupError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self, run: Run, plan: Plan, num_clusters: int, report: Progress | None, *, tensorboard: bool
+    ) -> None:
+        self._run = run
+        self._plan = plan
+        self._num_clusters = num_clusters
+        self._report = report
+        self._summary = _summary_writer() if tensorboard else None
+        self._board: Any = None
+
+    def open(self, done: int) -> None:
+        """Go on after `done` steps: what was noted of later ones is forgotten."""
+        self._run.cut_log(done)
+        if self._summary:
+            self._board = self._summary(str(self._run.path / "tensorboard"), purge_step=done + 1)
+        if self._report:
+            self._report.begin(self._plan.steps, done)
+
+    def write(self, done: int, numbers: dict[str, float], *, images: int, seconds: float) -> None:
+        """Note a step. A step with fewer than two readable images has no numbers."""
+        epoch = self._plan.place(done - 1)[0] + 1
+        self._run.log(step=done, epoch=epoch, images=images, **numbers, seconds=round(seconds, 4))
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, done)
+        if self._report:
+            terms = ("loss", "positive", "negative", "regularizer")
+            texts = [f"{name} {numbers[name]:.2f}" for name in terms if name in numbers]
+            if numbers:
+                alive = f"{numbers['live_clusters']:.0f} of {self._num_clusters}"
+                texts.append(f"{alive} clusters alive")
+            self._report.update(done, f"epoch {epoch}/{self._plan.epochs}", "  ".join(texts))
+
+    def note(self, line: str) -> None:
+        """Say something that is not about one step."""
+        if self._report:
+            self._report.note(line)
+
+    def close(self) -> None:
+        """Finish the progress line and the TensorBoard file."""
+        if self._report:
+            self._report.end()
+        if self._board:
+            self._board.close()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SetupError(
+            "TensorBoard is not installed. Install it with `pip install 'iddc[tensorboard]'`, or "
+            "leave out --tensorboard."
+        ) from error
+    return SummaryWriter

@@ -1,0 +1,151 @@
+"""One step's loss and gradients, in pieces that fit in memory (DESIGN, section 7).
+
+Eq. (8) compares images with each other, so the loss of a batch is not the sum of the losses of its
+parts. The backbone and the head run on micro-batches; their small outputs are put together, over
+micro-batches and over processes; the loss is taken of the whole, and gives its gradient with
+respect to the logits once; each micro-batch then sends its rows of that gradient backwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from iddc.backbones import Backbone
+from iddc.config import Precision
+from iddc.device import autocast, pick_precision
+from iddc.losses import Objective, Pixels, Terms
+from iddc.network import Network
+from iddc.training.distributed import Processes
+
+CPU_CROPS = 16
+"""Crops that a CPU embeds at once: more leave its cache and cost a fifth more time (ViT-Ti/16)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step found."""
+
+    terms: Terms
+    """Of the global batch, without graph."""
+    won: Bool[Tensor, " k"]
+    """The clusters that are the most probable one of at least one pixel."""
+
+
+def backpropagate(
+    network: Network,
+    crops: UInt8[Tensor, "b 2 3 S S"],
+    rolls: Sequence[int],
+    objective: Objective,
+    *,
+    processes: Processes,
+    counts: Sequence[int],
+    micro_batch_size: int,
+    precision: Precision = "fp32",
+    train_backbone: bool = False,
+) -> StepResult:
+    """Add the gradients of the objective on the global batch to the parameters.
+
+    The sum over processes is taken here: every process ends with the gradients of the whole batch.
+    The backbone gets gradients only if `train_backbone`. The head and the loss are in float32.
+
+    Args:
+        network: The network; the caller has cleared its gradients.
+        crops: The two crops of this process's images.
+        rolls: Which images are negatives of which, in the global batch.
+        objective: Eq. (8).
+        processes: This process among all.
+        counts: How many images each process has.
+        micro_batch_size: Images in one forward pass.
+        precision: The backbone's arithmetic.
+        train_backbone: Whether gradients reach the backbone.
+    """
+    device = processes.device
+    empty = not len(crops)  # no image fell to this process: a blank one tells the shapes
+    chunks = torch.split(crops.new_zeros(1, *crops.shape[1:]) if empty else crops, micro_batch_size)
+    keep_graph = len(chunks) == 1
+
+    def embed(chunk: Tensor) -> Tensor:
+        images = chunk.to(device).flatten(0, 1)
+        parts = torch.split(images, CPU_CROPS) if device.type == "cpu" else (images,)
+        with autocast(device, precision):
+            return torch.cat([network.embed(part).float() for part in parts])
+
+    with torch.set_grad_enabled(keep_graph and train_backbone):
+        features = [embed(chunk) for chunk in chunks]
+    with torch.set_grad_enabled(keep_graph):
+        logits = [network.logits_from(part) for part in features]
+
+    def gathered(parts: Sequence[Tensor]) -> Tensor:
+        rows = torch.cat([part.detach() for part in parts])
+        pairs = rows.reshape(-1, 2, *rows.shape[1:])
+        return processes.gather(pairs[: len(crops)], counts)
+
+    all_logits = gathered(logits).requires_grad_()
+    pixels = _pixels(gathered(features), all_logits)
+    terms = objective(*pixels, rolls)
+    (gradient,) = torch.autograd.grad(terms.total, all_logits)
+
+    scale = 1.0
+    if train_backbone and pick_precision(precision, device) == "fp16":
+        scale = _power_of_two_to_one(gradient)
+    own = (processes.own(gradient, counts) * scale).flatten(0, 1)
+    for i, rows in enumerate(torch.split(own, 2 * micro_batch_size) if not empty else ()):
+        if keep_graph:
+            torch.autograd.backward(logits[i], rows)
+        else:
+            part = embed(chunks[i]) if train_backbone else features[i]
+            torch.autograd.backward(network.logits_from(part), rows)
+    trained = list((network if train_backbone else network.head).parameters())
+    processes.add_gradients(trained)
+    if scale != 1:
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad /= scale
+    winners = all_logits.detach().argmax(dim=2).flatten()
+    won = torch.zeros(network.num_clusters, dtype=torch.bool, device=device)
+    values = Terms(*(term.detach() for term in vars(terms).values()))
+    return StepResult(values, won.index_fill(0, winners, 1))
+
+
+def _pixels(
+    features: Float[Tensor, "b 2 d h w"], logits: Float[Tensor, "b 2 k h w"]
+) -> tuple[Pixels, Pixels]:
+    embeddings = normalize(features.flatten(3).transpose(2, 3), dim=-1)
+    probs = logits.flatten(3).transpose(2, 3).softmax(dim=-1)
+    return Pixels(embeddings[:, 0], probs[:, 0]), Pixels(embeddings[:, 1], probs[:, 1])
+
+
+def _power_of_two_to_one(gradient: Tensor) -> float:
+    """The power of two that brings the largest entry near 1: fp16 has no smaller numbers than 6e-8.
+
+    It is exact to multiply by, and needs no memory from step to step.
+    """
+    largest = float(gradient.abs().max())
+    return 2.0 ** -round(math.log2(largest)) if 0 < largest < math.inf else 1.0
+
+
+def images_at_once(
+    backbone: Backbone, crop_size: int, device: torch.device, *, end_to_end: bool
+) -> int:
+    """Estimate how many images fit in one forward pass, in a quarter of a GPU or 1 GiB elsewhere.
+
+    On the CPU it depends on the configuration alone, so that a resumed run is the same.
+    """
+    floats: float = 12 * backbone.embed_dim  # the head's activations, one block of the backbone
+    if end_to_end:
+        # A block of a ViT of width d has 12 d^2 weights and keeps about 17 d numbers per patch.
+        weights = sum(parameter.numel() for parameter in backbone.parameters())
+        floats += 17 * weights / (12 * backbone.embed_dim)
+    per_image = 2 * (crop_size / backbone.patch_size) ** 2 * floats * 4
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 4
+    else:
+        memory = 2**30
+    return max(1, int(memory / per_image))

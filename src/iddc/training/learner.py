@@ -1,0 +1,155 @@
+"""One step of Adam: schedules, gradients of the global batch, and no bad number let through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from iddc.backbones import load_backbone
+from iddc.config import Experiment
+from iddc.errors import NumericError
+from iddc.losses import Objective
+from iddc.network import Network
+from iddc.runs import FORMAT_VERSION
+from iddc.schedules import Plan, backbone_trains, poly
+from iddc.training.checkpoint import State
+from iddc.training.distributed import Processes
+from iddc.training.gradients import backpropagate, images_at_once
+from iddc.views import draw_rolls
+
+LIVE_WINDOW = 50
+"""A cluster is alive if it was the most probable one of some pixel in this many last steps."""
+
+
+class Learner:
+    """The network and its optimiser, and how many steps they have done."""
+
+    def __init__(
+        self, experiment: Experiment, plan: Plan, processes: Processes, micro_batch_size: int
+    ) -> None:
+        self.experiment = experiment
+        self.plan = plan
+        self.processes = processes
+        self.done = 0
+        self.network = build_network(experiment).to(processes.device)
+        processes.align(self.network)
+        # The backbone never updates batch statistics or drops anything, even when it trains: a
+        # step must not depend on how its batch is cut.
+        self.network.train().backbone.eval()
+        self.network.backbone.requires_grad_(experiment.training.end_to_end)
+        groups = [{"params": self.network.head.parameters()}]
+        if experiment.training.end_to_end:
+            groups.append({"params": self.network.backbone.parameters()})
+        self.optimizer = torch.optim.Adam(groups, lr=experiment.training.learning_rate)
+        self.objective = Objective(experiment.objective)
+        self.micro_batch_size = micro_batch_size or images_at_once(
+            self.network.backbone,
+            experiment.views.crop_size,
+            processes.device,
+            end_to_end=experiment.training.end_to_end,
+        )
+        self.last_won = torch.full(
+            (experiment.num_clusters,), -LIVE_WINDOW, device=processes.device
+        )
+
+    def learn(self, crops: UInt8[Tensor, "b 2 3 S S"], counts: Sequence[int]) -> dict[str, float]:
+        """Do one step on the images of all processes; with fewer than two images, do nothing.
+
+        Args:
+            crops: Of the images of this process.
+            counts: How many images each process has.
+
+        Returns:
+            What the log says of the step.
+
+        Raises:
+            NumericError: The loss or a gradient is not finite. Nothing has changed.
+        """
+        step, batch = self.done, sum(counts)
+        if batch < 2:
+            self.done += 1
+            return {}
+        experiment, training = self.experiment, self.experiment.training
+        progress = self.plan.progress(step)
+        train_backbone = training.end_to_end and backbone_trains(
+            progress, training.backbone_from, training.backbone_until
+        )
+        if not len(crops):
+            side = experiment.views.crop_size
+            crops = crops.new_zeros(0, 2, 3, side, side)
+        self.optimizer.zero_grad()  # to None: Adam leaves a frozen backbone alone
+        result = backpropagate(
+            self.network,
+            crops,
+            draw_rolls(batch, experiment.objective.negatives, experiment.seed, step),
+            self.objective,
+            processes=self.processes,
+            counts=counts,
+            micro_batch_size=self.micro_batch_size,
+            precision=training.precision,
+            train_backbone=train_backbone,
+        )
+        last_won = self.last_won.masked_fill(result.won, step + 1)
+        gradients = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
+        values = {
+            "loss": result.terms.total,
+            "positive": result.terms.positive,
+            "negative": result.terms.negative,
+            "regularizer": result.terms.regularizer,
+            "gradient_norm": torch.stack(gradients).norm(),
+            "live_clusters": (last_won > step + 1 - LIVE_WINDOW).sum().float(),
+        }
+        # One transfer from the GPU for all of them.
+        numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        _check_finite(numbers, step + 1)
+        factor = poly(self.plan.progress(step, training.schedule_step), training.power)
+        rates = (training.learning_rate, training.backbone_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        self.last_won = last_won
+        self.done += 1
+        return {**numbers, "learning_rate": rates[0] * factor}
+
+    def state(self, files: str, left_out: dict[str, str]) -> State:
+        """What to save. See `State`."""
+        trained = self.network if self.experiment.training.end_to_end else self.network.head
+        return State(
+            format_version=FORMAT_VERSION,
+            step=self.done,
+            threads=torch.get_num_threads(),
+            files=files,
+            network=trained.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            last_won=self.last_won,
+            left_out=left_out,
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on from a saved state."""
+        trained = self.network if self.experiment.training.end_to_end else self.network.head
+        trained.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.last_won = state["last_won"].to(self.last_won)
+        self.done = state["step"]
+
+
+def build_network(experiment: Experiment) -> Network:
+    """The network before the first step. Its random weights follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(experiment.seed)
+        backbone = load_backbone(experiment.backbone)
+        return Network(backbone, experiment.head, experiment.num_clusters)
+
+
+def _check_finite(numbers: dict[str, float], step: int) -> None:
+    bad = [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        raise NumericError(
+            f"Not finite at step {step}: {', '.join(bad)}. The state before it is saved. Try "
+            "--training.precision fp32 or a lower --training.learning-rate."
+        )

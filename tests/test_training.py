@@ -1,0 +1,662 @@
+"""The loop: the value of a step, what trains when, and what a run survives."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from iddc.backbones import Backbone
+from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
+from iddc.errors import DataError, IddcError, Interrupted, NumericError, SetupError
+from iddc.images import ImageFile, Skipped, find_images
+from iddc.losses import Objective, Pixels, Terms
+from iddc.progress import Progress
+from iddc.runs import Run
+from iddc.schedules import Plan, poly
+from iddc.training import fit
+from iddc.training.batches import loaded_batches
+from iddc.training.checkpoint import digest, load_state
+from iddc.training.distributed import Processes, joined
+from iddc.training.gradients import backpropagate, images_at_once
+from iddc.training.learner import LIVE_WINDOW, Learner, build_network
+from iddc.views import ViewDataset
+
+STEPS = 6
+ONE = Processes(torch.device("cpu"))
+QUIET = Runtime(device="cpu", workers=0)
+
+
+def tiny(**changes: Any) -> Experiment:
+    """Six steps on a ViT of width 64: 5 images in batches of 3 and 2, 3 epochs."""
+    training = TrainingConfig(batch_size=3, precision="fp32", **changes.pop("training", {}))
+    return Experiment(
+        num_clusters=4,
+        backbone="untrained:test_vit",
+        epochs=3,
+        objective=ObjectiveConfig(
+            centering="batch", positive_threshold=0.3, negative_threshold=0.1
+        ),
+        views=ViewsConfig(crop_size=64, short_side=0),
+        training=training,
+        **changes,
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[ImageFile]:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(5):
+        coarse = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((90, 80)).save(folder / f"{i}.png")
+    return list(find_images(folder).files)
+
+
+def start(tmp_path: Path, experiment: Experiment, name: str = "run") -> Run:
+    return Run.start(tmp_path / name, experiment, source="photos")
+
+
+def weights(run: Run) -> bytes:
+    return (run.path / "model.safetensors").read_bytes()
+
+
+def log(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+
+
+def skipped_rows(run: Run) -> list[list[str]]:
+    return list(csv.reader((run.path / "skipped.csv").read_text().splitlines()))[1:]
+
+
+def damage(file: ImageFile) -> None:
+    file.path.write_bytes(file.path.read_bytes()[:200])
+
+
+# The value of a step ------------------------------------------------------------------------------
+
+
+def step_of(
+    crops: Tensor,
+    *,
+    processes: Processes = ONE,
+    counts: Sequence[int] | None = None,
+    micro_batch_size: int = 64,
+    train_backbone: bool = True,
+    precision: Any = "fp32",
+    weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The loss and all gradients, as one vector, of a step on these crops."""
+    experiment = tiny()
+    network = build_network(experiment)
+    network.backbone.requires_grad_(train_backbone)
+    weights = ("positive_weight", "negative_weight", "regularizer_weight")
+    objective = experiment.objective.model_copy(
+        update={name: weight * getattr(experiment.objective, name) for name in weights}
+    )
+    result = backpropagate(
+        network,
+        crops,
+        [1, 2],
+        Objective(objective),
+        processes=processes,
+        counts=counts or [len(crops)],
+        micro_batch_size=micro_batch_size,
+        precision=precision,
+        train_backbone=train_backbone,
+    )
+    gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+    return result.terms.total, torch.cat(gradients)
+
+
+@pytest.fixture
+def crops() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(10, 3, 4, 4, generator=generator) * 255
+    fine = torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear")
+    return fine.to(torch.uint8).unflatten(0, (5, 2))
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("train_backbone", [False, True], ids=["frozen", "end to end"])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(
+    crops: Tensor, micro_batch_size: int, train_backbone: bool
+) -> None:
+    loss, gradients = step_of(crops, train_backbone=train_backbone)
+    parts_loss, parts = step_of(
+        crops, train_backbone=train_backbone, micro_batch_size=micro_batch_size
+    )
+    assert relative(parts_loss, loss) < 1e-6
+    assert relative(parts, gradients) < 1e-6
+
+
+def test_the_gradients_are_those_of_the_plain_objective(crops: Tensor) -> None:
+    network = build_network(tiny())
+    features = network.embed(crops.flatten(0, 1))
+    probs = network.logits_from(features).softmax(1).flatten(2).transpose(1, 2).unflatten(0, (5, 2))
+    vectors = features.detach().flatten(2).transpose(1, 2).unflatten(0, (5, 2))
+    vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+    first, second = (Pixels(vectors[:, i], probs[:, i]) for i in (0, 1))
+    Objective(tiny().objective)(first, second, [1, 2]).total.backward()
+    expected = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    assert relative(step_of(crops)[1], expected) < 1e-5
+
+
+def in_processes(size: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """Run `work(rank)` in forked processes that find each other as under torchrun."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def member(rank: int) -> None:
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(size),
+            LOCAL_WORLD_SIZE=str(size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        torch.save(work(rank), folder / f"result{rank}.pt")
+
+    context = multiprocessing.get_context("fork")
+    members = [context.Process(target=member, args=(rank,)) for rank in range(size)]
+    try:
+        for process in members:
+            process.start()
+        for process in members:
+            process.join(60)
+        assert [process.exitcode for process in members] == [0] * size
+    finally:
+        for process in members:
+            process.kill()  # one that waits for another hears no other signal
+    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@pytest.mark.parametrize("counts", [[2, 3], [5, 0]], ids=["uneven", "one process without images"])
+@pytest.mark.parametrize("micro_batch_size", [2, 64])
+def test_two_processes_give_the_loss_and_gradients_of_one(
+    crops: Tensor, tmp_path: Path, counts: list[int], micro_batch_size: int
+) -> None:
+    loss, gradients = step_of(crops)
+
+    def work(rank: int) -> tuple[Tensor, Tensor]:
+        with joined("cpu") as processes:
+            own = torch.split(crops, counts)[rank]
+            return step_of(
+                own, processes=processes, counts=counts, micro_batch_size=micro_batch_size
+            )
+
+    for their_loss, theirs in in_processes(2, work, tmp_path):
+        assert relative(their_loss, loss) < 1e-6
+        assert relative(theirs, gradients) < 1e-6
+
+
+def test_fp16_keeps_gradients_that_it_cannot_represent(crops: Tensor) -> None:
+    _, expected = step_of(crops, weight=1e-6)
+    _, gradients = step_of(crops, weight=1e-6, precision="fp16")
+    assert float(expected.abs().median()) < 2**-24  # half precision has no smaller number
+    assert relative(gradients, expected) < 0.1
+
+
+def test_the_papers_batch_is_one_forward_pass_of_vit_s16_on_a_cpu() -> None:
+    class VitS16(Backbone):
+        patch_size = 16
+        embed_dim = 384
+
+    backbone = VitS16.__new__(VitS16)  # its size is all that counts
+    assert images_at_once(backbone, 224, torch.device("cpu"), end_to_end=False) >= 64
+
+
+@given(items=st.lists(st.integers(), max_size=20), size=st.integers(1, 8))
+def test_processes_share_all_items_evenly(items: list[int], size: int) -> None:
+    shares = [list(Processes(torch.device("cpu"), rank, size).share(items)) for rank in range(size)]
+    assert list(chain(*shares)) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+# What trains when ---------------------------------------------------------------------------------
+
+
+def moves(experiment: Experiment, crops: Tensor, steps: int) -> list[tuple[bool, bool]]:
+    """For each step of a run, whether the backbone's weights moved and whether the head's did."""
+    learner = Learner(experiment, Plan(steps, 1), ONE, 0)
+
+    def copy(module: torch.nn.Module) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    result = []
+    for _ in range(steps):
+        before = copy(learner.network.backbone), copy(learner.network.head)
+        learner.learn(crops, [len(crops)])
+        after = copy(learner.network.backbone), copy(learner.network.head)
+        result.append((not torch.equal(before[0], after[0]), not torch.equal(before[1], after[1])))
+    return result
+
+
+def test_end_to_end_the_backbone_moves_in_the_middle_two_fifths_and_only_there(
+    crops: Tensor,
+) -> None:
+    experiment = tiny(training={"end_to_end": True, "backbone_learning_rate": 1e-3})
+    backbone, head = zip(*moves(experiment, crops, 10), strict=True)
+    assert backbone == (False,) * 4 + (True,) * 4 + (False,) * 2
+    assert all(head)
+
+
+def test_a_frozen_backbone_never_moves(crops: Tensor) -> None:
+    backbone, head = zip(*moves(tiny(), crops, 3), strict=True)
+    assert not any(backbone)
+    assert all(head)
+
+
+def test_the_objective_falls(crops: Tensor) -> None:
+    learner = Learner(tiny(training={"learning_rate": 5e-3}), Plan(60, 1), ONE, 0)
+    losses = [learner.learn(crops, [5])["loss"] for _ in range(60)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_cluster_that_wins_no_pixel_for_a_window_counts_as_dead(crops: Tensor) -> None:
+    learner = Learner(tiny(training={"learning_rate": 1e-12}), Plan(100, 1), ONE, 0)
+    bias = learner.network.head[-1].bias
+    for winner in (0, 1):  # one pixel each, then cluster 1 for good
+        bias.data[:] = torch.eye(4)[winner] * 1e3
+        alive = learner.learn(crops, [5])["live_clusters"]
+    assert alive == 2
+    history = [learner.learn(crops, [5])["live_clusters"] for _ in range(LIVE_WINDOW - 1)]
+    assert history == [2.0] * (LIVE_WINDOW - 2) + [1.0]
+
+
+def test_the_callers_random_numbers_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    build_network(tiny())
+    assert torch.rand(1) == expected
+
+
+# A whole run --------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_model_and_one_line_per_step(
+    photos: list[ImageFile], tmp_path: Path
+) -> None:
+    experiment = tiny()
+    with start(tmp_path, experiment) as run:
+        segmenter = fit(photos, experiment, run, QUIET)
+    assert run.finished
+    assert segmenter.predict(photos[0].path).clusters.shape == (80, 90)
+    lines = log(run)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["epoch"] for line in lines] == [1, 1, 2, 2, 3, 3]
+    assert sorted(line["images"] for line in lines) == [2, 2, 2, 3, 3, 3]
+    rates = [5e-4 * poly(step / STEPS, 0.9) for step in range(STEPS)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(rates)
+    for line in lines:
+        assert line["loss"] == pytest.approx(
+            line["positive"] + 1.4 * line["negative"] + 0.4 * line["regularizer"], rel=1e-5
+        )
+        assert 1 <= line["live_clusters"] <= 4
+    assert skipped_rows(run) == []
+
+
+def test_the_number_of_workers_does_not_change_the_batches(photos: list[ImageFile]) -> None:
+    experiment = tiny()
+    plan = Plan.of(experiment, len(photos))
+    alone, shared = [], []
+    for workers, batches in ((0, alone), (2, shared)):
+        with loaded_batches(photos, experiment, plan, 1, ONE, workers) as loaded:
+            batches.extend(loaded)
+    assert len(alone) == STEPS - 1
+    for one, other in zip(alone, shared, strict=True):
+        assert one.indices == other.indices
+        assert torch.equal(one.crops, other.crops)
+
+
+def test_two_processes_train_as_one(photos: list[ImageFile], tmp_path: Path) -> None:
+    experiment = tiny()
+    with start(tmp_path, experiment, "one") as one:
+        fit(photos, experiment, one, QUIET)
+
+    def work(_rank: int) -> Tensor:
+        with start(tmp_path, experiment, "two") as run:
+            segmenter = fit(photos, experiment, run, QUIET)
+        head = segmenter.network.head
+        return torch.cat([parameter.detach().flatten() for parameter in head.parameters()])
+
+    first, second = in_processes(2, work, tmp_path)
+    assert torch.equal(first, second)
+    two = Run.open(tmp_path / "two")
+    assert [line["images"] for line in log(two)] == [line["images"] for line in log(one)]
+    losses = [line["loss"] for line in log(one)]
+    assert [line["loss"] for line in log(two)] == pytest.approx(losses, rel=1e-3)
+
+
+def test_training_opens_no_label_file(photos: list[ImageFile], tmp_path: Path) -> None:
+    labels = photos[0].path.parent / "labels"
+    labels.mkdir()
+    for file in photos:
+        Image.new("L", (90, 80)).save(labels / file.path.name)
+    opened: list[str] = []
+    listening = True
+
+    def hear(event: str, args: tuple[Any, ...]) -> None:
+        if listening and event == "open":
+            opened.append(str(args[0]))
+
+    sys.addaudithook(hear)
+    experiment = tiny()
+    with start(tmp_path, experiment) as run:
+        fit(find_images(photos[0].path.parent).files, experiment, run, QUIET)
+    listening = False
+    assert str(photos[0].path) in opened
+    assert not [name for name in opened if "labels" in name]
+
+
+def test_tensorboard_gets_the_terms(photos: list[ImageFile], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    experiment = tiny()
+    with start(tmp_path, experiment) as run:
+        fit(photos, experiment, run, QUIET.model_copy(update={"tensorboard": True}))
+    assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_a_missing_tensorboard_is_said_before_training(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    experiment = tiny()
+    with start(tmp_path, experiment) as run, pytest.raises(SetupError, match="pip install"):
+        fit(photos, experiment, run, QUIET.model_copy(update={"tensorboard": True}))
+    assert not (run.path / "log.jsonl").exists()
+
+
+# Interruption and resuming ------------------------------------------------------------------------
+
+
+class At(Progress):
+    """Does something once a step is done and written down."""
+
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        super().__init__(interval=1e9)
+        self.step = step
+        self.action = action
+
+    def update(self, done: int, where: str, text: str = "") -> None:
+        if done == self.step:
+            self.action()
+
+
+@pytest.fixture
+def expected(photos: list[ImageFile], tmp_path: Path) -> bytes:
+    """The weights of a run that nothing disturbs."""
+    experiment = tiny(training={"end_to_end": True})
+    with start(tmp_path, experiment, "undisturbed") as run:
+        fit(photos, experiment, run, QUIET)
+    return weights(run)
+
+
+def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(
+    photos: list[ImageFile], tmp_path: Path, expected: bytes
+) -> None:
+    experiment = tiny(training={"end_to_end": True})
+    rng = random.Random(0)
+    often = QUIET.model_copy(update={"checkpoint_every": 2})
+
+    def train() -> None:
+        slow = At(-1, lambda: None)
+        slow.update = lambda *_: time.sleep(0.02)  # type: ignore[method-assign]
+        with start(tmp_path, experiment) as run:
+            fit(photos, experiment, run, often, report=slow)
+
+    path = tmp_path / "run" / "log.jsonl"
+    kills = 0
+    for _ in range(5):
+        child = multiprocessing.get_context("fork").Process(target=train)
+        child.start()
+        step = rng.randint(1, STEPS)
+        while child.is_alive() and not (path.exists() and path.read_text().count("\n") >= step):
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.05)
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+        if (tmp_path / "run" / "model.json").exists():
+            break
+    assert kills >= 2
+    if not Run(tmp_path / "run").finished:
+        with start(tmp_path, experiment) as run:
+            fit(photos, experiment, run, often)
+    run = Run.open(tmp_path / "run")
+    assert weights(run) == expected
+    assert [line["step"] for line in log(run)] == list(range(1, STEPS + 1))
+    assert not list(run.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_the_run_goes_on(
+    photos: list[ImageFile], tmp_path: Path, expected: bytes, signum: int, code: int
+) -> None:
+    experiment = tiny(training={"end_to_end": True})
+    before = signal.getsignal(signum)
+    with start(tmp_path, experiment) as run, pytest.raises(Interrupted) as caught:
+        fit(photos, experiment, run, QUIET, report=At(3, lambda: signal.raise_signal(signum)))
+    assert caught.value.exit_code == code
+    assert signal.getsignal(signum) is before
+    assert log(run)[-1]["step"] == 3
+    with start(tmp_path, experiment) as run:
+        fit(photos, experiment, run, QUIET)
+    assert weights(run) == expected
+
+
+def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_done(
+    photos: list[ImageFile], tmp_path: Path
+) -> None:
+    def train() -> None:
+        os.setpgrp()
+        wait = At(2, lambda: time.sleep(1))
+        try:
+            with start(tmp_path, tiny()) as run:
+                fit(photos, tiny(), run, QUIET.model_copy(update={"workers": 2}), report=wait)
+        except Interrupted as error:
+            sys.exit(error.exit_code)  # with the loop's frames still referred to, as in a shell
+
+    child = multiprocessing.get_context("fork").Process(target=train)
+    child.start()
+    path = tmp_path / "run" / "log.jsonl"
+    while not (path.exists() and path.read_text().count("\n") == 2):
+        assert child.is_alive()
+        time.sleep(0.01)
+    assert child.pid
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    assert child.exitcode == 143
+    state = load_state(Run(tmp_path / "run"), digest(photos))
+    assert state is not None
+    assert state["step"] == log(Run(tmp_path / "run"))[-1]["step"]
+
+
+def test_a_second_ctrl_c_stops_at_once(photos: list[ImageFile], tmp_path: Path) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with start(tmp_path, tiny()) as run, pytest.raises(KeyboardInterrupt):
+        fit(photos, tiny(), run, QUIET, report=At(2, twice))
+
+
+def test_a_signal_to_all_processes_is_heard_at_one_step(
+    photos: list[ImageFile], tmp_path: Path
+) -> None:
+    def work(rank: int) -> int:
+        report = At(2, lambda: signal.raise_signal(signal.SIGTERM))
+        with start(tmp_path, tiny()) as run:
+            try:
+                fit(photos, tiny(), run, QUIET, report=report)
+            except Interrupted as error:
+                return error.exit_code
+        return 0
+
+    assert in_processes(2, work, tmp_path) == [143, 143]
+    assert log(Run(tmp_path / "run"))[-1]["step"] == 3  # only the first heard it, after step 2
+
+
+def interrupted(photos: list[ImageFile], tmp_path: Path) -> None:
+    stop = At(2, lambda: signal.raise_signal(signal.SIGTERM))
+    with start(tmp_path, tiny()) as run, pytest.raises(Interrupted):
+        fit(photos, tiny(), run, QUIET, report=stop)
+
+
+def test_other_images_than_before_are_refused(photos: list[ImageFile], tmp_path: Path) -> None:
+    interrupted(photos, tmp_path)
+    with start(tmp_path, tiny()) as run, pytest.raises(DataError, match="not those"):
+        fit(photos[1:], tiny(), run, QUIET)
+
+
+def test_another_number_of_threads_is_noted(
+    photos: list[ImageFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(photos, tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with start(tmp_path, tiny()) as run:
+            fit(photos, tiny(), run, QUIET, report=Progress())
+    finally:
+        torch.set_num_threads(threads)
+    assert f"with {threads + 1} threads, begun with {threads}" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_one_sentence(photos: list[ImageFile], tmp_path: Path) -> None:
+    with start(tmp_path, tiny()) as run:
+        run.checkpoint.write_bytes(b"damaged")
+        with pytest.raises(DataError, match="cannot be read"):
+            fit(photos, tiny(), run, QUIET)
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_before_it_does_harm(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    calls = 0
+    sound = Objective.__call__
+
+    def poisoned(self: Objective, *args: Any) -> Terms:
+        nonlocal calls
+        calls += 1
+        terms = sound(self, *args)
+        if calls < 3:
+            return terms
+        if where == "loss":
+            return Terms(terms.positive, terms.negative, terms.regularizer, terms.total * torch.nan)
+        zero = terms.total - terms.total  # its value is 0, the gradient of its root infinite
+        return Terms(terms.positive, terms.negative, terms.regularizer, terms.total + zero.sqrt())
+
+    monkeypatch.setattr(Objective, "__call__", poisoned)
+    with start(tmp_path, tiny()) as run, pytest.raises(NumericError, match="step 3") as caught:
+        fit(photos, tiny(), run, QUIET)
+    assert caught.value.exit_code == 5
+    state = load_state(run, digest(photos))
+    assert state is not None
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["network"].values())
+    assert len(log(run)) == 2
+
+
+def test_an_image_that_breaks_off_is_listed_once_and_left_out(
+    photos: list[ImageFile], tmp_path: Path
+) -> None:
+    damage(photos[1])
+    header = Skipped(ImageFile(tmp_path / "text.jpg", photos[0].name.with_name("text.jpg")), "text")
+    runtime = QUIET.model_copy(update={"max_unreadable": 0.4})
+    with start(tmp_path, tiny()) as run:
+        fit(photos, tiny(), run, runtime, skipped=[header])
+    names = [name for name, _ in skipped_rows(run)]
+    assert names == ["text.jpg", photos[1].name.name]
+    assert sum(line["images"] for line in log(run)) == 3 * 4
+
+
+def test_too_many_unreadable_images_stop_the_run(photos: list[ImageFile], tmp_path: Path) -> None:
+    damage(photos[0])
+    with start(tmp_path, tiny()) as run, pytest.raises(DataError, match="1 of 5 images cannot"):
+        fit(photos, tiny(), run, QUIET)
+    assert [name for name, _ in skipped_rows(run)] == [photos[0].name.name]
+
+
+def test_a_batch_of_one_image_is_passed_over(photos: list[ImageFile], tmp_path: Path) -> None:
+    for file in photos[:3]:
+        damage(file)
+    with start(tmp_path, tiny()) as run:
+        fit(photos, tiny(), run, QUIET.model_copy(update={"max_unreadable": 1.0}))
+    assert run.finished
+    lines = log(run)
+    assert len(lines) == STEPS
+    assert all(("loss" in line) == (line["images"] >= 2) for line in lines)
+    assert any("loss" not in line for line in lines)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_images_are_refused(
+    photos: list[ImageFile], tmp_path: Path, count: int
+) -> None:
+    with start(tmp_path, tiny()) as run, pytest.raises(DataError, match=f"Found {count} "):
+        fit(photos[:count], tiny(), run, QUIET)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(photos, tmp_path)
+    kept = (tmp_path / "run" / "checkpoint" / "state.pt").read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with start(tmp_path, tiny()) as run:
+        fill = At(3, lambda: monkeypatch.setattr(os, "fsync", full))
+        with pytest.raises(SetupError, match="disk is full"):
+            fit(photos, tiny(), run, QUIET.model_copy(update={"checkpoint_every": 1}), report=fill)
+    assert run.checkpoint.read_bytes() == kept
+
+
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_a_worker_that_dies_is_one_sentence(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def die(_self: ViewDataset, _key: tuple[int, int]) -> None:
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise MemoryError
+
+    monkeypatch.setattr(ViewDataset, "__getitem__", die)
+    with start(tmp_path, tiny()) as run, pytest.raises(IddcError, match="workers 0") as caught:
+        fit(photos, tiny(), run, QUIET.model_copy(update={"workers": 1}))
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
