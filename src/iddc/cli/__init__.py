@@ -1,0 +1,110 @@
+"""The command line: find the command, run it, turn what goes wrong into a sentence and a code.
+
+Nothing here imports torch before a command does its work, so that help and every configuration
+error answer at once. Results go to stdout; progress, remarks and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from iddc import __version__
+from iddc.cli.inform import Demo, Doctor, Models, Recipes
+from iddc.cli.learn import Baseline, Train
+from iddc.cli.options import Command, parse, unknown
+from iddc.cli.pretrain import Pretrain
+from iddc.cli.use import Evaluate, Predict
+from iddc.errors import IddcError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "baseline": Baseline,
+    "pretrain": Pretrain,
+    "recipes": Recipes,
+    "models": Models,
+    "doctor": Doctor,
+    "demo": Demo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; nothing is raised.
+
+    Args:
+        argv: The words after `iddc`; those of the process if not given.
+
+    Returns:
+        0 for success, else the code of the error (`errors.py`), or 1 for a bug.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except SystemExit as stop:  # tyro has printed help or what is wrong with an option
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has gone
+        return 141
+    except (Exception, KeyboardInterrupt) as error:
+        code, sentence = _in_words(error)
+        if {"-v", "--verbose"} & {*args}:
+            traceback.print_exc()
+        print(f"error: {sentence}", file=sys.stderr)
+        return code
+
+
+def _dispatch(args: list[str]) -> int:
+    match args:
+        case ["-h" | "--help" | "help", *_]:
+            print(_overview())
+        case ["--version", *_]:
+            print(f"iddc {__version__}")
+        case [name, *rest] if name in COMMANDS:
+            return parse(COMMANDS[name], name, rest)()
+        case [name, *_] if name.startswith("-"):
+            raise unknown("option", name, ("--help", "--version"))
+        case [name, *_]:
+            raise unknown("command", name, COMMANDS)
+        case _:
+            print(_overview(), file=sys.stderr)
+            return 2
+    return 0
+
+
+def _overview() -> str:
+    lines = [
+        f"  {name:9}  {(command.__doc__ or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: iddc COMMAND [OPTIONS]",
+            "",
+            "Learn semantic segmentation from a folder of images, without any label.",
+            "",
+            *lines,
+            "",
+            "iddc COMMAND --help lists its options; iddc --version prints the version.",
+        ]
+    )
+
+
+def _in_words(error: BaseException) -> tuple[int, str]:
+    """The exit code and the sentence of an error."""
+    match error:
+        case IddcError():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt():
+            return 130, "Interrupted."
+        case PermissionError():
+            return 4, f"No permission: {error.filename}."
+        case MemoryError():
+            return 4, "This machine has not enough memory."
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError":  # of torch, which is not imported here
+        return 4, "The GPU has not enough free memory. Free it, or give --device cpu."
+    return 1, f"This is a bug in iddc ({kind}: {error}). Please report it with the output of -v."

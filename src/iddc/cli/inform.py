@@ -1,0 +1,169 @@
+"""Commands that tell: recipes, models, doctor, demo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from iddc.cli.options import Command
+from iddc.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from iddc.evaluation import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Informing(Command):
+    """What the commands have that print a table."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes(Informing):
+    """List the recipes: the rows of the paper's tables, and the default for your own images."""
+
+    def __call__(self) -> int:
+        """Print them."""
+        if self.json:
+            print_json(
+                {
+                    name: {
+                        "summary": recipe.summary,
+                        "table": recipe.table,
+                        "protocol": recipe.protocol,
+                        "published": recipe.published,
+                        "experiment": recipe.experiment().model_dump(),
+                    }
+                    for name, recipe in RECIPES.items()
+                }
+            )
+            return 0
+        rows = [
+            (
+                name,
+                recipe.summary,
+                recipe.table or "",
+                " / ".join(f"{100 * value:.1f}" for value in recipe.published or ()),
+                recipe.protocol if recipe.published else "",
+            )
+            for name, recipe in RECIPES.items()
+        ]
+        print_table(("recipe", "what", "paper", "Acc / mIoU (%)", "protocol"), rows)
+        print("\nnext: iddc train IMAGES --recipe NAME --out RUN --dry-run shows every number")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models(Informing):
+    """List the backbones, their licences, and which have their weights on this machine."""
+
+    def __call__(self) -> int:
+        """Print them."""
+        from iddc.backbones import BACKBONES, is_here
+
+        facts = {
+            name: {**asdict(known), "here": is_here(name)} for name, known in BACKBONES.items()
+        }
+        if self.json:
+            print_json(facts)
+            return 0
+        rows = [
+            (
+                name,
+                str(known.patch_size),
+                str(known.width),
+                known.licence,
+                known.source,
+                "yes" if facts[name]["here"] else f"no: {name}=FILE" if known.needs_file else "no",
+            )
+            for name, known in BACKBONES.items()
+        ]
+        print_table(("backbone", "patch", "width", "licence", "source", "here"), rows)
+        print(f"\nbundled: {'here' if is_here('bundled') else 'not in this package yet'}")
+        print(
+            "A name without weights here is fetched when it is first used, or give NAME=FILE. "
+            "Also: a timm name with the tag of its weights, or untrained:TIMM_NAME."
+        )
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Informing):
+    """Examine this machine: packages, processor, GPU, disk, weights; exit 4 if one is missing."""
+
+    def __call__(self) -> int:
+        """Examine."""
+        from iddc.doctor import examine
+
+        findings = list(examine(Path.cwd()))
+        if self.json:
+            print_json({finding.name: asdict(finding) for finding in findings})
+        else:
+            print_table(("what", "found"), [(finding.name, finding.value) for finding in findings])
+        problems = [finding for finding in findings if finding.advice]
+        for finding in problems:
+            print(f"error: {finding.name}: {finding.advice}", file=sys.stderr)
+        return 4 if problems else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Draw street scenes, train on them, and compare with k-means: under two minutes on a CPU."""
+
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo")
+    """The folder to write: scenes, both runs, overlays and a contact sheet."""
+
+    def __call__(self) -> int:
+        """Run the demonstration."""
+        from iddc.demo import BACKBONE, run_demo
+        from iddc.progress import Progress
+
+        print(
+            f"Backbone {BACKBONE}: random weights, as this package has no trained one yet. The "
+            "demo shows that everything works, not how good it is."
+        )
+        result = run_demo(self.out, report=Progress())
+        print_scores(result.scores)
+        print(f"\n{result.sheet}    next: iddc train IMAGES --out RUN")
+        return 0
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
+    """Print the IoU of each class, the mean and the accuracy, one column per method, in percent."""
+    scores = [evaluation.scores for evaluation in evaluations.values()]
+    class_names = next(iter(evaluations.values())).class_names
+    rows = [
+        (name, *(percent(found.iou[index]) for found in scores))
+        for index, name in enumerate(class_names)
+    ]
+    rows += [
+        ("mIoU", *(percent(found.miou) for found in scores)),
+        ("accuracy", *(percent(found.accuracy) for found in scores)),
+    ]
+    print_table(("IoU (%)", *evaluations), rows)
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a table shows it."""
+    return "-" if share is None else f"{100 * share:5.1f}"
+
+
+def print_json(record: Mapping[Any, object]) -> None:
+    """Print one JSON object."""
+    print(json.dumps(record, indent=2))

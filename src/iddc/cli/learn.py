@@ -1,0 +1,172 @@
+"""Commands that make a run: train, baseline."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import yaml
+from tyro.conf import Positional, arg
+
+from iddc.cli.options import ConfigFile, Flat, ImagesPath, Limited, NewRun
+from iddc.config import Experiment, Runtime
+from iddc.errors import ConfigError, DataError
+from iddc.runs import Run
+from iddc.schedules import Plan
+
+if TYPE_CHECKING:
+    from iddc.images import ImageFile, Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Limited):
+    """Learn a segmenter from unlabelled images. Labels are never read.
+
+    --recipe or --config sets every number, and single options override it. An interrupted run goes
+    on when the same command is given again.
+    """
+
+    images: ImagesPath
+    out: NewRun
+    config: ConfigFile = None
+    overwrite: bool = False
+    """Replace an earlier run in RUN."""
+    dry_run: bool = False
+    """Say what would be done, and write nothing."""
+    experiment: Annotated[Experiment, Flat]
+    runtime: Annotated[Runtime, Flat]
+
+    def __call__(self) -> int:
+        """Train."""
+        refuse_inside(self.out, self.images)
+        files, skipped = find_readable(self.images, self.limit, self.runtime)
+        if len(files) < 2:
+            raise DataError(
+                f"Found {len(files)} readable image in {self.images}; training compares images "
+                "with each other and needs at least 2."
+            )
+        steps = f"{Plan.of(self.experiment, len(files)).steps:,} steps"
+        if self.dry_run:
+            print(yaml.safe_dump(self.experiment.model_dump(), sort_keys=False))
+            say(describe(files, skipped, self.experiment), steps)
+            say(f"Nothing is written. Without --dry-run the result would be in {self.out}.")
+            return 0
+        experiment = resolved(self.experiment)
+        with Run.start(
+            self.out,
+            experiment,
+            source=str(self.images),
+            limit=self.limit,
+            overwrite=self.overwrite,
+        ) as run:
+            say(describe(files, skipped, experiment, self.out), steps)
+            from iddc.progress import Progress
+            from iddc.training import fit
+
+            fit(files, experiment, run, self.runtime, skipped=skipped, report=Progress())
+        say_next(self.out, self.images)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Limited):
+    """Fit a baseline on the same embeddings; the result is a run like any other.
+
+    Give it the recipe, or the --config, of the run it is compared with: working size, windows and
+    centring of the embeddings come from there.
+    """
+
+    method: Annotated[Positional[Literal["kmeans"]], arg(metavar="kmeans")]
+    """Spherical k-means (Table 6)."""
+    images: ImagesPath
+    out: NewRun
+    config: ConfigFile = None
+    overwrite: bool = False
+    """Replace an earlier run in RUN."""
+    experiment: Annotated[Experiment, Flat]
+    runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = frozenset(
+        {"recipe", "num_clusters", "backbone", "seed"}
+        | {"device", "workers", "micro_batch_size", "max_unreadable"}
+    )
+
+    def __call__(self) -> int:
+        """Fit."""
+        refuse_inside(self.out, self.images)
+        files, skipped = find_readable(self.images, self.limit, self.runtime)
+        experiment = resolved(self.experiment).model_copy(update={"head": "centroids"})
+        with Run.start(
+            self.out,
+            experiment,
+            source=str(self.images),
+            limit=self.limit,
+            overwrite=self.overwrite,
+        ) as run:
+            say(describe(files, skipped, experiment, self.out), "k-means")
+            from iddc.baselines.kmeans import fit_kmeans
+            from iddc.progress import Progress
+
+            fit_kmeans(files, experiment, run, self.runtime, skipped=skipped, report=Progress())
+        say_next(self.out, self.images)
+        return 0
+
+
+def find_readable(
+    images: Path, limit: int | None, runtime: Runtime
+) -> tuple[list[ImageFile], list[Skipped]]:
+    """Find the images and check their headers; say on stderr what was not read as a photo."""
+    from iddc.images import check_images, find_images
+
+    found = find_images(images, limit=limit)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return check_images(found.files, max_unreadable=runtime.max_unreadable)
+
+
+def refuse_inside(out: Path, images: Path) -> None:
+    """Refuse to write among the images: they are not ours, and results would be read as photos."""
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise ConfigError(f"--out {out} lies in the folder of images {images}. Choose another.")
+
+
+def resolved(experiment: Experiment) -> Experiment:
+    """The experiment with a backbone that is found here in place of auto."""
+    from iddc.backbones import resolve
+
+    return experiment.model_copy(update={"backbone": resolve(experiment.backbone)})
+
+
+def describe(
+    files: Sequence[ImageFile],
+    skipped: Sequence[Skipped],
+    experiment: Experiment,
+    run: Path | None = None,
+) -> str:
+    """The first line of a command: how many images, which backbone, how many clusters."""
+    where = f", see {run / 'skipped.csv'}" if run else ""
+    left_out = f" ({len(skipped):,} skipped{where})" if skipped else ""
+    default = Experiment.model_fields["num_clusters"].default
+    chosen = experiment.recipe != "folder" or experiment.num_clusters != default
+    hint = "" if chosen else " (default: choose with --num-clusters)"
+    return (
+        f"{len(files):,} images{left_out} · {experiment.backbone} · "
+        f"{experiment.num_clusters} clusters{hint}"
+    )
+
+
+def say(*parts: str) -> None:
+    """Print a line; of the processes of torchrun only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*parts, sep=" · ", flush=True)
+
+
+def say_next(run: Path, images: Path) -> None:
+    """Say where the model is and what to do next."""
+    masks = run.with_name(f"{run.name}-masks")
+    command = shlex.join(["iddc", "predict", str(run), str(images), "--out", str(masks)])
+    say(f"{run / 'model.safetensors'}    next: {command}")

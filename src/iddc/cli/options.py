@@ -1,0 +1,157 @@
+"""Options: from the words after a command to a checked dataclass. No torch here.
+
+tyro builds the options from the fields. The configuration models are built by our own rule, so
+that a wrong value becomes one sentence, and so that the recipe or the file that the user names
+gives the defaults: recipe < --config < flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, cast
+
+import tyro
+from pydantic import ValidationError
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from iddc.config import Experiment, Frozen, Runtime
+from iddc.errors import ConfigError
+from iddc.recipes import RECIPES
+from iddc.runs import explain, load_config
+
+ImagesPath = Annotated[
+    Positional[Path],
+    arg(
+        metavar="IMAGES",
+        help="A folder with its subfolders, a zip, a text file of paths, or one image.",
+    ),
+]
+RunPath = Annotated[
+    Positional[Path], arg(metavar="RUN", help="The folder of a finished run, which has its model.")
+]
+NewRun = Annotated[Path, arg(metavar="RUN", help="The folder of the run to write.")]
+ConfigFile = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help="Take every number from this file, such as RUN/config.yaml, instead of a recipe.",
+        help_behavior_hint="(default: none)",
+    ),
+]
+Flat = arg(name="")
+"""The fields become options without a prefix: --num-clusters, --objective.penalty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command has."""
+
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Show the traceback of an error."""
+    choices: ClassVar[frozenset[str]] = frozenset(Experiment.model_fields | Runtime.model_fields)
+    """The fields of Experiment and Runtime that are options; the command ignores the others."""
+
+    def __call__(self) -> int:
+        """Do the work and return the exit code."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limited(Command):
+    """What the commands have that read images."""
+
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Use the first N images only."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit: expected at least 1 image, found {self.limit}.")
+
+
+C = TypeVar("C", bound=Command)
+
+
+def parse(command: type[C], name: str, args: Sequence[str]) -> C:
+    """Turn the words after a command into its dataclass.
+
+    Raises:
+        ConfigError: A value is out of range, or a recipe or a configuration file is wrong.
+        SystemExit: With 0 after --help; with 2 after tyro has said which option is wrong.
+    """
+    return tyro.cli(
+        command,
+        prog=f"iddc {name}",
+        args=args,
+        config=(FlagCreatePairsOff,),
+        registry=_model_rule(_starting_point(args), command.choices),
+    )
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> ConfigError:
+    """Say that a name is not known, which one may be meant, and which there are."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, 1)
+    hint = f" Perhaps you meant {near[0]}." if near else ""
+    return ConfigError(f"Unknown {kind} {word!r}.{hint} Known: {', '.join(names)}.")
+
+
+def _starting_point(args: Sequence[str]) -> Experiment:
+    """The experiment of --config or --recipe, on which the other options build."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe", nargs="?")  # tyro complains about an option without value
+    early.add_argument("--config", nargs="?", type=Path)
+    given = early.parse_known_args(args)[0]
+    if given.recipe and given.config:
+        raise ConfigError(
+            "--recipe and --config both set every number. Give one; single options override it."
+        )
+    if given.config:
+        return load_config(given.config, {name: RECIPES[name].experiment for name in RECIPES})
+    name = given.recipe or "folder"
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name].experiment()
+
+
+def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegistry:
+    """Build the models of config.py; an Experiment is `start` where no option says otherwise."""
+    registry = ConstructorRegistry()
+    models = [model for model in Frozen.__subclasses__() if model.__module__ == Frozen.__module__]
+    parts = {field.annotation for model in models for field in model.model_fields.values()}
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        model = info.type
+        if not (isinstance(model, type) and issubclass(model, Frozen)):
+            return None
+        given = start if model is Experiment else info.default
+        defaults = given if isinstance(given, model) else model()
+        fields = [
+            StructFieldSpec(
+                name, cast("type", field.annotation), getattr(defaults, name), field.description
+            )
+            for name, field in model.model_fields.items()
+            if model not in (Experiment, Runtime) or name in choices
+        ]
+
+        def build(**values: Any) -> Any:
+            if model in parts:
+                return values  # checked as a part of the whole, so that its full name is known
+            try:
+                return model(**defaults.model_dump() | values)
+            except ValidationError as error:
+                raise ConfigError(f"--{explain(error)}") from None
+
+        return StructConstructorSpec(build, tuple(fields))
+
+    return registry

@@ -1,0 +1,109 @@
+"""The whole way in two minutes: draw scenes, train, compare with k-means, show the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from iddc.baselines.kmeans import fit_kmeans
+from iddc.config import Experiment, TrainingConfig, ViewsConfig
+from iddc.datasets import open_dataset
+from iddc.datasets.synthetic import CLASSES, write_scenes
+from iddc.errors import ConfigError
+from iddc.evaluation import Evaluation, evaluate
+from iddc.images import find_images
+from iddc.masks import write_image
+from iddc.progress import Progress
+from iddc.recipes import RECIPES
+from iddc.runs import Run
+from iddc.training import fit
+
+BACKBONE = "untrained:vit_tiny_patch16_224"
+"""Random weights, until the package has a backbone of its own."""
+SCENES = 30
+SHOWN = 4
+"""Scenes on the contact sheet."""
+_SHEET = "contact-sheet.png"
+_OURS = {"scenes", "iddc", "k-means", _SHEET}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration has made."""
+
+    scores: dict[str, Evaluation]
+    """Of each method, on scenes it has not seen."""
+    sheet: Path
+    """One row per scene: image, truth, k-means, IDDC."""
+
+
+def demo_experiment() -> Experiment:
+    """The default recipe, with as many clusters as there are classes, made short."""
+    return (
+        RECIPES["folder"]
+        .experiment()
+        .model_copy(
+            update={
+                "num_clusters": len(CLASSES),
+                "backbone": BACKBONE,
+                "views": ViewsConfig(crop_size=160),
+                "training": TrainingConfig(batch_size=12, min_steps=32),
+            }
+        )
+    )
+
+
+def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
+    """Draw scenes, fit IDDC and k-means on the same embeddings, score both, save pictures.
+
+    Args:
+        out: The folder to write; an earlier demonstration in it is replaced.
+
+        report: Shows the progress.
+
+    Raises:
+        ConfigError: `out` holds something else.
+    """
+    if out.exists() and not {path.name for path in out.iterdir()} <= _OURS:
+        raise ConfigError(f"{out} holds something else than a demo. Choose a new or empty folder.")
+    scenes, experiment = out / "scenes", demo_experiment()
+    write_scenes(scenes, SCENES, experiment.seed)
+    files = find_images(scenes / "train").files
+    dataset = open_dataset("folder", scenes, "val")
+    scores = {}
+    for name, learn in {"k-means": fit_kmeans, "iddc": fit}.items():
+        if report:
+            report.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
+        with Run.start(out / name, experiment, source=str(scenes / "train"), overwrite=True) as run:
+            segmenter = learn(files, experiment, run, report=report)
+        masks = run.path / "evaluation"
+        scores[name] = evaluate(segmenter, dataset, save_masks=masks, report=report)
+        for index in range(min(SHOWN, len(dataset))):
+            sample = dataset[index]
+            path = run.path / "overlays" / Path(sample.name).with_suffix(".png")
+            write_image(path, segmenter.predict(sample.image).overlay())
+    sheet = contact_sheet([out / name / "evaluation" for name in scores])
+    write_image(out / _SHEET, sheet)
+    return DemoResult(scores, out / _SHEET)
+
+
+def contact_sheet(folders: list[Path]) -> Image.Image:
+    """Put the panels of several evaluations into one picture: image, truth, each prediction.
+
+    Args:
+        folders: What `evaluate(save_masks=...)` wrote, one folder per method, of the same images.
+    """
+    rows = []
+    for path in sorted(folders[0].glob("*.png"))[:SHOWN]:
+        panels = [np.split(np.asarray(Image.open(folder / path.name)), 3, 1) for folder in folders]
+        image, truth, _ = panels[0]
+        rows.append(np.concatenate([image, truth, *(panel[2] for panel in panels)], axis=1))
+    titles = ("image", "truth", *(folder.parent.name for folder in folders))
+    band, width = 20, rows[0].shape[1] // len(titles)
+    header = Image.new("RGB", (rows[0].shape[1], band), "white")
+    for index, title in enumerate(titles):
+        ImageDraw.Draw(header).text((index * width + 6, 4), title, fill="black")
+    return Image.fromarray(np.concatenate([np.asarray(header), *rows]))

@@ -1,0 +1,767 @@
+"""The command line, in process through `main(argv) -> exit code`; a handful as real processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import iddc
+from iddc import demo, training
+from iddc.backbones import save_backbone, untrained_backbone
+from iddc.cli import COMMANDS, inform, main
+from iddc.config import PredictionConfig, TrainingConfig, ViewsConfig
+from iddc.errors import Interrupted
+from iddc.recipes import RECIPES
+from iddc.runs import Run
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """A photo with two regions of noise, so that there is something to find."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
+    pixels[: size[1] // 2] += np.array([10, 80, 160], np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(4):
+        picture(index).save(folder / f"{index}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    options = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    save_backbone(untrained_backbone("vit_tiny_patch16_224", options=options), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(backbone: Path) -> list[str]:
+    """Options that make a run of two steps of a network of one small block."""
+    return [
+        *("--backbone", str(backbone), "--num-clusters", "3", "--workers", "0"),
+        *("--training.min-steps", "2", "--training.batch-size", "4"),
+        *("--views.crop-size", "32", "--views.short-side", "48"),
+        *("--prediction.window", "32", "--prediction.overlap", "8"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained(photos: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert main(["train", str(photos), "--out", str(run), *tiny]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled data set of two classes with a `val` split."""
+    root = tmp_path_factory.mktemp("labelled")
+    for kind in ("images", "labels"):
+        (root / "val" / kind).mkdir(parents=True)
+    for index in range(3):
+        picture(index).save(root / "val" / "images" / f"{index}.jpg")
+        label = np.zeros((48, 64), np.uint8)
+        label[24:] = 1
+        Image.fromarray(label).save(root / "val" / "labels" / f"{index}.png")
+    (root / "classes.txt").write_text("up\ndown\n")
+    return root
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr that an error is."""
+    lines = capsys.readouterr().err.splitlines()
+    assert lines, "nothing on stderr"
+    assert lines[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+def skipped(folder: Path) -> dict[str, str]:
+    with (folder / "skipped.csv").open() as file:
+        return {row["name"]: row["reason"] for row in csv.DictReader(file)}
+
+
+# Which command, which option ----------------------------------------------------------------------
+
+
+def test_without_a_command_the_overview_lists_every_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    overview = capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == overview
+    assert all(f"\n  {name} " in overview for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"iddc {iddc.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["trian", "x"], "train"),
+        (["evalute"], "evaluate"),
+        (["--versoin"], "--version"),
+        (["train", "x", "--out", "y", "--num-cluster", "3"], "--num-clusters"),
+        (["train", "x", "--out", "y", "--objective.negative-wieght", "1"], "negative-weight"),
+        (["predict", "r", "x", "--out", "y", "--formatz", "png"], "--formats"),
+        (["train", "x", "--out", "y", "--recipe", "foldr"], "Perhaps you meant folder"),
+        (["baseline", "kmean", "x", "--out", "y"], "kmeans"),
+    ],
+)
+def test_a_misspelling_is_exit_2_and_gets_a_suggestion(
+    argv: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    assert meant in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--num-clusters", "1", "--num-clusters: expected greater than or equal to 2, found 1"),
+        ("--objective.negative-weight", "-3", "--objective.negative-weight: expected greater"),
+        ("--prediction.overlap", "500", "overlap must be smaller than window, found 500 >= 224"),
+        ("--max-unreadable", "2", "--max-unreadable: expected less than or equal to 1"),
+        ("--limit", "0", "--limit: expected at least 1 image, found 0"),
+    ],
+)
+def test_a_value_out_of_range_is_one_sentence_with_the_name_of_the_option(
+    option: str, value: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "x", "--out", "y", option, value]) == 2
+    said = error(capsys)
+    assert sentence in said
+    assert "http" not in said
+
+
+@pytest.mark.parametrize("value", ["many", "1.5"])
+def test_a_value_of_another_type_is_exit_2(value: str) -> None:
+    assert main(["train", "x", "--out", "y", "--num-clusters", value]) == 2
+
+
+def test_a_required_option_that_is_missing_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "x"]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+# Where the numbers come from ----------------------------------------------------------------------
+
+
+def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
+    """The experiment that a dry run prints."""
+    assert main(["train", *argv, "--out", "nowhere", "--dry-run"]) == 0
+    text, _, _ = capsys.readouterr().out.partition("\n\n")
+    plan: dict[str, object] = yaml.safe_load(text)
+    return plan
+
+
+def test_flags_override_the_configuration_file_which_overrides_the_recipe(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("recipe: cityscapes-vits8\nepochs: 7\nobjective: {negative_weight: 3.0}\n")
+    plan = planned(capsys, str(photos), f"--config={file}", "--objective.regularizer", "none")
+    expected = RECIPES["cityscapes-vits8"].experiment().model_dump()
+    expected["epochs"] = 7
+    expected["objective"] |= {"negative_weight": 3.0, "regularizer": "none"}
+    assert plan == expected
+
+
+def test_a_recipe_sets_every_number(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, str(photos), "--recipe", "cocostuff171-vits8")
+    assert plan == RECIPES["cocostuff171-vits8"].experiment().model_dump()
+
+
+def test_without_a_recipe_it_is_the_one_for_a_folder(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert planned(capsys, str(photos)) == RECIPES["folder"].experiment().model_dump()
+
+
+def test_recipe_and_config_together_are_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "x", "--out", "y", "--recipe", "folder", "--config", "c.yaml"]
+    assert main(argv) == 2
+    assert "--recipe and --config" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("objective: {negative_wieght: 1.0}", "objective.negative-weight"),
+        ("epochs: -1", "epochs: expected greater"),
+        ("- a list", "expected `name: value` lines"),
+        ("epochs: [", "not a plain YAML file"),
+        ("format_version: 99", "format 99"),
+        (None, "No configuration file"),
+    ],
+)
+def test_a_wrong_configuration_file_is_exit_2_and_one_sentence(
+    text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert main(["train", "x", "--out", "y", "--config", str(file)]) == 2
+    assert sentence in error(capsys)
+
+
+def test_a_dry_run_says_the_steps_and_writes_nothing(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    argv = ["train", str(photos), "--out", str(run), "--epochs", "5", "--dry-run"]
+    assert main([*argv, "--training.batch-size", "3"]) == 0
+    assert "10 steps" in capsys.readouterr().out  # 4 images in 2 batches, 5 times
+    assert not run.exists()
+
+
+# Images -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]) == 3
+    assert "nowhere" in error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["train", str(tmp_path / "empty"), "--out", str(tmp_path / "run")]) == 3
+    assert "No image" in error(capsys)
+
+
+def test_one_image_is_too_few_to_train_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(photos / "0.jpg"), "--out", str(tmp_path / "run")]) == 3
+    assert "at least 2" in error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def spoil(folder: Path) -> set[str]:
+    """Add a file cut short, a text and an empty file, all named as photos."""
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("not a photo")
+    (folder / "zero.jpg").touch()
+    return {"cut.jpg", "text.jpg", "zero.jpg"}
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    folder = tmp_path / "spoilt"
+    folder.mkdir()
+    for index in range(5):
+        picture(index).save(folder / f"{index}.jpg")
+    spoil(folder)
+    return folder
+
+
+def test_training_skips_unreadable_images_and_lists_them_with_reasons(
+    spoilt: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, before = tmp_path / "run", tree(spoilt)
+    argv = ["train", str(spoilt), "--out", str(run), *tiny, "--max-unreadable", "0.5"]
+    assert main(argv) == 0
+    reasons = skipped(run)
+    assert reasons.keys() == {"cut.jpg", "text.jpg", "zero.jpg"}
+    assert "empty" in reasons["zero.jpg"]
+    assert "not an image" in reasons["text.jpg"]
+    assert "cut short" in reasons["cut.jpg"]
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"(2 skipped, see {run / 'skipped.csv'})" in first
+    assert tree(spoilt) == before
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_more_than_5_percent_unreadable_images_are_exit_3(
+    command: str,
+    spoilt: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    run = [str(trained)] if command == "predict" else []
+    assert main([command, *run, str(spoilt), "--out", str(out)]) == 3
+    assert "2 of 8 images cannot be read" in error(capsys)
+    assert not out.exists()
+
+
+def test_prediction_stops_when_too_many_images_turn_out_to_be_cut_short(
+    spoilt: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (spoilt / "text.jpg").unlink()
+    (spoilt / "zero.jpg").unlink()
+    out = tmp_path / "out"
+    assert main(["predict", str(trained), str(spoilt), "--out", str(out)]) == 3
+    assert "1 of 6 images cannot be read" in error(capsys)
+    assert skipped(out).keys() == {"cut.jpg"}
+    assert (out / "png" / "4.png").exists()
+
+
+# The folder of a run ------------------------------------------------------------------------------
+
+
+def test_a_run_says_where_it_is_and_what_to_do_next(
+    photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "my run"
+    assert main(["train", str(photos), "--out", str(run), *tiny]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("4 images · ")
+    assert first.endswith(" · 3 clusters · 2 steps")
+    assert last.startswith(f"{run / 'model.safetensors'}    next: iddc predict '{run}'")
+
+
+def test_a_number_of_clusters_that_was_not_chosen_is_called_the_default(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(photos), "--out", "nowhere", "--dry-run"]) == 0
+    assert "27 clusters (default: choose with --num-clusters)" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_replaced_only_with_overwrite(
+    photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    argv = ["train", str(photos), "--out", str(run), *tiny]
+    assert main(argv) == 0
+    before = tree(run)
+    assert main([*argv, "--seed", "1"]) == 2
+    assert "finished run" in error(capsys)
+    assert tree(run) == before
+    assert main([*argv, "--seed", "1", "--overwrite"]) == 0
+    assert tree(run)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("learning_rate: 0.1\n")
+    (tmp_path / "model.json").write_text("{}")
+    before = tree(tmp_path)
+    for option in ([], ["--overwrite"]):
+        assert main(["train", str(photos), "--out", str(tmp_path), *tiny, *option]) == 2
+        assert "something else" in error(capsys)
+    assert tree(tmp_path) == before
+
+
+def test_an_interrupted_run_resumes_with_the_same_options_and_only_with_those(
+    photos: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    argv = ["train", str(photos), "--out", str(tmp_path / "run"), *tiny]
+
+    def interrupt(
+        files: object, experiment: object, run: Run, *rest: object, **named: object
+    ) -> None:
+        run.checkpoint.write_bytes(b"state")
+        raise Interrupted("Stopped after step 1 of 2.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "fit", interrupt)
+        assert main(argv) == 130
+    assert "Stopped after step 1" in error(capsys)
+    assert main([*argv, "--seed", "1"]) == 2
+    assert "seed: 0 in the run, 1 asked" in error(capsys)
+    assert main(["predict", str(tmp_path / "run"), str(photos), "--out", "x"]) == 3
+    assert "not finished" in error(capsys)
+    (tmp_path / "run/checkpoint/state.pt").unlink()
+    assert main(argv) == 0
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"config.yaml": "learning_rate: 0.1\n"}, {"model.json": '{"weights": 1}'}],
+    ids=["empty", "foreign config", "foreign model"],
+)
+def test_a_run_folder_of_another_program_is_exit_3(
+    command: str,
+    files: dict[str, str],
+    photos: Path,
+    labelled: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name, text in files.items():
+        (foreign / name).write_text(text)
+    rest = {
+        "predict": [str(photos), "--out", str(tmp_path / "out")],
+        "evaluate": ["--data", str(labelled)],
+    }
+    assert main([command, str(foreign), *rest[command]]) == 3
+    assert "foreign" in error(capsys)
+    assert not (tmp_path / "out").exists()
+    assert tree(foreign).keys() == files.keys()
+
+
+# Masks --------------------------------------------------------------------------------------------
+
+
+def odd_images(folder: Path) -> dict[str, tuple[int, int]]:
+    """Images of every kind; the size at which each is seen upright."""
+    rgb = picture(0, (40, 30))
+    (folder / "deep er" / "été").mkdir(parents=True)
+    images = {
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "palette.png": rgb.convert("P"),
+        "grey.png": rgb.convert("L"),
+        "alpha.png": rgb.convert("RGBA"),
+        "deep er/été/16 bit.png": Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)),
+        "one.png": rgb.resize((1, 1)),
+        "一.jpg": rgb,
+    }
+    for name, image in images.items():
+        image.save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    rgb.save(folder / "turned.jpg", exif=exif)
+    sizes = {name: image.size for name, image in images.items()}
+    return {**sizes, "turned.jpg": (30, 40)}
+
+
+def test_masks_have_the_tree_and_the_sizes_of_their_images(trained: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    sizes, before = odd_images(images), tree(images)
+    formats = ["--formats", "png", "palette", "overlay"]
+    assert main(["predict", str(trained), str(images), "--out", str(out), *formats]) == 0
+    for name, size in sizes.items():
+        for kind, mode in (("png", "L"), ("palette", "P"), ("overlay", "RGB")):
+            with Image.open((out / kind / name).with_suffix(".png")) as mask:
+                assert (mask.size, mask.mode) == (size, mode), (name, kind)
+                ids = np.asarray(mask)
+            assert kind == "overlay" or ids.max() < 3
+    assert tree(images) == before
+    assert skipped(out) == {}
+
+
+def test_finished_masks_are_not_written_again(photos: Path, trained: Path, tmp_path: Path) -> None:
+    argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--limit", "2"]) == 0
+    masks = tmp_path / "out" / "png"
+    assert sorted(path.name for path in masks.iterdir()) == ["0.png", "1.png"]
+    (masks / "0.png").write_bytes(b"kept")
+    (masks / "1.png").unlink()
+    assert main(argv) == 0
+    assert (masks / "0.png").read_bytes() == b"kept"
+    assert sorted(path.name for path in masks.iterdir()) == [f"{i}.png" for i in range(4)]
+
+
+def test_masks_of_two_models_are_not_mixed(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out"), "--limit", "1"]
+    assert main(argv) == 0
+    assert main([*argv, "--window", "48"]) == 2
+    assert "another model or of other windows" in error(capsys)
+    assert main([*argv, "--window", "32", "--overlap", "8"]) == 0  # its own
+
+
+def test_prediction_writes_neither_among_the_images_nor_into_a_foreign_folder(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(photos)
+    for out in (photos, photos / "masks"):
+        assert main(["predict", str(trained), str(photos), "--out", str(out)]) == 2
+        assert "folder of images" in error(capsys)
+    assert tree(photos) == before
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["predict", str(trained), str(photos), "--out", str(tmp_path)]) == 2
+    assert "something else" in error(capsys)
+    assert tree(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_an_overlap_as_large_as_the_window_is_exit_2(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--overlap", "32"]) == 2
+    assert "overlap must be smaller than window" in error(capsys)
+
+
+# Scores -------------------------------------------------------------------------------------------
+
+
+def test_evaluation_adds_an_entry_to_scores_json_and_prints_the_same_as_json(
+    trained: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["evaluate", str(trained), "--data", str(labelled)]
+    assert main([*argv, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((trained / "scores.json").read_text())["scores"] == [printed]
+    assert printed["iou"].keys() == {"up", "down"}
+    assert 0 <= printed["miou"] <= printed["accuracy"] <= 1
+    assert main([*argv, "--protocol", "squash", "--save-masks"]) == 0
+    table = capsys.readouterr().out
+    entries = json.loads((trained / "scores.json").read_text())["scores"]
+    assert [entry["protocol"] for entry in entries] == ["full", "squash"]
+    assert f"{100 * entries[1]['miou']:.1f}" in table
+    with Image.open(trained / "evaluation" / "folder-val-squash" / "0.png") as panel:
+        assert panel.size == (3 * 320, 320)
+
+
+def test_scores_of_a_part_of_the_data_are_not_kept(
+    trained: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(trained).get("scores.json")
+    argv = ["evaluate", str(trained), "--data", str(labelled), "--limit", "1", "--json"]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 1
+    assert tree(trained).get("scores.json") == before
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        (np.zeros((10, 10), np.uint8), "10 x 10"),
+        (np.full((48, 64), 7, np.uint8), "found 7"),
+    ],
+    ids=["another size", "out of range"],
+)
+def test_a_wrong_label_is_exit_3_and_leaves_the_run_as_it_was(
+    label: np.ndarray,
+    sentence: str,
+    trained: Path,
+    labelled: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    picture(0).save(tmp_path / "images" / "0.jpg")
+    Image.fromarray(label).save(tmp_path / "labels" / "0.png")
+    (tmp_path / "classes.txt").write_text("up\ndown\n")
+    before = tree(trained)
+    assert main(["evaluate", str(trained), "--data", str(tmp_path)]) == 3
+    assert sentence in error(capsys)
+    assert tree(trained) == before
+
+
+def test_a_data_set_without_the_split_is_exit_3(
+    trained: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(trained), "--data", str(labelled), "--split", "tset"]) == 3
+    assert "found val" in error(capsys)
+
+
+def test_kmeans_gives_a_run_like_any_other(
+    photos: Path, backbone: Path, labelled: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("views: {short_side: 48}\nprediction: {window: 32, overlap: 8}\n")
+    run = tmp_path / "run"
+    options = ["--config", str(config), "--backbone", str(backbone), "--num-clusters", "3"]
+    assert main(["baseline", "kmeans", str(photos), "--out", str(run), *options]) == 0
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert (kept["num_clusters"], kept["head"], kept["views"]["short_side"]) == (3, "centroids", 48)
+    assert main(["evaluate", str(run), "--data", str(labelled)]) == 0
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(photos), "--out", str(out), "--limit", "1"]) == 0
+    assert (out / "png" / "0.png").exists()
+
+
+def test_kmeans_has_no_option_that_it_would_ignore(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baseline", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--num-clusters" in text
+    for ignored in ("--objective", "--epochs", "--head", "--checkpoint-every"):
+        assert ignored not in text
+
+
+# What tells ---------------------------------------------------------------------------------------
+
+
+def test_recipes_show_the_published_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    row = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("cityscapes-vitb8")
+    )
+    assert "Table 3" in row
+    assert "78.0 / 21.6" in row
+    assert "stego-center-crop" in row
+
+
+@pytest.mark.parametrize("command", ["recipes", "models", "doctor"])
+def test_json_is_one_object_and_nothing_else(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
+def test_models_names_every_backbone_with_its_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith("dinov3-vits16 ")]
+    assert row.split()[1:5] == ["16", "384", "DINOv3", "License"]
+
+
+def test_doctor_is_exit_4_where_a_package_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(name: str) -> object:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("iddc.doctor.import_module", broken)
+    assert main(["doctor"]) == 4
+    captured = capsys.readouterr()
+    assert "operator torchvision::nms does not exist" in captured.out
+    assert "error: torchvision: Install iddc again" in captured.err
+
+
+def test_the_demo_scores_both_methods_and_shows_them(
+    backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment = demo.demo_experiment().model_copy(
+        update={
+            "backbone": str(backbone),
+            "training": TrainingConfig(batch_size=4, min_steps=1),
+            "views": ViewsConfig(crop_size=32, short_side=64),
+            "prediction": PredictionConfig(window=64, overlap=0, flip=False),
+        }
+    )
+    monkeypatch.setattr(demo, "demo_experiment", lambda: experiment)
+    monkeypatch.setattr(demo, "SCENES", 5)
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    assert main(["demo", "--out", str(out)]) == 0  # an earlier one is replaced
+    text = capsys.readouterr().out
+    assert "k-means" in text
+    assert f"{out / 'contact-sheet.png'}    next: " in text
+    with Image.open(out / "contact-sheet.png") as sheet:
+        assert sheet.size == (4 * 320, 20 + 240)  # image, truth, k-means, IDDC of one scene
+    assert len(list((out / "iddc" / "overlays").iterdir())) == 1
+
+
+def test_the_demo_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert tree(tmp_path) == {"thesis.txt": b"mine"}
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "sentence"),
+    [
+        (ValueError("x"), 1, "This is a bug in iddc (ValueError: x)"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (PermissionError(13, "Permission denied", "/there"), 4, "No permission: /there."),
+        (MemoryError(), 4, "not enough memory"),
+    ],
+)
+def test_any_error_is_one_sentence_and_a_traceback_only_with_v(
+    problem: BaseException,
+    code: int,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*args: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(inform, "print_table", fail)
+    assert main(["recipes"]) == code
+    assert sentence in error(capsys)
+    assert main(["recipes", "-v"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+# Real processes -----------------------------------------------------------------------------------
+
+
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
+
+
+LIGHT = """
+import sys
+from iddc.cli import COMMANDS, main
+codes = [main([name, "--help"]) for name in COMMANDS]
+codes += [main(argv) for argv in (
+    ["trian"],
+    ["train", "x", "--out", "y", "--num-clusters", "1"],
+    ["train", "x", "--out", "y", "--limti", "1"],
+    ["train", "x", "--out", "y", "--recipe", "foldr"],
+    ["train", "x", "--out", "y", "--recipe", "folder", "--config", "c"],
+    ["train", "x", "--out", "y", "--config", "nowhere.yaml"],
+    ["recipes"],
+)]
+print(codes)
+print([name for name in ("torch", "timm", "scipy", "jinja2") if name in sys.modules])
+"""
+
+
+def test_help_and_configuration_errors_import_neither_torch_nor_timm_nor_scipy() -> None:
+    process = python("-c", LIGHT)
+    *_, codes, heavy = process.stdout.splitlines()
+    assert json.loads(codes) == [0] * len(COMMANDS) + [2] * 6 + [0]
+    assert heavy == "[]"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--version"], 0),
+        (["evalute"], 2),
+        (["train", "nowhere", "--out", "run"], 3),
+    ],
+)
+def test_a_process_exits_with_the_code(argv: Sequence[str], code: int) -> None:
+    process = python("-m", "iddc", *argv)
+    assert process.returncode == code
+    assert "Traceback" not in process.stderr
+
+
+def test_a_reader_that_goes_away_is_no_bug() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iddc", "recipes", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert said == ""

@@ -1,0 +1,97 @@
+"""The house around the code: what packaging, citation and contributors rely on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from shutil import which
+
+import pytest
+import yaml
+
+import iddc
+from iddc import config
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "iddc"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("script", ["scripts/check", ".ci/run"])
+def test_scripts_can_be_run(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+
+
+@pytest.mark.skipif(which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("target", "last"), [("test", "scripts/check"), ("demo", "iddc demo")])
+def test_make_sets_up_before_it_does_anything(target: str, last: str) -> None:
+    """Judged as on a fresh machine: everything has to be made."""
+    lines = subprocess.run(
+        ["make", "--dry-run", "--always-make", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    installs = [index for index, line in enumerate(lines) if "--group dev" in line]
+    assert installs
+    assert max(installs) < len(lines) - 1
+    assert lines[-1].endswith(last)
+
+
+def test_continuous_integration_runs_the_one_definition_of_clean() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_there_is_no_lock_file() -> None:
+    locks = {"uv.lock", "poetry.lock", "Pipfile.lock", "pdm.lock", "pylock.toml"}
+    assert not locks & {path.name for path in ROOT.iterdir()}
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    empty = {"utils", "util", "helpers", "common", "base", "core", "misc"}
+    assert not empty & {path.stem for path in SOURCE.rglob("*")}
+
+
+def test_the_citation_names_this_version_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == iddc.__version__
+    assert citation["license"] == PROJECT["license"]
+    (paper,) = citation["references"]
+    assert (paper["type"], paper["doi"]) == ("article", "10.1007/s11263-024-02083-x")
+    assert [author["family-names"] for author in paper["authors"]] == ["Liu", "Zhang", "Tang"]
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"\n## {iddc.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_licence_is_the_one_the_package_declares() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_every_extra_is_known_to_the_doctor() -> None:
+    from iddc.doctor import EXTRAS
+
+    assert set(EXTRAS) == set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize("model", config.Frozen.__subclasses__(), ids=lambda model: model.__name__)
+def test_every_number_of_a_run_says_what_it_is(model: type[config.Frozen]) -> None:
+    silent = [name for name, field in model.model_fields.items() if not field.description]
+    assert not silent
+
+
+def test_importing_the_package_imports_no_heavy_library_and_offers_its_names() -> None:
+    code = (
+        "import sys, iddc; assert 'torch' not in sys.modules; "
+        "print([getattr(iddc, name) for name in iddc.__all__])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert process.returncode == 0, process.stderr.decode()
