@@ -1,0 +1,293 @@
+"""The layout of a RUN folder.
+
+config.yaml      every choice of the run and which images it saw; with it a folder counts as a run
+versions.json    what computed it
+log.jsonl        one line per training step
+skipped.csv      the images that were left out, and why
+checkpoint/      the training state; it goes when the model is complete
+model.json       with model.safetensors, the result; a run that has it and no checkpoint is finished
+scores.json      one entry per data set, split, protocol and refinement
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from iddc import __version__
+from iddc.config import Experiment
+from iddc.errors import ConfigError, DataError
+from iddc.runs.configfile import FORMAT_VERSION, differences, load_config, read_record
+from iddc.runs.files import TEMPORARY, disk_errors, locked, write_atomic
+
+SCORE_KEY = ("data", "dataset", "split", "protocol", "refinement")
+"""What tells one entry of scores.json from another."""
+
+_LOCK = ".lock"
+_OURS = (
+    "model.json",  # first: from here on the run counts as unfinished
+    "model.safetensors",
+    "checkpoint",
+    "log.jsonl",
+    "skipped.csv",
+    "scores.json",
+    "labels.json",
+    "versions.json",
+    "tensorboard",
+    "evaluation",
+)
+"""What `overwrite` removes. Other files that a user keeps in the folder stay."""
+
+
+class Run:
+    """A folder that holds one trained model and all that says how it came about.
+
+    Under torchrun the first process writes; in the others `start` gives the same object, and
+    touches nothing. Use it as a context: leaving it gives the lock back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held: ExitStack | None = None
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        experiment: Experiment,
+        *,
+        source: str,
+        limit: int | None = None,
+        overwrite: bool = False,
+    ) -> Run:
+        """Lock a folder for a run: a new one, or an interrupted one with the same options.
+
+        Args:
+            path: The folder; made with its parents if missing.
+            experiment: Every choice of the run.
+            source: Where the images come from, as the user gave it.
+            limit: How many of them are used, if not all.
+            overwrite: Replace an earlier run, finished or not. Never replaces anything else.
+
+        Raises:
+            ConfigError: The folder holds a finished run, a run with other options, or something
+                else, or another process works in it.
+            SetupError: The folder cannot be written.
+        """
+        run = cls(path)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+            return run
+        asked = {"images": {"source": source, "limit": limit}, **experiment.model_dump()}
+        run._refuse(asked, overwrite=overwrite)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(locked(path / _LOCK))
+            run._refuse(asked, overwrite=overwrite)  # it may have changed before we had the lock
+            run._prepare(asked, overwrite=overwrite)
+            run._held = stack.pop_all()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open a finished run.
+
+        Raises:
+            DataError: There is none.
+        """
+        run = cls(path)
+        if run.finished:
+            return run
+        if run._config.exists() and _is_run(read_record(run._config)):
+            raise DataError(
+                f"{path} is a run that is not finished. Give its `iddc` command again to resume it."
+            )
+        raise DataError(f"No run in {path}: expected a folder written by `iddc train`.")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model is complete."""
+        return (self.path / "model.json").is_file() and not self.checkpoint.exists()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the training state."""
+        return self.path / "checkpoint" / "state.pt"
+
+    @property
+    def experiment(self) -> Experiment:
+        """Every choice of the run, from its config.yaml."""
+        return load_config(self._config)
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    def _refuse(self, asked: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Raise if a run must not start here. Nothing is touched."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; expected a folder for the run.")
+        with disk_errors(self.path):
+            names = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        if all(name == _LOCK or Path(name).match(TEMPORARY) for name in names):
+            return
+        kept = read_record(self._config) if self._config.exists() else {}
+        if not _is_run(kept):
+            raise ConfigError(
+                f"{self.path} holds something else than a run of iddc; nothing was changed. "
+                "Choose a new or empty folder."
+            )
+        if overwrite:
+            return
+        if self.finished:
+            raise ConfigError(
+                f"{self.path} holds a finished run. Choose another folder, or give --overwrite."
+            )
+        if not self.checkpoint.exists():
+            return  # it stopped before there was anything to keep, as at a misspelt backbone
+        changes = differences({"images": kept.get("images"), **self.experiment.model_dump()}, asked)
+        if changes:
+            raise ConfigError(
+                f"{self.path} holds an interrupted run with other options: {'; '.join(changes)}. "
+                "Give the same options to resume it, or --overwrite to start anew."
+            )
+
+    def _prepare(self, asked: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Clear what must go, and write what a new run has from its first moment."""
+        new = overwrite or not self.checkpoint.exists()
+        with disk_errors(self.path):
+            for path in self.path.glob(TEMPORARY):
+                path.unlink()
+            for name in _OURS if new else ():
+                path = self.path / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            self.checkpoint.parent.mkdir(exist_ok=True)
+            for path in self.checkpoint.parent.glob(TEMPORARY):
+                path.unlink()
+        if new:
+            self._write_json("versions.json", _versions())
+            record = {"format_version": FORMAT_VERSION, "iddc": __version__, **asked}
+            write_atomic(self._config, yaml.safe_dump(record, sort_keys=False))
+
+    def _write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        text = json.dumps({"format_version": FORMAT_VERSION, **record}, indent=2)
+        write_atomic(self.path / name, text + "\n")
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._held:
+            self._held.close()
+            self._held = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def finish(self) -> None:
+        """Drop the training state, as the model is complete."""
+        with disk_errors(self.checkpoint):
+            self.checkpoint.unlink(missing_ok=True)
+            if self.checkpoint.parent.exists():
+                shutil.rmtree(self.checkpoint.parent)
+
+    def log(self, **entry: object) -> None:
+        """Append a line to log.jsonl."""
+        path = self.path / "log.jsonl"
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Keep the lines up to a step: a resumed run writes the later ones again."""
+        path = self.path / "log.jsonl"
+        if path.exists():
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            write_atomic(path, "".join(line for line in lines if _step(line) <= step))
+
+    def write_skipped(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Write skipped.csv: the name of each image left out, and the reason."""
+        text = io.StringIO()
+        csv.writer(text).writerows([("name", "reason"), *rows])
+        write_atomic(self.path / "skipped.csv", text.getvalue())
+
+    def add_score(self, **entry: Any) -> None:
+        """Add an entry to scores.json, in place of an older one with the same `SCORE_KEY`.
+
+        Raises:
+            DataError: scores.json cannot be read.
+        """
+        path = self.path / "scores.json"
+        with nullcontext() if self._held else locked(self.path / _LOCK, wait=True):
+            entries = [
+                old
+                for old in self.scores()
+                if any(old.get(key) != entry.get(key) for key in SCORE_KEY)
+            ]
+            self._write_json(path.name, {"scores": [*entries, entry]})
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The entries of scores.json.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        path = self.path / "scores.json"
+        if not path.exists():
+            return []
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            return [dict(entry) for entry in record["scores"]]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DataError(
+                f"{path} is not what iddc wrote. Move it away and evaluate again."
+            ) from error
+
+
+def _is_run(record: Mapping[str, Any]) -> bool:
+    """Whether a config.yaml was written by `Run.start`, and not by another program."""
+    return {"format_version", "iddc"} <= record.keys()
+
+
+def _step(line: str) -> float:
+    """The step of a line of log.jsonl; none for a line cut short by a crash."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _versions() -> dict[str, str]:
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "unknown"
+
+    return {
+        "iddc": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "timm")},
+        "platform": platform.platform(),
+    }
