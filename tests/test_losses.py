@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.overrides import TorchFunctionMode
@@ -434,10 +435,11 @@ def test_without_any_pair_term_the_embeddings_are_not_touched() -> None:
     same(terms.total, 0.4 * terms.regularizer)
 
 
-def test_with_every_weight_zero_the_total_is_zero() -> None:
-    config = ObjectiveConfig(positive_weight=0, negative_weight=0, regularizer_weight=0)
-    terms = Objective(config)(some_pixels(0), some_pixels(1), [1])
-    assert terms.positive == terms.negative == terms.regularizer == terms.total == 0
+def test_an_objective_without_any_term_is_refused() -> None:
+    off = {"positive_weight": 0.0, "negative_weight": 0.0}
+    for rest in ({"regularizer_weight": 0.0}, {"regularizer": "none"}):
+        with pytest.raises(ValidationError, match="every term of the objective is off"):
+            ObjectiveConfig(**off, **rest)
 
 
 # Gradients and precision.

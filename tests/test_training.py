@@ -28,7 +28,7 @@ from torch import Tensor
 
 from iddc.backbones import Backbone
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
-from iddc.errors import DataError, IddcError, Interrupted, NumericError, SetupError
+from iddc.errors import ConfigError, DataError, IddcError, Interrupted, NumericError, SetupError
 from iddc.images import ImageFile, Skipped, find_images
 from iddc.losses import Objective, Pixels, Terms
 from iddc.progress import Progress
@@ -39,8 +39,11 @@ from iddc.training.batches import loaded_batches
 from iddc.training.checkpoint import digest, load_state
 from iddc.training.distributed import Processes, joined
 from iddc.training.gradients import backpropagate, images_at_once
-from iddc.training.learner import LIVE_WINDOW, Learner, build_network
+from iddc.training.learner import Learner, build_network
 from iddc.views import ViewDataset
+
+# Tests fork to be quick; Python 3.12 warns of it where there are threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 STEPS = 6
 ONE = Processes(torch.device("cpu"))
@@ -273,20 +276,27 @@ def test_a_frozen_backbone_never_moves(crops: Tensor) -> None:
 
 
 def test_the_objective_falls(crops: Tensor) -> None:
-    learner = Learner(tiny(training={"learning_rate": 5e-3}), Plan(60, 1), ONE, 0)
-    losses = [learner.learn(crops, [5])["loss"] for _ in range(60)]
-    assert losses[-1] < losses[0] - 0.3
+    learner = Learner(tiny(training={"learning_rate": 1e-2}), Plan(25, 1), ONE, 0)
+    losses = [learner.learn(crops, [5])["loss"] for _ in range(25)]
+    assert losses[-1] < losses[0] - 0.2
 
 
-def test_a_cluster_that_wins_no_pixel_for_a_window_counts_as_dead(crops: Tensor) -> None:
+def test_a_cluster_that_wins_no_pixel_for_a_window_counts_as_dead(
+    crops: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iddc.training.learner.LIVE_WINDOW", 4)
     learner = Learner(tiny(training={"learning_rate": 1e-12}), Plan(100, 1), ONE, 0)
     bias = learner.network.head[-1].bias
-    for winner in (0, 1):  # one pixel each, then cluster 1 for good
+    alive = []
+    for winner in (0, 0, 1, 1, 1, 1):  # of all pixels
         bias.data[:] = torch.eye(4)[winner] * 1e3
-        alive = learner.learn(crops, [5])["live_clusters"]
-    assert alive == 2
-    history = [learner.learn(crops, [5])["live_clusters"] for _ in range(LIVE_WINDOW - 1)]
-    assert history == [2.0] * (LIVE_WINDOW - 2) + [1.0]
+        alive.append(learner.learn(crops, [5])["live_clusters"])
+    assert alive == [1, 1, 2, 2, 2, 1]
+
+
+def test_a_head_without_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        Learner(tiny(head="centroids"), Plan(1, 1), ONE, 0)
 
 
 def test_the_callers_random_numbers_stay_as_they_are() -> None:
@@ -400,7 +410,7 @@ class At(Progress):
     """Does something once a step is done and written down."""
 
     def __init__(self, step: int, action: Callable[[], object]) -> None:
-        super().__init__(interval=1e9)
+        super().__init__()
         self.step = step
         self.action = action
 
@@ -538,17 +548,17 @@ def test_other_images_than_before_are_refused(photos: list[ImageFile], tmp_path:
 
 
 def test_another_number_of_threads_is_noted(
-    photos: list[ImageFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: list[ImageFile],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupted(photos, tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        with start(tmp_path, tiny()) as run:
-            fit(photos, tiny(), run, QUIET, report=Progress())
-    finally:
-        torch.set_num_threads(threads)
-    assert f"with {threads + 1} threads, begun with {threads}" in capsys.readouterr().err
+    begun = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: begun + 1)
+    with start(tmp_path, tiny()) as run:
+        fit(photos, tiny(), run, QUIET, report=Progress())
+    assert f"with {begun + 1} threads, begun with {begun}" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_one_sentence(photos: list[ImageFile], tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ class ObjectiveConfig(Frozen):
     centering: Centering = "none"
     """Affinities are cosines of the embeddings, or of their deviations from the batch mean."""
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ObjectiveConfig:
+        regularized = self.regularizer_weight and self.regularizer != "none"
+        if not (self.positive_weight or self.negative_weight or regularized):
+            raise ValueError("every term of the objective is off; give one of them a weight")
+        return self
+
 
 class ViewsConfig(Frozen):
     """How two overlapping crops are cut from an image (Sec. 4.2.2; the release's overlap rule)."""

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
+
+INTERVAL = 10
+"""Seconds between two plain lines where there is no terminal."""
+_BAR = 20
+"""The width of the bar, in characters."""
 
 
 class Progress:
-    """Shows one job after another, each between `begin` and `end`.
+    """Shows one job after another, each between `begin` and `end`."""
 
-    Args:
-        stream: Where to write; stderr by default, as stdout is for results.
-        interval: Seconds between two plain lines where there is no terminal.
-    """
-
-    def __init__(self, stream: TextIO | None = None, *, interval: float = 10.0) -> None:
-        self._stream = stream or sys.stderr
-        self._interval = interval
+    def __init__(self) -> None:
         self._bar: Any = None
 
     def begin(self, total: int, done: int = 0) -> None:
         """Start a job of `total` equal parts, of which some may be done already."""
         self._total, self._first = total, done
         self._started = self._shown = time.monotonic()
-        if self._stream.isatty():
-            self._bar = _rich_bar(self._stream)
+        if sys.stderr.isatty():
+            self._bar = _rich_bar()
             self._task = self._bar.add_task("", total=total, completed=done, text="", eta="")
             self._bar.start()
 
@@ -35,17 +33,20 @@ class Progress:
         rate = (now - self._started) / max(1, done - self._first)
         eta = f"eta {_minutes(rate * (self._total - done))}"
         if self._bar:
+            room = self._bar.console.width - len(where) - _BAR - len("100%") - len(eta) - 4
+            text = text[: max(0, room)]  # or rich shortens every column
             self._bar.update(self._task, completed=done, description=where, text=text, eta=eta)
-        elif now - self._shown >= self._interval or done == self._total:
+        elif now - self._shown >= INTERVAL or done == self._total:
             self._shown = now
-            self.note(f"{where}  {done / self._total:4.0%}  {text}  {eta}")
+            parts = (where, f"{done / self._total:4.0%}", text, eta)
+            self.note("  ".join(part for part in parts if part))
 
     def note(self, line: str) -> None:
         """Write a line that stays."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=self._stream, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Finish the job."""
@@ -54,7 +55,7 @@ class Progress:
             self._bar = None
 
 
-def _rich_bar(stream: TextIO) -> Any:
+def _rich_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -63,11 +64,11 @@ def _rich_bar(stream: TextIO) -> Any:
 
     return Progress(
         column("{task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(_BAR),
         column("{task.percentage:3.0f}%"),
         column("{task.fields[text]}"),
         column("{task.fields[eta]}"),
-        console=Console(file=stream, force_terminal=True),
+        console=Console(stderr=True),
     )
 
 

@@ -170,6 +170,6 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
                 raise DataError(f"{path} is empty. Expected one class name per line, or no file.")
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise DataError(f"{path} names {listed(twice)} twice. Give each class its own name.")
+                raise DataError(f"{path} names {listed(twice)} twice. Give each class its own.")
             return tuple(names)
     return ()

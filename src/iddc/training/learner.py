@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iddc.backbones import load_backbone
 from iddc.config import Experiment
-from iddc.errors import NumericError
+from iddc.errors import ConfigError, NumericError
 from iddc.losses import Objective
 from iddc.network import Network
 from iddc.runs import FORMAT_VERSION
@@ -41,6 +41,11 @@ class Learner:
         # step must not depend on how its batch is cut.
         self.network.train().backbone.eval()
         self.network.backbone.requires_grad_(experiment.training.end_to_end)
+        if not list(self.network.head.parameters()):
+            raise ConfigError(
+                f"The head {experiment.head!r} has nothing to train: it is for `iddc baseline`. "
+                "Choose --head conv or linear."
+            )
         groups = [{"params": self.network.head.parameters()}]
         if experiment.training.end_to_end:
             groups.append({"params": self.network.backbone.parameters()})
