@@ -13,9 +13,11 @@ SOURCE = Path(iddc.__file__).parent
 LAYERS = {
     "config": 0,
     "errors": 0,
+    "device": 1,
     "images": 1,
     "losses": 1,
     "metrics": 1,
+    "progress": 1,
     "recipes": 1,
     "runs": 1,
     "schedules": 1,
@@ -31,9 +33,10 @@ LAYERS = {
     "training": 5,
     "demo": 6,
     "doctor": 6,
+    "pretraining": 6,
     "cli": 7,
-    "__main__": 7,
-    "__init__": 7,
+    "__init__": 8,
+    "__main__": 8,
 }
 EXCEPTIONS = {("segmenter", "training")}
 """Segmenter(...).fit imports the training loop inside the method (DESIGN, section 1)."""

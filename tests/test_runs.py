@@ -403,3 +403,12 @@ def test_only_a_finished_run_can_be_opened(
 def test_importing_runs_does_not_import_torch() -> None:
     code = "import sys, iddc.runs; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_finished_pretraining_is_no_run_and_nothing_in_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("format_version: 1\niddc: 0.1.0\nmethod: contrast\n")
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="something else than a run"):
+            start(tmp_path, overwrite=overwrite)
+    assert contents(tmp_path) == before

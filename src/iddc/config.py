@@ -224,3 +224,188 @@ class Runtime(Frozen):
     """The share of unreadable images above which the run stops."""
     tensorboard: bool = False
     """Also write TensorBoard events to RUN/tensorboard (extra `tensorboard`)."""
+
+
+PretrainMethod = Literal["contrast", "dino"]
+"""For networks with stages, such as convolutional ones; for plain ViTs."""
+TeacherCentering = Literal["mean", "sinkhorn"]
+"""What keeps DINO's teacher from collapsing: a moving mean of its logits, or balanced targets."""
+
+
+class ContrastConfig(Frozen):
+    """Contrast of images and of matched points (`contrast`). Defaults: see docs/log.md.
+
+    A step sees either small crops of any images, with NT-Xent (SimCLR) and its dense form, or
+    larger crops of larger images, with swapped predictions (SwAV) of points.
+    """
+
+    learning_rate: float = Field(1.5e-3, gt=0)
+    """The highest one (AdamW)."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Of matrices and kernels; biases and norms have none."""
+    warmup: int = Field(50, ge=0)
+    """Steps in which the learning rate rises."""
+    cooldown: float = Field(0.35, gt=0, le=1)
+    """The last share of the steps, in which it falls to 0."""
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Of the moving average of the weights, which is the result."""
+    gradient_clip: float = Field(5.0, gt=0)
+    """The largest norm of all gradients together."""
+    temperature: float = Field(0.2, gt=0)
+    """By which NT-Xent and its dense form divide cosines."""
+    small_size: int = Field(64, ge=32)
+    """The side of a small crop, in pixels."""
+    small_grid: int = Field(3, ge=1, le=32)
+    """Small crops share this number of points, squared."""
+    small_shares: tuple[float, ...] = ()
+    """The share of each IMAGES argument in a small batch; none: as many images as it has."""
+    large_every: int = Field(3, ge=0)
+    """Every n-th step sees large crops; 0: none does."""
+    large_size: int = Field(128, ge=32)
+    """The side of a large crop. A large batch has as many pixels as a small one."""
+    large_grid: int = Field(6, ge=1, le=32)
+    """See small_grid."""
+    large_min_side: int = Field(80, ge=8)
+    """The shortest side of a large crop before it is resized, and of an image that gives one."""
+    large_shares: tuple[float, ...] = ()
+    """See small_shares."""
+    min_overlap: float = Field(0.4, ge=0, lt=1)
+    """The part of the smaller of two crops that the other one covers."""
+    prototypes: int = Field(64, ge=2)
+    """The clusters of SwAV, in each stage."""
+    code_temperature: float = Field(0.05, gt=0)
+    """The sharpness of SwAV's balanced codes, epsilon of its Sinkhorn iterations."""
+    prediction_temperature: float = Field(0.1, gt=0)
+    """The sharpness of SwAV's predictions."""
+    jitter: float = Field(0.5, ge=0, le=1)
+    """The strength of random changes of brightness, contrast, saturation and hue."""
+    gray: float = Field(0.05, ge=0, le=1)
+    """The chance of a crop without colour."""
+    recalibration_steps: int = Field(24, ge=1)
+    """Batches, half of them large, from which the result's batch norms take their statistics."""
+    recalibration_size: int = Field(224, ge=32)
+    """The side of a large crop among them, in pixels: that of prediction's windows."""
+    recalibration_min_side: int = Field(160, ge=8)
+    """See large_min_side."""
+    recalibration_jitter: float = Field(0.3, ge=0, le=1)
+    """See jitter; no such crop is without colour."""
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> ContrastConfig:
+        for name in ("small_shares", "large_shares"):
+            shares = getattr(self, name)
+            if shares and (min(shares) < 0 or not sum(shares) > 0):
+                raise ValueError(f"{name} must not be negative nor all zero, found {shares}")
+        return self
+
+
+class DinoConfig(Frozen):
+    """DINO with iBOT's loss of masked patches (`dino`). Defaults: for small data."""
+
+    learning_rate: float = Field(5e-4, gt=0)
+    """The highest one (AdamW)."""
+    final_learning_rate: float = Field(1e-6, ge=0)
+    """Where its cosine ends."""
+    weight_decay: float = Field(0.04, ge=0)
+    """Of matrices, at the start; biases and norms have none."""
+    final_weight_decay: float = Field(0.4, ge=0)
+    """Where its cosine ends."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """The share of the steps in which the learning rate rises."""
+    momentum: float = Field(0.994, ge=0, le=1)
+    """Of the teacher's moving average, at the start; its cosine ends at 1."""
+    gradient_clip: float = Field(3.0, gt=0)
+    """The largest norm of all gradients together."""
+    frozen_epochs: int = Field(1, ge=0)
+    """Epochs at the start, at most a quarter of all steps, in which the prototypes stay."""
+    global_size: int = Field(96, ge=16)
+    """The side of the two global crops, in pixels."""
+    local_size: int = Field(48, ge=16)
+    """The side of the local crops, in pixels."""
+    local_crops: int = Field(6, ge=0)
+    """How many local crops each image gives."""
+    local_scale: float = Field(0.05, gt=0, le=1)
+    """The smallest share of an image's area in a local crop."""
+    global_scale: float = Field(0.32, gt=0, le=1)
+    """The smallest share of its area in a global crop, the largest in a local one."""
+    prototypes: int = Field(4096, ge=2)
+    """The heads' output dimension."""
+    hidden: int = Field(2048, ge=1)
+    """The width of the heads' two hidden layers."""
+    bottleneck: int = Field(256, ge=1)
+    """The heads' width before the prototypes."""
+    shared_head: bool = True
+    """Class token and patches have one head (iBOT), or one each (DINOv2)."""
+    student_temperature: float = Field(0.1, gt=0)
+    """The sharpness of the student."""
+    first_teacher_temperature: float = Field(0.04, gt=0)
+    """The sharpness of the teacher at the start."""
+    teacher_temperature: float = Field(0.07, gt=0)
+    """Its sharpness after the warm-up."""
+    temperature_warmup: float = Field(0.3, ge=0, le=1)
+    """The share of the steps in which it goes from the one to the other."""
+    centering: TeacherCentering = "mean"
+    """A moving mean of the teacher's logits (DINO), or Sinkhorn iterations (SwAV, DINOv2)."""
+    center_momentum: float = Field(0.9, ge=0, lt=1)
+    """Of that moving mean."""
+    patch_weight: float = Field(1.0, ge=0)
+    """The weight of iBOT's loss; DINO's is 1."""
+    mask_share: float = Field(0.5, gt=0, le=1)
+    """The share of the global crops in which the student does not see some patches."""
+    min_masked: float = Field(0.1, gt=0, lt=1)
+    """The smallest share of patches that are masked in such a crop."""
+    max_masked: float = Field(0.5, gt=0, lt=1)
+    """The largest share of them."""
+    koleo_weight: float = Field(0.0, ge=0)
+    """The weight of KoLeo, which spreads class tokens evenly; 0.1 in DINOv2."""
+    jitter: float = Field(0.5, ge=0, le=1)
+    """The strength of random changes of brightness, contrast, saturation and hue."""
+    gray: float = Field(0.2, ge=0, le=1)
+    """The chance of a crop without colour."""
+
+    @model_validator(mode="after")
+    def _shares_in_order(self) -> DinoConfig:
+        if self.min_masked > self.max_masked:
+            raise ValueError(
+                f"min_masked must not exceed max_masked, found {self.min_masked} > "
+                f"{self.max_masked}"
+            )
+        if self.local_scale > self.global_scale:
+            raise ValueError(
+                f"local_scale must not exceed global_scale, found {self.local_scale} > "
+                f"{self.global_scale}"
+            )
+        return self
+
+
+class PretrainConfig(Frozen):
+    """All choices of a pretraining."""
+
+    method: PretrainMethod = "contrast"
+    """contrast: for networks with stages, such as ResNets; dino: for plain ViTs."""
+    network: str = "resnet18"
+    """A network of timm."""
+    patch_size: int = Field(0, ge=0)
+    """Of a ViT, in pixels; 0: as its name says."""
+    depth: int = Field(0, ge=0)
+    """The blocks of a ViT; 0: as its name says."""
+    stages: tuple[int, ...] = ()
+    """The stages that make an embedding (contrast); none: those of stride 8 to 32."""
+    steps: int = Field(2400, ge=1)
+    """How many batches are seen."""
+    epochs: int = Field(0, ge=0)
+    """Instead of steps: how many times as many images are seen as there are."""
+    batch_size: int = Field(192, ge=8)
+    """Images in a batch, over all processes; fewer if there are fewer images."""
+    short_side: int = Field(360, ge=32)
+    """Larger images are reduced to this shorter side when they are decoded, in pixels."""
+    min_side: int = Field(28, ge=8)
+    """Images with a shorter side are left out; contrast: the least side of a small crop."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """The network's arithmetic; auto: bf16 where the hardware has it, else fp32."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Everything random follows from it."""
+    contrast: ContrastConfig = ContrastConfig()
+    """The method `contrast`."""
+    dino: DinoConfig = DinoConfig()
+    """The method `dino`."""

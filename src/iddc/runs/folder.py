@@ -59,6 +59,9 @@ class Run:
     touches nothing. Use it as a context: leaving it gives the lock back.
     """
 
+    _mark = "num_clusters"
+    """The field of config.yaml that tells a run of this kind."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held: ExitStack | None = None
@@ -111,7 +114,7 @@ class Run:
         run = cls(path)
         if run.finished:
             return run
-        if run._config.exists() and _is_run(read_record(run._config)):
+        if run._config.exists() and run._is_ours(read_record(run._config)):
             raise DataError(
                 f"{path} is a run that is not finished. Give its `iddc` command again to resume it."
             )
@@ -145,7 +148,7 @@ class Run:
         if all(name == _LOCK or Path(name).match(TEMPORARY) for name in names):
             return
         kept = read_record(self._config) if self._config.exists() else {}
-        if not _is_run(kept):
+        if not self._is_ours(kept):
             raise ConfigError(
                 f"{self.path} holds something else than a run of iddc; nothing was changed. "
                 "Choose a new or empty folder."
@@ -164,6 +167,10 @@ class Run:
                 f"{self.path} holds an interrupted run with other options: {'; '.join(changes)}. "
                 "Give the same options to resume it, or --overwrite to start anew."
             )
+
+    def _is_ours(self, record: Mapping[str, Any]) -> bool:
+        """Whether a config.yaml was written by `Run.start`, not by another command or program."""
+        return {"format_version", "iddc", self._mark} <= record.keys()
 
     def _prepare(self, asked: Mapping[str, Any], *, overwrite: bool) -> None:
         """Clear what must go, and write what a new run has from its first moment."""
@@ -263,11 +270,6 @@ class Run:
             raise DataError(
                 f"{path} is not what iddc wrote. Move it away and evaluate again."
             ) from error
-
-
-def _is_run(record: Mapping[str, Any]) -> bool:
-    """Whether a config.yaml was written by `Run.start`, and not by another program."""
-    return {"format_version", "iddc"} <= record.keys()
 
 
 def _step(line: str) -> float:

@@ -1,0 +1,103 @@
+"""The command that makes a backbone: pretrain."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import ValidationError
+from tyro.conf import Positional, arg
+
+from iddc.cli.learn import find_readable, refuse_inside, say
+from iddc.cli.options import Command, Flat
+from iddc.config import PretrainConfig, Runtime
+from iddc.errors import ConfigError
+from iddc.runs import explain
+
+if TYPE_CHECKING:
+    from iddc.images import ImageFile, Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Command):
+    """Learn a backbone of your own from unlabelled images, for `train --backbone DIR`.
+
+    Method contrast is for networks with stages, such as ResNets; dino for ViTs. An interrupted
+    pretraining goes on when the same command is given again.
+    """
+
+    images: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="IMAGES...", help_behavior_hint="(required)"),
+    ]
+    """Sources: folders with their subfolders, zips, text files of paths."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """The weights folder to write."""
+    overwrite: bool = False
+    """Replace an earlier run in DIR."""
+    config: Annotated[PretrainConfig, Flat] = field(default_factory=PretrainConfig)
+    runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = frozenset(
+        {"device", "workers", "checkpoint_every", "max_unreadable"}
+    )
+
+    def __post_init__(self) -> None:
+        try:  # the parser gives the options as they are, unchecked
+            config = PretrainConfig.model_validate(self.config)
+        except ValidationError as error:
+            raise ConfigError(f"--{explain(error)}") from None
+        object.__setattr__(self, "config", config)
+
+    def __call__(self) -> int:
+        """Pretrain."""
+        if not self.images:
+            raise ConfigError("Give at least one IMAGES: a folder, a zip, or a list of paths.")
+        for source in self.images:
+            refuse_inside(self.out, source)
+        config = self.config
+        sources, skipped = _find(self.images, self.runtime)
+
+        from iddc.pretraining import pretrain
+        from iddc.progress import Progress
+
+        left_out = f" ({len(skipped):,} skipped, see {self.out / 'skipped.csv'})"
+        say(
+            f"{sum(map(len, sources.values())):,} images{left_out if skipped else ''}",
+            config.method,
+            config.network,
+            f"{config.epochs:,} epochs" if config.epochs else f"{config.steps:,} steps",
+        )
+        pretrain(
+            sources,
+            config,
+            self.out,
+            self.runtime,
+            overwrite=self.overwrite,
+            skipped=skipped,
+            report=Progress(),
+        )
+        run = self.out.with_name(f"{self.out.name}-run")
+        words = ("iddc", "train", self.images[0], "--backbone", self.out, "--out", run)
+        say(f"{self.out / 'backbone.safetensors'}    next: {shlex.join(map(str, words))}")
+        return 0
+
+
+def _find(
+    paths: tuple[Path, ...], runtime: Runtime
+) -> tuple[dict[str, list[ImageFile]], list[Skipped]]:
+    """The images of each source; with several, their names begin with their source's."""
+    sources, left_out = {}, []
+    for path in dict.fromkeys(paths):
+        files, skipped = find_readable(path, None, runtime)
+        if len(paths) > 1:
+            root = PurePosixPath(*(part for part in path.parts if part not in {path.anchor, ".."}))
+            files = [replace(file, name=root / file.name) for file in files]
+            skipped = [
+                replace(item, file=replace(item.file, name=root / item.file.name))
+                for item in skipped
+            ]
+        sources[str(path)] = files
+        left_out += skipped
+    return sources, left_out

@@ -1,0 +1,126 @@
+"""One step of AdamW on a method's losses, and what is saved of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from iddc.backbones import untrained_backbone
+from iddc.config import PretrainConfig
+from iddc.device import autocast
+from iddc.errors import NumericError
+from iddc.pretraining.contrast import Contrast
+from iddc.pretraining.dino import Dino
+from iddc.pretraining.losses import GlobalBatch
+from iddc.pretraining.photos import Photos
+from iddc.runs import FORMAT_VERSION
+from iddc.training.distributed import Processes
+
+
+def build_method(config: PretrainConfig) -> Contrast | Dino:
+    """The method before the first step. Its random weights follow from the seed.
+
+    Raises:
+        ConfigError: timm has no such network, or it does not fit the method.
+    """
+    options = {"patch_size": config.patch_size, "depth": config.depth}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        backbone = untrained_backbone(
+            config.network,
+            options={name: value for name, value in options.items() if value},
+            stages=config.stages,
+        )
+        return (Contrast if config.method == "contrast" else Dino)(backbone, config)
+
+
+class Learner:
+    """A method, its batches and its optimiser, and how many steps they have done."""
+
+    def __init__(
+        self,
+        method: Contrast | Dino,
+        photos: Photos,
+        config: PretrainConfig,
+        processes: Processes,
+    ) -> None:
+        self.method = method.to(processes.device)
+        self.processes = processes
+        self.config = config
+        self.done = 0
+        per_epoch = math.ceil(len(photos) / config.batch_size)
+        self.steps = config.epochs * per_epoch or config.steps
+        method.plan(self.steps, per_epoch)
+        processes.align(method)
+        self.views = method.views(photos, processes)
+        self._trained = [p for p in method.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self._trained if p.ndim > 1], "decays": True},
+            {"params": [p for p in self._trained if p.ndim < 2], "decays": False},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, betas=method.betas)
+
+    def learn(self, batch: Any, counts: Sequence[int]) -> dict[str, float]:
+        """Do one step on the images of all processes.
+
+        Args:
+            batch: The images of this process.
+            counts: How many images each process has.
+
+        Returns:
+            What the log says of the step.
+
+        Raises:
+            NumericError: The loss or a gradient is not finite. The weights have not changed.
+        """
+        step, method, processes = self.done, self.method, self.processes
+        self._optimizer.zero_grad()
+        with autocast(processes.device, self.config.precision):
+            terms = method.losses(batch, GlobalBatch(processes, counts, step))
+        values = torch.stack([*terms.values()])
+        torch.autograd.backward(values.sum())
+        # A term that a step leaves out gives some weights no gradient: they stay as they are.
+        learning = [p for p in self._trained if p.grad is not None]
+        processes.add_gradients(learning)
+        norm = torch.nn.utils.clip_grad_norm_(learning, method.gradient_clip)
+        parts = processes.gather(values.detach()[None], [1] * processes.size).sum(0)
+        found = torch.stack([parts.sum(), *parts, norm]).tolist()
+        numbers = dict(zip(("loss", *terms, "gradient_norm"), found, strict=True))
+        _check_finite(numbers, step + 1, self.config)
+        rate, decay = method.rates(step)
+        for group in self._optimizer.param_groups:
+            group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
+        method.before_update(step)
+        self._optimizer.step()
+        method.after_update(step)
+        self.done += 1
+        return {**numbers, "learning_rate": rate}
+
+    def state(self, files: str) -> dict[str, Any]:
+        """All that is needed to go on. Random numbers follow from the seed and the step."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "step": self.done,
+            "threads": torch.get_num_threads(),
+            "files": files,
+            "method": self.method.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.method.load_state_dict(state["method"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.done = state["step"]
+
+
+def _check_finite(numbers: dict[str, float], step: int, config: PretrainConfig) -> None:
+    bad = [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        raise NumericError(
+            f"Not finite at step {step}: {', '.join(bad)}. The state before it is saved. Try "
+            f"--precision fp32 or a lower --{config.method}.learning-rate."
+        )
