@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from iddc.config import Centering, Experiment, Regularizer, TrainingConfig
 from iddc.datasets import open_dataset
@@ -39,8 +40,7 @@ SETTINGS: list[tuple[Regularizer, float]] = [
 def experiments(args: argparse.Namespace) -> Iterator[Experiment]:
     """Every setting, on the default recipe made short."""
     base = RECIPES["folder"].experiment()
-    centerings: tuple[Centering, ...] = ("none", "batch")
-    for centering in centerings:
+    for centering in args.centerings:
         for regularizer, weight in SETTINGS:
             yield base.model_copy(
                 update={
@@ -62,6 +62,7 @@ def experiments(args: argparse.Namespace) -> Iterator[Experiment]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="untrained:vit_tiny_patch16_224")
+    parser.add_argument("--centerings", nargs="+", default=get_args(Centering))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=80)
     parser.add_argument("--steps", type=int, default=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -362,6 +363,25 @@ def test_a_finished_run_is_replaced_only_with_overwrite(
     assert tree(run)["model.safetensors"] != before["model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (["--backbone", "untrained:nope"], 2),
+        (["--device", "quantum"], 2),
+        (["--head", "centroids"], 2),
+        (["--backbone", "dino-vits16=missing.pth"], 3),
+    ],
+)
+def test_a_wrong_name_costs_no_earlier_model_even_with_overwrite(
+    wrong: list[str], code: int, photos: Path, tiny: list[str], trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    argv = ["train", str(photos), "--out", str(run), *tiny, "--overwrite"]
+    assert main([*argv, *wrong]) == code
+    assert tree(run) == tree(trained)
+
+
 def test_a_folder_of_something_else_is_left_alone(
     photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +419,18 @@ def test_an_interrupted_run_resumes_with_the_same_options_and_only_with_those(
     assert "not finished" in error(capsys)
     (tmp_path / "run/checkpoint/state.pt").unlink()
     assert main(argv) == 0
+
+
+def test_a_run_knows_its_images_from_any_folder(
+    photos: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    assert main(["train", photos.name, "--out", str(tmp_path / "run"), *tiny]) == 0
+    kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert kept["images"]["source"] == str(photos.resolve())
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
@@ -487,8 +519,27 @@ def test_masks_of_two_models_are_not_mixed(
     argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out"), "--limit", "1"]
     assert main(argv) == 0
     assert main([*argv, "--window", "48"]) == 2
-    assert "another model or of other windows" in error(capsys)
+    assert "of other windows" in error(capsys)
     assert main([*argv, "--window", "32", "--overlap", "8"]) == 0  # its own
+
+
+def test_masks_of_other_images_of_the_same_names_are_not_taken_for_finished(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "masks"
+    other.mkdir()
+    picture(9, (40, 30)).save(other / "0.jpg")
+    assert main(["predict", str(trained), str(photos), "--out", str(out)]) == 0
+    assert main(["predict", str(trained), str(other), "--out", str(out)]) == 2
+    assert "of other images" in error(capsys)
+
+
+def test_a_damaged_note_of_the_model_is_one_sentence(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions.json").write_text("{")
+    assert main(["predict", str(trained), str(photos), "--out", str(tmp_path)]) == 2
+    assert "Choose another folder" in error(capsys)
 
 
 def test_prediction_writes_neither_among_the_images_nor_into_a_foreign_folder(

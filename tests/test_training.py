@@ -269,6 +269,16 @@ def test_end_to_end_the_backbone_moves_in_the_middle_two_fifths_and_only_there(
     assert all(head)
 
 
+def test_head_and_backbone_learn_at_their_own_rates(crops: Tensor) -> None:
+    training = {"end_to_end": True, "learning_rate": 1e-2, "backbone_learning_rate": 1e-5}
+    learner = Learner(tiny(training=training), Plan(4, 1), ONE, 0)
+    learner.done = 2
+    learner.learn(crops, [len(crops)])
+    head, backbone = (group["lr"] for group in learner.optimizer.param_groups)
+    assert head == pytest.approx(1e-2 * 0.5**0.9)
+    assert backbone == pytest.approx(1e-5 * 0.5**0.9)
+
+
 def test_a_frozen_backbone_never_moves(crops: Tensor) -> None:
     backbone, head = zip(*moves(tiny(), crops, 3), strict=True)
     assert not any(backbone)

@@ -164,6 +164,15 @@ class TrainingConfig(Frozen):
     precision: Precision = "auto"
     """The backbone's arithmetic; auto: bf16 where the hardware has it, else fp32."""
 
+    @model_validator(mode="after")
+    def _shares_in_order(self) -> TrainingConfig:
+        if self.backbone_from >= self.backbone_until:
+            raise ValueError(
+                f"backbone_from must be less than backbone_until, found {self.backbone_from} >= "
+                f"{self.backbone_until}"
+            )
+        return self
+
 
 class PredictionConfig(Frozen):
     """How a whole image is segmented (FACTS: `full`)."""

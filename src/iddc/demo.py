@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,23 +86,28 @@ def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
             sample = dataset[index]
             path = run.path / "overlays" / Path(sample.name).with_suffix(".png")
             write_image(path, segmenter.predict(sample.image).overlay())
-    sheet = contact_sheet([out / name / "evaluation" for name in scores])
+    folders = [out / name / "evaluation" for name in scores]
+    names = sorted(path.name for path in folders[0].glob("*.png"))[:SHOWN]
+    sheet = contact_sheet(folders, ("image", "truth", *scores), names)
     write_image(out / _SHEET, sheet)
     return DemoResult(scores, out / _SHEET)
 
 
-def contact_sheet(folders: list[Path]) -> Image.Image:
+def contact_sheet(
+    folders: Sequence[Path], titles: Sequence[str], names: Sequence[str]
+) -> Image.Image:
     """Put the panels of several evaluations into one picture: image, truth, each prediction.
 
     Args:
         folders: What `evaluate(save_masks=...)` wrote, one folder per method, of the same images.
+        titles: What stands over the columns: image, truth, and each method.
+        names: The pictures to show, one row each; all of one size.
     """
     rows = []
-    for path in sorted(folders[0].glob("*.png"))[:SHOWN]:
-        panels = [np.split(np.asarray(Image.open(folder / path.name)), 3, 1) for folder in folders]
+    for name in names:
+        panels = [np.split(np.asarray(Image.open(folder / name)), 3, 1) for folder in folders]
         image, truth, _ = panels[0]
         rows.append(np.concatenate([image, truth, *(panel[2] for panel in panels)], axis=1))
-    titles = ("image", "truth", *(folder.parent.name for folder in folders))
     band, width = 20, rows[0].shape[1] // len(titles)
     header = Image.new("RGB", (rows[0].shape[1], band), "white")
     for index, title in enumerate(titles):

@@ -203,7 +203,7 @@ def check_images(
     if len(skipped) > max_unreadable * len(files):
         raise DataError(
             f"{len(skipped)} of {len(files)} images cannot be read, more than the "
-            f"{100 * max_unreadable:g} % allowed by max_unreadable: "
+            f"{100 * max_unreadable:g} % allowed by --max-unreadable: "
             f"{listed(f'{item.file} ({item.reason})' for item in skipped)}. "
             "Repair or remove them, or allow a larger share."
         )

@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     match args:
+        case ["help", name, *_] if name in COMMANDS:
+            return _dispatch([name, "--help"])
         case ["-h" | "--help" | "help", *_]:
             print(_overview())
         case ["--version", *_]:

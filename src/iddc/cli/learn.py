@@ -56,11 +56,16 @@ class Train(Limited):
             say(describe(files, skipped, self.experiment), steps)
             say(f"Nothing is written. Without --dry-run the result would be in {self.out}.")
             return 0
-        experiment = resolved(self.experiment)
+        if self.experiment.head == "centroids":
+            raise ConfigError(
+                "The head centroids has nothing to train: it is for `iddc baseline kmeans`. Choose "
+                "--head conv or linear."
+            )
+        experiment = ready(self.experiment, self.runtime)
         with Run.start(
             self.out,
             experiment,
-            source=str(self.images),
+            source=str(self.images.resolve()),
             limit=self.limit,
             overwrite=self.overwrite,
         ) as run:
@@ -99,11 +104,12 @@ class Baseline(Limited):
         """Fit."""
         refuse_inside(self.out, self.images)
         files, skipped = find_readable(self.images, self.limit, self.runtime)
-        experiment = resolved(self.experiment).model_copy(update={"head": "centroids"})
+        fitted = self.experiment.model_copy(update={"head": "centroids"})
+        experiment = ready(fitted, self.runtime)
         with Run.start(
             self.out,
             experiment,
-            source=str(self.images),
+            source=str(self.images.resolve()),
             limit=self.limit,
             overwrite=self.overwrite,
         ) as run:
@@ -134,11 +140,19 @@ def refuse_inside(out: Path, images: Path) -> None:
         raise ConfigError(f"--out {out} lies in the folder of images {images}. Choose another.")
 
 
-def resolved(experiment: Experiment) -> Experiment:
-    """The experiment with a backbone that is found here in place of auto."""
-    from iddc.backbones import resolve
+def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
+    """The experiment with a backbone of this machine in place of auto.
 
-    return experiment.model_copy(update={"backbone": resolve(experiment.backbone)})
+    Device and backbone are tried before the run's folder is touched: --overwrite must not cost an
+    earlier model because of a misspelt name.
+    """
+    from iddc.backbones import load_backbone, resolve
+    from iddc.device import pick_device
+
+    pick_device(runtime.device)
+    experiment = experiment.model_copy(update={"backbone": resolve(experiment.backbone)})
+    load_backbone(experiment.backbone)
+    return experiment
 
 
 def describe(

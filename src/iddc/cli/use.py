@@ -64,7 +64,7 @@ class Predict(Limited):
         segmenter.experiment = segmenter.experiment.model_copy(
             update={"prediction": self._prediction(segmenter)}
         )
-        claim(self.out, self.run, segmenter)
+        claim(self.out, self.run, self.images, segmenter)
         done = self._predict(segmenter, files, skipped)
         left_out = f" ({len(skipped):,} skipped, see {self.out / 'skipped.csv'})" if skipped else ""
         folders = ", ".join(str(self.out / name) for name in self.formats)
@@ -127,16 +127,17 @@ def write_mask(name: MaskFormat, path: Path, result: Segmentation) -> None:
         masks.write_image(path, result.overlay())
 
 
-def claim(out: Path, run: Path, segmenter: Segmenter) -> None:
-    """Note in `out` which model its masks are of.
+def claim(out: Path, run: Path, images: Path, segmenter: Segmenter) -> None:
+    """Note in `out` which model and which images its masks are of.
 
     Raises:
-        ConfigError: It holds those of another model or of other windows, or something else.
+        ConfigError: It holds those of others, or of other windows, or something else.
     """
     with (run / "model.safetensors").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     record: dict[str, Any] = {
         "model": digest,
+        "images": str(images.resolve()),
         "prediction": segmenter.experiment.prediction.model_dump(),
     }
     path = out / CLAIM
@@ -146,11 +147,14 @@ def claim(out: Path, run: Path, segmenter: Segmenter) -> None:
             raise ConfigError(
                 f"{out} holds something else than masks of iddc. Choose a new or empty folder."
             )
-        kept = json.loads(path.read_text("utf-8")) if path.exists() else record
+        try:
+            kept = json.loads(path.read_text("utf-8")) if path.exists() else record
+        except ValueError:
+            kept = None
     if kept != record:
         raise ConfigError(
-            f"{out} holds the masks of another model or of other windows. Choose another folder, "
-            "or delete it."
+            f"{out} holds the masks of another model, of other images or of other windows. Choose "
+            "another folder, or delete it."
         )
     write_atomic(path, json.dumps(record, indent=2) + "\n")
 
