@@ -16,7 +16,7 @@ from PIL import Image
 from iddc.demo import contact_sheet
 
 FRAMES = 4
-WIDTH = 960
+WIDTH = 720
 
 
 def main() -> None:
