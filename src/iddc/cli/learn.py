@@ -62,13 +62,7 @@ class Train(Limited):
                 "--head conv or linear."
             )
         experiment = ready(self.experiment, self.runtime)
-        with Run.start(
-            self.out,
-            experiment,
-            source=str(self.images.resolve()),
-            limit=self.limit,
-            overwrite=self.overwrite,
-        ) as run:
+        with start(self, experiment) as run:
             say(describe(files, skipped, experiment, self.out), steps)
             from iddc.progress import Progress
             from iddc.training import fit
@@ -106,13 +100,7 @@ class Baseline(Limited):
         files, skipped = find_readable(self.images, self.limit, self.runtime)
         fitted = self.experiment.model_copy(update={"head": "centroids"})
         experiment = ready(fitted, self.runtime)
-        with Run.start(
-            self.out,
-            experiment,
-            source=str(self.images.resolve()),
-            limit=self.limit,
-            overwrite=self.overwrite,
-        ) as run:
+        with start(self, experiment) as run:
             say(describe(files, skipped, experiment, self.out), "k-means")
             from iddc.baselines.kmeans import fit_kmeans
             from iddc.progress import Progress
@@ -120,6 +108,17 @@ class Baseline(Limited):
             fit_kmeans(files, experiment, run, self.runtime, skipped=skipped, report=Progress())
         say_next(self.out, self.images)
         return 0
+
+
+def start(command: Train | Baseline, experiment: Experiment) -> Run:
+    """Lock the folder of a run, or go on with an interrupted one."""
+    return Run.start(
+        command.out,
+        experiment,
+        source=str(command.images.resolve()),
+        limit=command.limit,
+        overwrite=command.overwrite,
+    )
 
 
 def find_readable(
