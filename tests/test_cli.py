@@ -501,7 +501,9 @@ def test_masks_have_the_tree_and_the_sizes_of_their_images(trained: Path, tmp_pa
     assert skipped(out) == {}
 
 
-def test_finished_masks_are_not_written_again(photos: Path, trained: Path, tmp_path: Path) -> None:
+def test_finished_masks_are_not_written_again_and_this_is_said(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out")]
     assert main([*argv, "--limit", "2"]) == 0
     masks = tmp_path / "out" / "png"
@@ -509,6 +511,7 @@ def test_finished_masks_are_not_written_again(photos: Path, trained: Path, tmp_p
     (masks / "0.png").write_bytes(b"kept")
     (masks / "1.png").unlink()
     assert main(argv) == 0
+    assert "masks of 4 images, 1 of them there already" in capsys.readouterr().out
     assert (masks / "0.png").read_bytes() == b"kept"
     assert sorted(path.name for path in masks.iterdir()) == [f"{i}.png" for i in range(4)]
 

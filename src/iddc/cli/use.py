@@ -65,10 +65,11 @@ class Predict(Limited):
             update={"prediction": self._prediction(segmenter)}
         )
         claim(self.out, self.run, self.images, segmenter)
-        done = self._predict(segmenter, files, skipped)
+        done, kept = self._predict(segmenter, files, skipped)
         left_out = f" ({len(skipped):,} skipped, see {self.out / 'skipped.csv'})" if skipped else ""
         folders = ", ".join(str(self.out / name) for name in self.formats)
-        say(f"masks of {done:,} images{left_out} in {folders}")
+        there = f", {kept:,} of them there already," if kept else ""
+        say(f"masks of {done:,} images{left_out}{there} in {folders}")
         return 0
 
     def _prediction(self, segmenter: Segmenter) -> PredictionConfig:
@@ -81,12 +82,12 @@ class Predict(Limited):
 
     def _predict(
         self, segmenter: Segmenter, files: Sequence[ImageFile], skipped: list[Skipped]
-    ) -> int:
-        """Write what is not there yet; returns how many images have masks now."""
+    ) -> tuple[int, int]:
+        """Write what is not there yet; returns how many have masks now, and had before."""
         from iddc.images import Skipped, open_image
         from iddc.progress import Progress
 
-        total, progress = len(files) + len(skipped), Progress()
+        total, kept, progress = len(files) + len(skipped), 0, Progress()
         progress.begin(len(files))
         try:
             for index, file in enumerate(files, start=1):
@@ -94,6 +95,7 @@ class Predict(Limited):
                     name: self.out / name / file.name.with_suffix(".png") for name in self.formats
                 }
                 if all(path.exists() for path in paths.values()):
+                    kept += 1
                     continue
                 try:
                     result = segmenter.predict(open_image(file))
@@ -112,7 +114,7 @@ class Predict(Limited):
         finally:
             progress.end()
             Run(self.out).write_skipped((str(item.file.name), item.reason) for item in skipped)
-        return total - len(skipped)
+        return total - len(skipped), kept
 
 
 def write_mask(name: MaskFormat, path: Path, result: Segmentation) -> None:
