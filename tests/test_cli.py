@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,6 +161,15 @@ def test_a_value_out_of_range_is_one_sentence_with_the_name_of_the_option(
     said = error(capsys)
     assert sentence in said
     assert "http" not in said
+
+
+def test_what_is_on_by_default_is_switched_off_by_name(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--prediction.flip", "False", "--objective.positive-affinity", "False")
+    found: Any = planned(capsys, str(photos), *options)
+    assert found["prediction"]["flip"] is False
+    assert found["objective"]["positive_affinity"] is False
 
 
 @pytest.mark.parametrize("value", ["many", "1.5"])

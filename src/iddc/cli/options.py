@@ -12,11 +12,12 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 from pydantic import ValidationError
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from pydantic.fields import FieldInfo
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from tyro.constructors import (
     ConstructorRegistry,
     StructConstructorSpec,
@@ -123,6 +124,12 @@ def _starting_point(args: Sequence[str]) -> Experiment:
     return RECIPES[name].experiment()
 
 
+def _type(field: FieldInfo) -> Any:
+    """The type of a field; one that is on by default takes True or False instead of a no- flag."""
+    on = field.annotation is bool and field.default is True
+    return Annotated[bool, FlagConversionOff] if on else field.annotation
+
+
 def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegistry:
     """Build the models of config.py; an Experiment is `start` where no option says otherwise."""
     registry = ConstructorRegistry()
@@ -137,9 +144,7 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
         given = start if model is Experiment else info.default
         defaults = given if isinstance(given, model) else model()
         fields = [
-            StructFieldSpec(
-                name, cast("type", field.annotation), getattr(defaults, name), field.description
-            )
+            StructFieldSpec(name, _type(field), getattr(defaults, name), field.description)
             for name, field in model.model_fields.items()
             if model not in (Experiment, Runtime) or name in choices
         ]
