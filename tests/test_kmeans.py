@@ -32,10 +32,9 @@ from iddc.config import (
 )
 from iddc.errors import DataError, NumericError
 from iddc.images import ImageFile, Skipped, find_images
-from iddc.network import Centroids, Network
+from iddc.network import Centroids, Network, build_network
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
-from iddc.training.learner import build_network
 
 QUIET = Runtime(device="cpu", workers=2)
 COLOURS = np.array([[200, 30, 30], [30, 180, 60], [40, 60, 210]], np.uint8)

@@ -31,6 +31,7 @@ from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, Vi
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted, NumericError, SetupError
 from iddc.images import ImageFile, Skipped, find_images
 from iddc.losses import Objective, Pixels, Terms
+from iddc.network import build_network
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan, poly
@@ -39,7 +40,7 @@ from iddc.training.batches import loaded_batches
 from iddc.training.checkpoint import digest, load_state
 from iddc.training.distributed import Processes, joined
 from iddc.training.gradients import backpropagate, images_at_once
-from iddc.training.learner import Learner, build_network
+from iddc.training.learner import Learner
 from iddc.views import ViewDataset
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.

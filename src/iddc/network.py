@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iddc.backbones import Architecture, Backbone, build_backbone
-from iddc.config import Frozen, HeadName
+from iddc.backbones import Architecture, Backbone, build_backbone, load_backbone
+from iddc.config import Experiment, Frozen, HeadName
 from iddc.errors import DataError
 from iddc.runs import explain
 
@@ -142,3 +142,14 @@ class Network(nn.Module):
         except ValidationError as error:
             raise DataError(f"No description of a network: {explain(error)}") from error
         return cls(build_backbone(known.backbone), known.head, known.num_clusters)
+
+
+def build_network(experiment: Experiment) -> Network:
+    """The network before anything is learned or fitted. Its random weights follow from the seed.
+
+    Training and k-means start here, so that they see the same untrained backbone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(experiment.seed)
+        backbone = load_backbone(experiment.backbone)
+        return Network(backbone, experiment.head, experiment.num_clusters)

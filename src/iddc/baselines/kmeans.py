@@ -16,13 +16,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from iddc.backbones import load_backbone
 from iddc.baselines.sampling import sample_embeddings
 from iddc.config import Experiment, Frozen, Runtime
 from iddc.device import pick_device
 from iddc.errors import DataError, NumericError
 from iddc.images import ImageFile, Skipped
-from iddc.network import Centroids, Network
+from iddc.network import Centroids, build_network
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
@@ -89,13 +88,9 @@ def fit_kmeans(
         NumericError: An embedding is not finite.
     """
     experiment = experiment.model_copy(update={"head": "centroids"})
-    with torch.random.fork_rng(devices=[]):  # as training does: the same untrained backbone
-        torch.default_generator.manual_seed(experiment.seed)
-        backbone = load_backbone(experiment.backbone)
-        network = Network(backbone, "centroids", experiment.num_clusters).eval()
-    network.to(pick_device(runtime.device))
+    network = build_network(experiment).eval().to(pick_device(runtime.device))
     vectors, unreadable = sample_embeddings(
-        files, backbone, experiment, runtime, max_vectors=config.max_vectors, report=report
+        files, network.backbone, experiment, runtime, max_vectors=config.max_vectors, report=report
     )
     left_out = [*skipped, *unreadable]
     run.write_skipped((str(item.file.name), item.reason) for item in left_out)

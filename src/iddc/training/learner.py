@@ -9,11 +9,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from iddc.backbones import load_backbone
 from iddc.config import Experiment
 from iddc.errors import ConfigError, NumericError
 from iddc.losses import Objective
-from iddc.network import Network
+from iddc.network import build_network
 from iddc.runs import FORMAT_VERSION
 from iddc.schedules import Plan, backbone_trains, poly
 from iddc.training.checkpoint import State
@@ -141,14 +140,6 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.last_won = state["last_won"].to(self.last_won)
         self.done = state["step"]
-
-
-def build_network(experiment: Experiment) -> Network:
-    """The network before the first step. Its random weights follow from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(experiment.seed)
-        backbone = load_backbone(experiment.backbone)
-        return Network(backbone, experiment.head, experiment.num_clusters)
 
 
 def _check_finite(numbers: dict[str, float], step: int) -> None:
