@@ -32,6 +32,7 @@ from iddc.backbones import (
     build_backbone,
     is_here,
     load_backbone,
+    reduced_backbone,
     resolve,
     save_backbone,
     untrained_backbone,
@@ -327,6 +328,34 @@ def test_stages_are_normalised_scaled_resized_and_concatenated(name: str) -> Non
         torch.testing.assert_close(backbone(images), torch.cat(parts, 1), rtol=1e-4, atol=1e-4)
 
 
+def test_components_are_those_of_a_singular_value_decomposition() -> None:
+    whole = tiny("resnet")
+    batches = [some_images(64, 96, seed=seed) for seed in (1, 2)]
+    backbone = reduced_backbone(whole, 6, batches)
+    assert (backbone.embed_dim, backbone.architecture.components) == (6, 6)
+    with torch.no_grad():
+        rows, found = (
+            torch.cat([net(images).movedim(1, -1).flatten(0, 2) for images in batches]).double()
+            for net in (whole, backbone)
+        )
+    _, singular, axes = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    expected = (rows - rows.mean(0)) @ axes[:6].T
+    scale = (len(rows) * 6 / singular[:6].square().sum()).sqrt()
+    signs = (found * expected).sum(0).sign()
+    torch.testing.assert_close(found * signs, expected * scale, rtol=1e-3, atol=1e-4)
+    assert found.square().mean() == pytest.approx(1, abs=1e-4)
+
+
+def test_more_components_than_channels_are_all_and_keep_every_cosine_of_deviations() -> None:
+    whole, images = tiny("resnet"), some_images(64, 96)
+    backbone = reduced_backbone(whole, 9999, [images])
+    assert backbone.embed_dim == whole.embed_dim
+    with torch.no_grad():
+        rows, found = (net(images).movedim(1, -1).flatten(0, 2) for net in (whole, backbone))
+    rows, found = (nn.functional.normalize(x, dim=1) for x in (rows - rows.mean(0), found))
+    torch.testing.assert_close(found @ found.T, rows @ rows.T, rtol=0, atol=1e-4)
+
+
 def test_the_finest_chosen_stage_is_the_patch_size() -> None:
     backbone = untrained_backbone("test_resnet", stages=(3, 1))
     assert backbone.architecture.stages == (1, 3)
@@ -385,6 +414,14 @@ def test_a_saved_folder_loads_as_the_same_backbone(kind: str, tmp_path: Path) ->
     images = some_images(48, 70)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), backbone(images), rtol=0, atol=0)
+
+
+def test_the_components_are_saved_with_the_backbone(tmp_path: Path) -> None:
+    images = some_images(64, 64)
+    backbone = reduced_backbone(tiny("resnet"), 5, [images])
+    save_backbone(backbone, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_backbone(str(tmp_path))(images), backbone(images))
 
 
 def test_the_bundled_backbone_is_a_saved_folder(

@@ -39,9 +39,10 @@ from iddc.training import fit
 from iddc.training.batches import loaded_batches
 from iddc.training.checkpoint import digest, load_state
 from iddc.training.distributed import Processes, joined
+from iddc.training.features import RepeatedViews
 from iddc.training.gradients import backpropagate, images_at_once
 from iddc.training.learner import Learner
-from iddc.views import ViewDataset
+from iddc.views import ViewDataset, collate_views
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -346,14 +347,155 @@ def test_a_run_leaves_a_model_and_one_line_per_step(
 def test_the_number_of_workers_does_not_change_the_batches(photos: list[ImageFile]) -> None:
     experiment = tiny()
     plan = Plan.of(experiment, len(photos))
+    views = repeated(experiment)
     alone, shared = [], []
     for workers, batches in ((0, alone), (2, shared)):
-        with loaded_batches(photos, experiment, plan, 1, ONE, workers) as loaded:
+        with loaded_batches(photos, experiment, plan, 1, ONE, workers, views) as loaded:
             batches.extend(loaded)
     assert len(alone) == STEPS - 1
-    for one, other in zip(alone, shared, strict=True):
+    for (keys, one), (other_keys, other) in zip(alone, shared, strict=True):
+        assert keys == other_keys
         assert one.indices == other.indices
         assert torch.equal(one.crops, other.crops)
+
+
+# Views that come again ----------------------------------------------------------------------------
+
+
+def repeating(**changes: Any) -> Experiment:
+    """As `tiny`, 6 epochs of 2 steps, but an image has the crops of epochs 0 and 1 alone."""
+    views = ViewsConfig(crop_size=64, short_side=0, repeat=2)
+    return tiny(**changes).model_copy(update={"views": views, "epochs": 6})
+
+
+def repeated(experiment: Experiment) -> RepeatedViews:
+    return RepeatedViews(build_network(experiment), experiment, ONE.device, 64)
+
+
+def test_views_come_again_after_so_many_epochs(photos: list[ImageFile]) -> None:
+    views = repeated(repeating())
+    assert views.keys(5, [3, 1]) == [(1, 3), (1, 1)]
+    assert repeated(tiny()).keys(5, [3, 1]) == [(5, 3), (5, 1)]
+
+
+def test_a_view_that_comes_again_is_made_once(photos: list[ImageFile]) -> None:
+    experiment = repeating()
+    plan = Plan.of(experiment, len(photos))
+    views = repeated(experiment)
+    made = []
+    with loaded_batches(photos, experiment, plan, 0, ONE, 0, views) as loaded:
+        for keys, batch in loaded:
+            made.append(len(batch.indices))
+            assert len(views.inputs(keys, batch)) == len(keys)
+    assert made == [3, 2, 3, 2] + 8 * [0]
+
+
+def test_kept_embeddings_are_those_of_the_crops_in_half_precision(photos: list[ImageFile]) -> None:
+    experiment = repeating()
+    views = repeated(experiment)
+    dataset = ViewDataset(photos, experiment.views, experiment.seed)
+    keys = [(1, 4), (1, 2)]
+    batch = collate_views([dataset[key] for key in views.missing(keys)])
+    network = build_network(experiment)
+    with torch.no_grad():
+        expected = torch.stack([network.embed(crops) for crops in batch.crops])
+    for found in (views.inputs(keys, batch), views.inputs(keys[::-1], collate_views([])).flip(0)):
+        assert torch.equal(found, expected.half().float())
+
+
+@pytest.mark.parametrize("room", [0, 3, 7])
+def test_memory_for_kept_embeddings_changes_no_bit_of_the_result(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    experiment = repeating()
+    plenty = start(tmp_path, experiment, "plenty")
+    fit(photos, experiment, plenty, QUIET)
+    bytes_each = 2 * 2 * 64 * 16  # two crops of 4 x 4 patches of width 64, in half precision
+    monkeypatch.setattr("iddc.training.features.MEMORY", room * bytes_each)
+    little = start(tmp_path, experiment, "little")
+    fit(photos, experiment, little, QUIET)
+    assert weights(little) == weights(plenty)
+
+
+def test_a_run_with_kept_embeddings_goes_on_to_the_same_bytes(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = repeating()
+    whole = start(tmp_path, experiment, "whole")
+    fit(photos, experiment, whole, QUIET)
+    cut = start(tmp_path, experiment, "cut")
+    learn, calls = Learner.learn, []
+
+    def interrupted(self: Learner, *arguments: Any) -> dict[str, float]:
+        calls.append(self.done)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(Learner, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(photos, experiment, cut, QUIET.model_copy(update={"checkpoint_every": 5}))
+    monkeypatch.undo()
+    cut._held.close()
+    fit(photos, experiment, start(tmp_path, experiment, "cut"), QUIET)
+    assert weights(cut) == weights(whole)
+
+
+def test_an_unreadable_image_is_left_out_each_time_it_comes_again(
+    photos: list[ImageFile], tmp_path: Path
+) -> None:
+    damage(photos[2])
+    run = start(tmp_path, repeating())
+    fit(photos, repeating(), run, QUIET.model_copy(update={"max_unreadable": 0.5}))
+    assert sum(line["images"] for line in log(run)) == 6 * 4
+    assert len(skipped_rows(run)) == 1
+
+
+def test_an_end_to_end_run_embeds_anew(photos: list[ImageFile]) -> None:
+    views = repeated(repeating(training={"end_to_end": True}))
+    keys = views.keys(0, [0, 1])
+    assert views.missing(keys) == views.missing(keys) == keys
+
+
+# A part of the patches ----------------------------------------------------------------------------
+
+
+def test_the_loss_of_some_patches_is_that_of_these_alone(crops: Tensor) -> None:
+    places = torch.tensor([[0, 5, 9], [3, 4, 15]])
+    network = build_network(tiny())
+    features = network.embed(crops.flatten(0, 1)).unflatten(0, (5, 2)).detach()
+    logits = network.logits_from(features.flatten(0, 1)).unflatten(0, (5, 2))
+    pixels = []
+    for i in (0, 1):
+        vectors = features[:, i].flatten(2).transpose(1, 2)[:, places[i]]
+        probs = logits[:, i].flatten(2).transpose(1, 2)[:, places[i]].softmax(-1)
+        pixels.append(Pixels(vectors / vectors.norm(dim=-1, keepdim=True), probs))
+    expected = Objective(tiny().objective)(*pixels, [1, 2]).total
+    expected.backward()
+    gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+    for inputs in (crops, features):
+        other = build_network(tiny())
+        found = backpropagate(
+            other,
+            inputs,
+            [1, 2],
+            Objective(tiny().objective),
+            processes=ONE,
+            counts=[5],
+            micro_batch_size=2,
+            places=places,
+        )
+        assert relative(found.terms.total, expected.detach()) < 1e-5
+        own = [p.grad.flatten() for p in other.parameters() if p.grad is not None]
+        assert relative(torch.cat(own), torch.cat(gradients)) < 1e-5
+
+
+def test_some_patches_are_compared_if_asked_for(crops: Tensor) -> None:
+    found = []
+    for patches in (0, 5, 16, 99):
+        learner = Learner(tiny(training={"patches": patches}), Plan(3, 2), ONE, 0)
+        found.append(learner.learn(crops, [5])["loss"])
+    assert found[0] == found[2] == found[3] != found[1]
 
 
 def test_two_processes_train_as_one(photos: list[ImageFile], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from iddc.views import (
     collate_views,
     cut,
     draw_crops,
+    draw_places,
     draw_rolls,
     epoch_batches,
     working_size,
@@ -312,6 +313,22 @@ def test_every_roll_is_drawn_and_rolls_change_with_step_and_seed() -> None:
     drawn = [tuple(draw_rolls(6, 3, seed, step)) for seed in range(4) for step in range(50)]
     assert {roll for rolls in drawn for roll in rolls} == {1, 2, 3, 4, 5}
     assert len(set(drawn)) > 40  # of 60 ordered triples
+
+
+@given(st.integers(1, 30), st.integers(0, 40), st.integers(0, 9))
+def test_places_are_distinct_and_all_of_them_where_there_are_not_more(
+    patches: int, count: int, step: int
+) -> None:
+    for places in draw_places(patches, count, seed=0, step=step).tolist():
+        assert places == sorted(set(places))
+        assert len(places) == min(count or patches, patches)
+        assert {*places} <= {*range(patches)}
+
+
+def test_every_place_is_drawn_and_the_two_crops_have_their_own() -> None:
+    drawn = [draw_places(9, 3, seed=0, step=step).tolist() for step in range(40)]
+    assert {place for first, _ in drawn for place in first} == {*range(9)}
+    assert sum(first == second for first, second in drawn) < 5  # of 84 subsets
 
 
 def test_draws_of_views_order_and_rolls_do_not_share_random_numbers() -> None:

@@ -130,6 +130,9 @@ class ViewsConfig(Frozen):
     """The chance of a horizontal flip, one draw for both crops."""
     max_offset: float = Field(0.5, ge=0, lt=1)
     """The second crop starts within this share of crop_size of the first, on each axis."""
+    repeat: int = Field(0, ge=0)
+    """An image's crops come again after this many epochs, and a frozen backbone embeds each only
+    once; 0: every epoch has new ones."""
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> ViewsConfig:
@@ -149,6 +152,8 @@ class TrainingConfig(Frozen):
     """The head's initial learning rate (Adam)."""
     backbone_learning_rate: float = Field(5e-7, gt=0)
     """The backbone's initial learning rate, used only end to end."""
+    patches: int = Field(0, ge=0)
+    """How many patches of a crop, drawn anew in each step, the loss compares; 0: all of them."""
     power: float = Field(0.9, ge=0)
     """The exponent of the poly schedule (1 - t)^power."""
     schedule_step: ScheduleStep = "iteration"
@@ -245,7 +250,7 @@ class ContrastConfig(Frozen):
     """Contrast of images and of matched points (`contrast`). Defaults: see docs/log.md.
 
     A step sees either small crops of any images, with NT-Xent (SimCLR) and its dense form, or
-    larger crops of larger images, with swapped predictions (SwAV) of points.
+    larger crops of larger images, with the dense form alone.
     """
 
     learning_rate: float = Field(1.5e-3, gt=0)
@@ -268,7 +273,7 @@ class ContrastConfig(Frozen):
     """Small crops share this number of points, squared."""
     small_shares: tuple[float, ...] = ()
     """The share of each IMAGES argument in a small batch; none: as many images as it has."""
-    large_every: int = Field(3, ge=0)
+    large_every: int = Field(2, ge=0)
     """Every n-th step sees large crops; 0: none does."""
     large_size: int = Field(128, ge=32)
     """The side of a large crop. A large batch has as many pixels as a small one."""
@@ -280,12 +285,6 @@ class ContrastConfig(Frozen):
     """See small_shares."""
     min_overlap: float = Field(0.4, ge=0, lt=1)
     """The part of the smaller of two crops that the other one covers."""
-    prototypes: int = Field(64, ge=2)
-    """The clusters of SwAV, in each stage."""
-    code_temperature: float = Field(0.05, gt=0)
-    """The sharpness of SwAV's balanced codes, epsilon of its Sinkhorn iterations."""
-    prediction_temperature: float = Field(0.1, gt=0)
-    """The sharpness of SwAV's predictions."""
     jitter: float = Field(0.5, ge=0, le=1)
     """The strength of random changes of brightness, contrast, saturation and hue."""
     gray: float = Field(0.05, ge=0, le=1)
@@ -408,6 +407,8 @@ class PretrainConfig(Frozen):
     """Images in a batch, over all processes; fewer if there are fewer images."""
     short_side: int = Field(360, ge=32)
     """Larger images are reduced to this shorter side when they are decoded, in pixels."""
+    components: int = Field(128, ge=0)
+    """The principal components of the stages that the result keeps (contrast); 0: all channels."""
     min_side: int = Field(28, ge=8)
     """Images with a shorter side are left out; contrast: the least side of a small crop."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,7 +22,7 @@ from iddc.config import ViewsConfig
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, open_image
 
-_CROPS, _ORDER, _ROLLS = range(3)
+_CROPS, _ORDER, _ROLLS, _PLACES = range(4)
 """The independent streams of random numbers, so that no two draws share a key."""
 
 
@@ -171,6 +171,19 @@ def draw_rolls(batch: int, count: int, seed: int, step: int) -> list[int]:
     """
     rolls = _generator(_ROLLS, seed, step).permutation(batch - 1)[:count] + 1
     return [int(roll) for roll in rolls]
+
+
+def draw_places(num_patches: int, count: int, seed: int, step: int) -> Int64[Tensor, "2 m"]:
+    """Draw the patches of the first and of the second crop that a step compares.
+
+    Returns:
+        `count` distinct places of the flattened grid, in order; all of them if `count` is 0 or
+        there are not so many.
+    """
+    rng = _generator(_PLACES, seed, step)
+    size = min(count or num_patches, num_patches)
+    drawn = [np.sort(rng.permutation(num_patches)[:size]) for _ in range(2)]
+    return torch.from_numpy(np.stack(drawn))
 
 
 def _generator(stream: int, seed: int, first: int, second: int = 0) -> np.random.Generator:

@@ -20,6 +20,7 @@ from iddc.backbones.architecture import (
     Backbone,
     Colour,
     build_backbone,
+    reduced_backbone,
     untrained_backbone,
 )
 from iddc.backbones.known import (
@@ -43,6 +44,7 @@ __all__ = [
     "build_backbone",
     "is_here",
     "load_backbone",
+    "reduced_backbone",
     "resolve",
     "save_backbone",
     "untrained_backbone",
@@ -122,7 +124,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {key: value.contiguous() for key, value in backbone.net.state_dict().items()}
+    tensors = {key: value.contiguous() for key, value in backbone.state_dict().items()}
     record = {"format_version": FORMAT_VERSION, **backbone.architecture.model_dump(mode="json")}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ def _load_folder(folder: Path) -> Backbone:
     except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
         raise DataError(f"{path} is not a description written by `iddc pretrain`.") from error
     backbone = build_backbone(architecture)
-    load_weights(backbone.net, read_weights(folder / _TENSORS), str(folder / _TENSORS))
+    load_weights(backbone, read_weights(folder / _TENSORS), str(folder / _TENSORS))
     return backbone.eval()
 
 

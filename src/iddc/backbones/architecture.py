@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class Architecture(Frozen):
     """The side of the image whose positions are learned, in pixels; 0: none are learned."""
     stages: tuple[int, ...] = ()
     """The stages of a hierarchical network that are concatenated; none: plain, the last block."""
+    components: int = Field(0, ge=0)
+    """The principal components that the stages together are reduced to; 0: all channels."""
     patch_size: int = Field(gt=0)
     """The pixels of a step of the feature grid: the finest stride of the stages, or the patch."""
     embed_dim: int = Field(gt=0)
@@ -58,7 +60,8 @@ class Backbone(nn.Module):
     A plain network (ViT, XCiT) gives its patch tokens: no class token, no registers. A hierarchical
     one gives each chosen stage L2-normalised over its channels and multiplied by the square root
     of their number, so that no stage outweighs another per channel, brought bilinearly to the
-    finest chosen stride and concatenated.
+    finest chosen stride and concatenated; `reduce` then keeps the principal components, if the
+    architecture says how many.
 
     Batch norms use their stored statistics in training too: what an image gives does not depend
     on the images beside it, nor on how a batch is cut. Pretraining calls `backbone.net.train()`.
@@ -74,6 +77,10 @@ class Backbone(nn.Module):
         strides = [architecture.patch_size]
         strides += [_info(net)[stage]["reduction"] for stage in architecture.stages]
         self._smallest = max(strides)
+        self.reduce: nn.Module = nn.Identity()
+        if architecture.components:
+            channels = sum(_info(net)[stage]["num_chs"] for stage in architecture.stages)
+            self.reduce = nn.Conv2d(channels, architecture.components, 1)
         for name, values in (("mean", architecture.mean), ("std", architecture.std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.train()
@@ -119,6 +126,10 @@ class Backbone(nn.Module):
         pixels = (pixels - self.mean) / self.std
         return self._stages(pixels, grid) if self.architecture.stages else self._last(pixels, grid)
 
+    def num_patches(self, side: int) -> int:
+        """The embeddings of a square image of that side, in pixels."""
+        return (self._rounded(side) // self.patch_size) ** 2
+
     def _rounded(self, side: int) -> int:
         patch = self.patch_size
         return max((side + patch // 2) // patch * patch, self._smallest)
@@ -140,9 +151,8 @@ class Backbone(nn.Module):
             functional.normalize(_at_least_single(features), dim=1) * features.shape[1] ** 0.5
             for features in maps
         ]
-        return torch.cat(
-            [functional.interpolate(features, grid, mode="bilinear") for features in scaled], dim=1
-        )
+        aligned = [functional.interpolate(maps, grid, mode="bilinear") for maps in scaled]
+        return _at_least_single(self.reduce(torch.cat(aligned, dim=1)))
 
 
 def untrained_backbone(
@@ -198,6 +208,40 @@ def build_backbone(architecture: Architecture) -> Backbone:
             f"timm {timm.__version__} cannot build {architecture.timm_name}, which this model "
             f"needs. Install the timm it was made with. ({type(error).__name__}: {error})"
         ) from error
+
+
+def reduced_backbone(
+    backbone: Backbone, components: int, images: Iterable[Float[Tensor, "b 3 H W"]]
+) -> Backbone:
+    """Reduce the embeddings of a network with stages to their principal components.
+
+    They are what most of the variance of the embeddings of some images is in. The components are
+    centred, and of one scale for all, which makes their squares 1 on average.
+
+    Args:
+        backbone: The backbone. The result shares its network.
+        components: How many to keep; where there are not so many channels, all.
+        images: Batches of images.
+    """
+    width = backbone.embed_dim
+    count, total, products = 0, torch.zeros(width).double(), torch.zeros(width, width).double()
+    with torch.no_grad():
+        for batch in images:
+            rows = backbone(batch).movedim(1, -1).flatten(0, 2).double().cpu()
+            count += len(rows)
+            total += rows.sum(0)
+            products += rows.T @ rows
+    mean = total / count
+    variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))
+    kept = min(components, width)
+    axes = directions[:, -kept:].flip(1).T * (kept / variances[-kept:].sum()).sqrt()
+    update = {"components": kept, "embed_dim": kept}
+    reduced = Backbone(backbone.architecture.model_copy(update=update), backbone.net)
+    reduce: Any = reduced.reduce
+    with torch.no_grad():
+        reduce.weight.copy_(axes[:, :, None, None])
+        reduce.bias.copy_(-axes @ mean)
+    return reduced.to(backbone.mean.device).train(backbone.training)
 
 
 def _created(

@@ -1,8 +1,8 @@
 """Contrast of images and of matched points, for networks with stages.
 
 NT-Xent on the last stage's mean teaches what an image shows; at points that both crops show, every
-stage learns to tell places apart, in larger crops by SwAV's clusters. The result is the moving
-average of the weights, with batch norms measured anew.
+stage learns to tell places apart. The result is the moving average of the weights, with batch norms
+measured anew.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import normalize
 
-from iddc.backbones import Backbone
+from iddc.backbones import Backbone, reduced_backbone
 from iddc.config import PretrainConfig
 from iddc.device import autocast
 from iddc.errors import ConfigError
-from iddc.pretraining.losses import GlobalBatch, nt_xent, point_nce, swapped_prediction
+from iddc.pretraining.losses import GlobalBatch, nt_xent, point_nce
 from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import Pairs, PairViews
 from iddc.training.distributed import Processes
 
+COMPONENT_BATCHES = 32
+"""From which the principal components are taken; half of them are large."""
 GLOBAL_WIDTHS, DENSE_WIDTHS = (512, 128), (384, 96)
 """The hidden and output widths of the projections of a crop, and of a point."""
 
@@ -51,9 +53,6 @@ class Contrast(nn.Module):
         widths = [info.feature_info[stage]["num_chs"] for stage in backbone.architecture.stages]
         self.whole = _projection(widths[-1], *GLOBAL_WIDTHS)
         self.dense = nn.ModuleList(_projection(width, *DENSE_WIDTHS) for width in widths)
-        self.prototypes = nn.ParameterList(
-            fresh_prototypes(config.contrast.prototypes, DENSE_WIDTHS[1]) for _ in widths
-        )
         self.online.net.train()  # a Backbone keeps its batch norms in evaluation
 
     def plan(self, steps: int, _steps_per_epoch: int) -> None:
@@ -80,18 +79,9 @@ class Contrast(nn.Module):
                 directions, points, padding_mode="border", align_corners=False
             )
             rows = self.dense[stage](seen.flatten(2).transpose(1, 2).flatten(0, 1))
-            if batch.large:
-                prototypes: Tensor = self.prototypes[stage]
-                rows = normalize(rows.float(), dim=1) @ normalize(prototypes, dim=1).T
-                loss = partial(
-                    swapped_prediction,
-                    code_temperature=config.code_temperature,
-                    temperature=config.prediction_temperature,
-                )
-            else:
-                loss = partial(point_nce, temperature=config.temperature)
+            loss = partial(point_nce, temperature=config.temperature)
             term = everyone.loss(loss, rows.view(len(batch.ids), 2, points.shape[1], -1))
-            terms[f"{'codes' if batch.large else 'points'}{stage}"] = term / len(maps)
+            terms[f"points{stage}"] = term / len(maps)
         return terms
 
     def _stages(self, backbone: Backbone, batch: Pairs) -> list[Float[Tensor, "_ d h w"]]:
@@ -122,7 +112,7 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def result(self, photos: Photos) -> Backbone:
-        """The average, with statistics of its batch norms from fresh crops."""
+        """The average, with statistics of its batch norms, and components, from fresh crops."""
         device, contrast = self.average.mean.device, self.config.contrast
         changes = {
             "jitter": contrast.recalibration_jitter,
@@ -144,7 +134,14 @@ class Contrast(nn.Module):
                 self._stages(self.average, views[self._steps + step])
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
-        return self.average.eval()
+        self.average.eval()
+        if not self.config.components:
+            return self.average
+        # The larger crops among them, which are as large as the windows of prediction.
+        crops = [views[step] for step in range(self._steps, self._steps + COMPONENT_BATCHES)]
+        large = [batch for batch in crops if batch.large]
+        images = (batch.crops.recoloured(device) for batch in large or crops)
+        return reduced_backbone(self.average, self.config.components, images)
 
 
 def _projection(width: int, hidden: int, out: int) -> nn.Module:
@@ -154,11 +151,6 @@ def _projection(width: int, hidden: int, out: int) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.Linear(hidden, out),
     )
-
-
-def fresh_prototypes(count: int, width: int) -> nn.Parameter:
-    """Random directions, as a linear layer starts: their length says how fast they turn."""
-    return nn.Parameter(torch.empty(count, width).uniform_(-(width**-0.5), width**-0.5))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from iddc.backbones import Backbone
 from iddc.config import DinoConfig, PretrainConfig
 from iddc.errors import ConfigError
-from iddc.pretraining.contrast import fresh_prototypes, move
+from iddc.pretraining.contrast import move
 from iddc.pretraining.losses import GlobalBatch, cross_view_entropy, masked_entropy, spread
 from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import MultiCrops, MultiCropViews
@@ -39,7 +39,10 @@ class Head(nn.Module):
             nn.GELU(),
             nn.Linear(config.hidden, config.bottleneck),
         )
-        self.prototypes = fresh_prototypes(config.prototypes, config.bottleneck)
+        # As a linear layer starts: the length of a prototype says how fast it turns.
+        reach = config.bottleneck**-0.5
+        fresh = torch.empty(config.prototypes, config.bottleneck).uniform_(-reach, reach)
+        self.prototypes = nn.Parameter(fresh)
 
     def forward(self, tokens: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         """Give the cosines."""

@@ -143,7 +143,7 @@ def pretrain(
                 )
         if first:
             backbone = learner.method.result(photos)
-            backbone.net.half()
+            backbone.half()
             save_backbone(backbone, folder.path)
         processes.exchange([0])  # the others wait for the file
         trained = load_backbone(str(folder.path))

@@ -87,23 +87,6 @@ def point_nce(embeddings: Float[Tensor, "n 2 p d"], temperature: float) -> Float
     return torch.stack([*ways]).mean()
 
 
-def swapped_prediction(
-    scores: Float[Tensor, "n 2 p k"], code_temperature: float, temperature: float
-) -> Float[Tensor, ""]:
-    """Predict the balanced code of a point from how the other crop shows it (SwAV, Eq. 2).
-
-    Args:
-        scores: The cosine of each point and each prototype.
-        code_temperature: The sharpness of the codes.
-        temperature: The sharpness of the predictions.
-    """
-    first, second = scores.transpose(0, 1).flatten(1, 2)
-    codes = [balanced(side.detach() / code_temperature) for side in (first, second)]
-    predicted = [functional.log_softmax(side / temperature, dim=1) for side in (second, first)]
-    ways = (-(q * p).sum(1).mean() for q, p in zip(codes, predicted, strict=True))
-    return torch.stack([*ways]).mean()
-
-
 @torch.no_grad()
 def balanced(logits: Float[Tensor, "m k"], iterations: int = 3) -> Float[Tensor, "m k"]:
     """Probabilities that use all k clusters about equally (Sinkhorn-Knopp; SwAV, Eq. 3)."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +20,7 @@ from iddc.errors import SetupError
 from iddc.images import ImageFile
 from iddc.schedules import Plan
 from iddc.training.distributed import Processes
+from iddc.training.features import Key, RepeatedViews
 from iddc.views import ViewBatch, ViewDataset, collate_views, epoch_batches
 
 
@@ -30,20 +32,24 @@ def loaded_batches(
     first_step: int,
     processes: Processes,
     workers: int,
-) -> Iterator[Iterator[ViewBatch]]:
+    views: RepeatedViews,
+) -> Iterator[Iterator[tuple[list[Key], ViewBatch]]]:
     """Give this process's part of the batch of each step that is left, one after another.
 
-    A batch depends on the seed, its epoch and its place in it, not on who loads it.
+    A batch depends on the seed, its epoch and its place in it, not on who loads it. It is its
+    keys, and what `views` does not have.
     """
+    asked: deque[list[Key]] = deque()
 
-    def steps() -> Iterator[list[tuple[int, int]]]:
+    def steps() -> Iterator[list[Key]]:
         for epoch in range(plan.place(first_step)[0], plan.epochs):
             batches = epoch_batches(
                 len(files), experiment.training.batch_size, experiment.seed, epoch
             )
             start = max(0, first_step - epoch * plan.steps_per_epoch)
             for batch in batches[start:]:
-                yield [(epoch, index) for index in processes.share(batch)]
+                asked.append(views.keys(epoch, processes.share(batch)))
+                yield views.missing(asked[-1])
 
     reader, writer = multiprocessing.Pipe(duplex=False)
     loader = DataLoader(
@@ -55,7 +61,7 @@ def loaded_batches(
         generator=torch.Generator(),  # not the caller's
     )
     with reader, writer:
-        yield iter(loader)
+        yield ((asked.popleft(), batch) for batch in loader)
 
 
 def _processes(workers: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -40,7 +40,7 @@ class StepResult:
 
 def backpropagate(
     network: Network,
-    crops: UInt8[Tensor, "b 2 3 S S"],
+    inputs: UInt8[Tensor, "b 2 3 S S"] | Float[Tensor, "b 2 d h w"],
     rolls: Sequence[int],
     objective: Objective,
     *,
@@ -49,6 +49,7 @@ def backpropagate(
     micro_batch_size: int,
     precision: Precision = "fp32",
     train_backbone: bool = False,
+    places: Int64[Tensor, "2 m"] | None = None,
 ) -> StepResult:
     """Add the gradients of the objective on the global batch to the parameters.
 
@@ -57,7 +58,7 @@ def backpropagate(
 
     Args:
         network: The network; the caller has cleared its gradients.
-        crops: The two crops of this process's images.
+        inputs: The two crops of this process's images, or their raw embeddings.
         rolls: Which images are negatives of which, in the global batch.
         objective: Eq. (8).
         processes: This process among all.
@@ -65,17 +66,17 @@ def backpropagate(
         micro_batch_size: Images in one forward pass.
         precision: The backbone's arithmetic.
         train_backbone: Whether gradients reach the backbone.
+        places: The patches of the first and of the second crop that the loss compares; None: all.
     """
     device = processes.device
-    empty = not len(crops)  # no image fell to this process: a blank one tells the shapes
-    chunks = torch.split(crops.new_zeros(1, *crops.shape[1:]) if empty else crops, micro_batch_size)
+    empty = not len(inputs)  # no image fell to this process: a blank one tells the shapes
+    blank = inputs.new_zeros(1, *inputs.shape[1:])
+    chunks = torch.split(blank if empty else inputs, micro_batch_size)
     keep_graph = len(chunks) == 1
 
     def embed(chunk: Tensor) -> Tensor:
-        images = chunk.to(device).flatten(0, 1)
-        parts = torch.split(images, CPU_CROPS) if device.type == "cpu" else (images,)
-        with autocast(device, precision):
-            return torch.cat([network.embed(part).float() for part in parts])
+        rows = chunk.to(device).flatten(0, 1)
+        return rows if rows.is_floating_point() else embed_crops(network, rows, precision)
 
     with torch.set_grad_enabled(keep_graph and train_backbone):
         features = [embed(chunk) for chunk in chunks]
@@ -85,10 +86,10 @@ def backpropagate(
     def gathered(parts: Sequence[Tensor]) -> Tensor:
         rows = torch.cat([part.detach() for part in parts])
         pairs = rows.reshape(-1, 2, *rows.shape[1:])
-        return processes.gather(pairs[: len(crops)], counts)
+        return processes.gather(pairs[: len(inputs)], counts)
 
     all_logits = gathered(logits).requires_grad_()
-    pixels = _pixels(gathered(features), all_logits)
+    pixels = _pixels(gathered(features), all_logits, places)
     terms = objective(*pixels, rolls)
     (gradient,) = torch.autograd.grad(terms.total, all_logits)
 
@@ -114,12 +115,28 @@ def backpropagate(
     return StepResult(values, won.index_fill(0, winners, 1))
 
 
+def embed_crops(
+    network: Network, crops: UInt8[Tensor, "n 3 S S"], precision: Precision
+) -> Float[Tensor, "n d h w"]:
+    """The raw embeddings of crops, in single precision."""
+    parts = torch.split(crops, CPU_CROPS) if crops.device.type == "cpu" else (crops,)
+    with autocast(crops.device, precision):
+        return torch.cat([network.embed(part).float() for part in parts])
+
+
 def _pixels(
-    features: Float[Tensor, "b 2 d h w"], logits: Float[Tensor, "b 2 k h w"]
+    features: Float[Tensor, "b 2 d h w"],
+    logits: Float[Tensor, "b 2 k h w"],
+    places: Int64[Tensor, "2 m"] | None,
 ) -> tuple[Pixels, Pixels]:
-    embeddings = normalize(features.flatten(3).transpose(2, 3), dim=-1)
-    probs = logits.flatten(3).transpose(2, 3).softmax(dim=-1)
-    return Pixels(embeddings[:, 0], probs[:, 0]), Pixels(embeddings[:, 1], probs[:, 1])
+    def crop(index: int) -> Pixels:
+        embeddings, scores = (maps[:, index].flatten(2).mT for maps in (features, logits))
+        if places is not None:
+            here = places[index].to(features.device)
+            embeddings, scores = embeddings[:, here], scores[:, here]
+        return Pixels(normalize(embeddings, dim=-1), scores.softmax(dim=-1))
+
+    return crop(0), crop(1)
 
 
 def _power_of_two_to_one(gradient: Tensor) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iddc.config import Experiment
@@ -17,8 +17,9 @@ from iddc.runs import FORMAT_VERSION
 from iddc.schedules import Plan, backbone_trains, poly
 from iddc.training.checkpoint import State
 from iddc.training.distributed import Processes
+from iddc.training.features import RepeatedViews
 from iddc.training.gradients import backpropagate, images_at_once
-from iddc.views import draw_rolls
+from iddc.views import draw_places, draw_rolls
 
 LIVE_WINDOW = 50
 """A cluster is alive if it was the most probable one of some pixel in this many last steps."""
@@ -56,15 +57,22 @@ class Learner:
             processes.device,
             end_to_end=experiment.training.end_to_end,
         )
+        self.views = RepeatedViews(
+            self.network, experiment, processes.device, self.micro_batch_size
+        )
         self.last_won = torch.full(
             (experiment.num_clusters,), -LIVE_WINDOW, device=processes.device
         )
 
-    def learn(self, crops: UInt8[Tensor, "b 2 3 S S"], counts: Sequence[int]) -> dict[str, float]:
+    def learn(
+        self,
+        inputs: UInt8[Tensor, "b 2 3 S S"] | Float[Tensor, "b 2 d h w"],
+        counts: Sequence[int],
+    ) -> dict[str, float]:
         """Do one step on the images of all processes; with fewer than two images, do nothing.
 
         Args:
-            crops: Of the images of this process.
+            inputs: The crops of the images of this process, or their embeddings.
             counts: How many images each process has.
 
         Returns:
@@ -82,13 +90,17 @@ class Learner:
         train_backbone = training.end_to_end and backbone_trains(
             progress, training.backbone_from, training.backbone_until
         )
-        if not len(crops):
-            side = experiment.views.crop_size
-            crops = crops.new_zeros(0, 2, 3, side, side)
+        side = experiment.views.crop_size
+        if not len(inputs):
+            inputs = torch.zeros(0, 2, 3, side, side, dtype=torch.uint8)
+        places = None
+        if training.patches:
+            patches = self.network.backbone.num_patches(side)
+            places = draw_places(patches, training.patches, experiment.seed, step)
         self.optimizer.zero_grad()  # to None: Adam leaves a frozen backbone alone
         result = backpropagate(
             self.network,
-            crops,
+            inputs,
             draw_rolls(batch, experiment.objective.negatives, experiment.seed, step),
             self.objective,
             processes=self.processes,
@@ -96,6 +108,7 @@ class Learner:
             micro_batch_size=self.micro_batch_size,
             precision=training.precision,
             train_backbone=train_backbone,
+            places=places,
         )
         last_won = self.last_won.masked_fill(result.won, step + 1)
         gradients = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]

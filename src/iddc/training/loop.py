@@ -95,12 +95,15 @@ def fit(
                 save_state(run, learner.state(digest(files), left_out.reasons))
 
         batches = stack.enter_context(
-            loaded_batches(files, experiment, plan, learner.done, processes, runtime.workers)
+            loaded_batches(
+                files, experiment, plan, learner.done, processes, runtime.workers, learner.views
+            )
         )
         for step in range(learner.done, plan.steps):
             started = time.monotonic()
-            batch = next(batches)
-            table = processes.exchange([len(batch.indices), len(batch.failures), stop.signum])
+            keys, batch = next(batches)
+            inputs = learner.views.inputs(keys, batch)
+            table = processes.exchange([len(inputs), len(batch.failures), stop.signum])
             counts = [row[0] for row in table]
             try:
                 if any(row[1] for row in table):
@@ -108,7 +111,7 @@ def fit(
                     if first:
                         run.write_skipped(left_out.reasons.items())
                     left_out.check()
-                numbers = learner.learn(batch.crops, counts)
+                numbers = learner.learn(inputs, counts)
             except (DataError, NumericError):
                 save()
                 raise

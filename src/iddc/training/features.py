@@ -1,0 +1,95 @@
+"""Embeddings of views that come again: a frozen backbone makes each of them once.
+
+With `views.repeat`, the views of an epoch are those of an epoch before, so most steps of a run need
+neither the photos nor the backbone, only what was kept of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float16, Float32, UInt8
+from torch import Tensor
+
+from iddc.config import Experiment
+from iddc.network import Network
+from iddc.training.gradients import embed_crops
+from iddc.views import ViewBatch
+
+MEMORY = 4 * 2**30
+"""Bytes for what is kept, of all processes of this machine together."""
+
+Key = tuple[int, int]
+"""An epoch, of those with views of their own, and the index of an image."""
+
+
+class RepeatedViews:
+    """The inputs of each step, from the photos or from what was kept of them.
+
+    Kept embeddings are rounded to half precision. Those that find no room are computed again, and
+    rounded too: memory changes time, never the result.
+    """
+
+    def __init__(
+        self, network: Network, experiment: Experiment, device: torch.device, at_once: int
+    ) -> None:
+        self._network = network
+        self._at_once = at_once
+        self._device = device
+        self._precision = experiment.training.precision
+        self._repeat = experiment.views.repeat
+        self._fixed = bool(self._repeat) and not experiment.training.end_to_end
+        self._kept: dict[Key, Float16[Tensor, "2 d h w"] | None] = {}
+        self._room = 0
+        if self._fixed:
+            backbone = network.backbone
+            numbers = 2 * backbone.embed_dim * backbone.num_patches(experiment.views.crop_size)
+            neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self._room = MEMORY // neighbours // (2 * numbers)
+
+    def keys(self, epoch: int, indices: Sequence[int]) -> list[Key]:
+        """The views of images in an epoch."""
+        return [(epoch % self._repeat if self._repeat else epoch, index) for index in indices]
+
+    def missing(self, keys: Sequence[Key]) -> list[Key]:
+        """The views that must be made from their photos. Asked once for each batch, in order."""
+        missing = [key for key in keys if key not in self._kept]
+        for key in missing[: max(0, self._room - len(self._kept))]:
+            self._kept[key] = None  # comes with this batch, before any later one
+        return missing
+
+    def inputs(
+        self, keys: Sequence[Key], made: ViewBatch
+    ) -> UInt8[Tensor, "b 2 3 S S"] | Float32[Tensor, "b 2 d h w"]:
+        """What a step learns from: crops, or the embeddings of crops where views come again.
+
+        Args:
+            keys: The views of the batch.
+            made: Those of them that were missing; images that cannot be read are left out.
+        """
+        if not self._fixed:
+            return made.crops
+        fresh = dict(zip(made.indices, self._embedded(made.crops), strict=True))
+        rows = []
+        for key in keys:
+            row = self._kept.get(key)
+            if row is None:
+                row = fresh.get(key[1])
+            if key in self._kept:
+                self._kept[key] = row
+            if row is not None:
+                rows.append(row.to(self._device).float())
+        return torch.stack(rows) if rows else made.crops
+
+    def _embedded(self, crops: UInt8[Tensor, "b 2 3 S S"]) -> list[Float16[Tensor, "2 d h w"]]:
+        # On a CPU each image alone: to the last bit, it does not matter which others are missing.
+        at_once = 1 if self._device.type == "cpu" else self._at_once
+        pairs: list[Tensor] = []
+        with torch.no_grad():
+            for part in torch.split(crops, at_once) if len(crops) else ():
+                rows = part.to(self._device).flatten(0, 1)
+                features = embed_crops(self._network, rows, self._precision).half().cpu()
+                pairs += torch.split(features, 2)
+        return pairs
