@@ -18,10 +18,11 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from iddc import clustering
 from iddc.backbones import Backbone, load_backbone
-from iddc.baselines import kmeans
-from iddc.baselines.kmeans import KMeansConfig, fit_kmeans, spherical_kmeans
+from iddc.baselines.kmeans import fit_kmeans
 from iddc.baselines.sampling import sample_embeddings
+from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import (
     Experiment,
     ObjectiveConfig,
@@ -114,9 +115,9 @@ def test_the_length_of_a_vector_does_not_count() -> None:
 def test_an_empty_cluster_starts_again_at_the_farthest_vector() -> None:
     vectors = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [-0.2, 1.0]]), dim=1)
     twice = vectors[[0, 0]]
-    cosine, sums, sizes = kmeans._assign(vectors, twice)
+    cosine, sums, sizes = clustering._assign(vectors, twice)
     assert sizes.tolist() == [3, 0]
-    centroids = kmeans._update(vectors, cosine, sums, sizes)
+    centroids = clustering._update(vectors, cosine, sums, sizes)
     assert torch.equal(centroids[1], vectors[2])
     assert torch.allclose(centroids[0], normalize(vectors.sum(0), dim=0))
 
@@ -125,9 +126,9 @@ def test_the_size_of_a_block_does_not_change_the_assignment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vectors = normalize(noise_vectors(2), dim=1)
-    whole = kmeans._assign(vectors, vectors[:7])
-    monkeypatch.setattr(kmeans, "_ROWS", 11)
-    for one, other in zip(whole, kmeans._assign(vectors, vectors[:7]), strict=True):
+    whole = clustering._assign(vectors, vectors[:7])
+    monkeypatch.setattr(clustering, "_ROWS", 11)
+    for one, other in zip(whole, clustering._assign(vectors, vectors[:7]), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
