@@ -170,6 +170,13 @@ def test_an_empty_list_of_classes_is_an_error(tmp_path: Path) -> None:
         open_dataset("folder", tmp_path, "val")
 
 
+def test_names_of_classes_in_another_encoding_are_an_error(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "classes.txt").write_bytes("Bürgersteig".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is not UTF-8 text"):
+        open_dataset("folder", tmp_path, "val")
+
+
 def test_a_damaged_image_is_unreadable_when_it_is_asked_for(tmp_path: Path) -> None:
     write_pair(tmp_path)
     (tmp_path / "images/a.jpg").write_bytes(b"")

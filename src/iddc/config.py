@@ -30,7 +30,7 @@ Centering = Literal["none", "batch"]
 HeadName = Literal["conv", "linear", "centroids"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ScheduleStep = Literal["iteration", "epoch"]
-DatasetName = Literal["folder"]
+DatasetName = Literal["folder", "cityscapes", "cocostuff27", "cocostuff171", "potsdam3"]
 ProtocolName = Literal["full", "stego-center-crop", "iddc-sliding", "squash"]
 RecipeName = Literal[
     "folder",

@@ -1,25 +1,70 @@
-"""Labelled data sets by name, for evaluation only: nothing here is read in training."""
+"""Data sets by name. Labels are for evaluation only: training takes images, and opens no label."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from iddc.config import DatasetName
+from iddc.datasets.cityscapes import CITYSCAPES
+from iddc.datasets.cocostuff import COCOSTUFF27, COCOSTUFF171
 from iddc.datasets.folder import FolderDataset, LabelledImages, Sample
+from iddc.datasets.potsdam import POTSDAM3
 from iddc.errors import ConfigError
+from iddc.images import ImageFile
 
-__all__ = ["DATASETS", "FolderDataset", "LabelledImages", "Sample", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "FolderDataset",
+    "LabelledImages",
+    "Sample",
+    "open_dataset",
+    "train_images",
+]
 
-DATASETS: dict[DatasetName, type[FolderDataset]] = {"folder": FolderDataset}
+
+@runtime_checkable
+class Dataset(Protocol):
+    """What DATASETS holds: a class or a value that opens a split, and knows what to train on."""
+
+    def __call__(self, root: Path, split: str) -> LabelledImages:
+        """Open a split of the labelled data set in `root`."""
+
+    def train_images(self, root: Path) -> tuple[ImageFile, ...]:
+        """The images of `root` to train on."""
+
+
+DATASETS: dict[DatasetName, Dataset] = {
+    "folder": FolderDataset,
+    "cityscapes": CITYSCAPES,
+    "cocostuff27": COCOSTUFF27,
+    "cocostuff171": COCOSTUFF171,
+    "potsdam3": POTSDAM3,
+}
 
 
 def open_dataset(name: str, root: Path, split: str) -> LabelledImages:
     """Open one split of a labelled data set.
 
     Raises:
+        ConfigError: There is no data set of this name, or no such split of it.
+        DataError: `root` does not hold it, or holds it in part.
+    """
+    return _known(name)(root, split)
+
+
+def train_images(name: str, root: Path) -> tuple[ImageFile, ...]:
+    """The images on which a data set's rows are trained, found without any label.
+
+    Raises:
         ConfigError: There is no data set of this name.
         DataError: `root` does not hold it, or holds it in part.
     """
+    return _known(name).train_images(root)
+
+
+def _known(name: str) -> Dataset:
     if name not in DATASETS:
         raise ConfigError(f"Unknown data set {name!r}. Known: {', '.join(sorted(DATASETS))}.")
-    return DATASETS[name](root, split)
+    return DATASETS[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-from iddc.errors import DataError
+from iddc.errors import DataError, UnreadableImage
 from iddc.images import ImageFile, find_images, listed, open_image, quiet_pillow
 from iddc.metrics import IGNORE
 
@@ -68,7 +69,7 @@ class FolderDataset:
         images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
         _refuse_unpaired(images.keys() - labels.keys(), "image", "label", folder)
         _refuse_unpaired(labels.keys() - images.keys(), "label", "image", folder)
-        self._pairs = [(images[stem], labels[stem].path) for stem in sorted(images)]
+        self._pairs = [(images[stem], labels[stem]) for stem in sorted(images)]
         self.class_names = _class_names(folder, root) or self._scan_classes()
         self.num_classes = len(self.class_names)
         if self.num_classes > IGNORE:
@@ -77,53 +78,74 @@ class FolderDataset:
                 f"the ignored label {IGNORE}. Merge classes."
             )
 
+    @staticmethod
+    def train_images(root: Path) -> tuple[ImageFile, ...]:
+        """The images of `DIR/train`, or of DIR where there is none; labels need not be there."""
+        train = root / "train"
+        return find_images(train if train.is_dir() else root).files
+
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        file, path = self._pairs[index]
-        image, ids = open_image(file), read_ids(path)
-        if ids.shape != (image.height, image.width):
-            raise DataError(
-                f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image {file} is "
-                f"{image.width} x {image.height}. A label has the size of its image."
-            )
+        file, label = self._pairs[index]
+        image, ids = read_pair(file, label)
         strange = np.unique(ids[(ids >= self.num_classes) & (ids != IGNORE)])
         if len(strange):
             raise DataError(
-                f"{path}: class ids are 0 to {self.num_classes - 1}, or {IGNORE} for ignored "
+                f"{label}: class ids are 0 to {self.num_classes - 1}, or {IGNORE} for ignored "
                 f"pixels; found {listed(map(str, strange))}. Correct the label or classes.txt."
             )
         return Sample(image, ids.astype(np.uint8), str(file.name))
 
     def _scan_classes(self) -> tuple[str, ...]:
         highest = -1
-        for _, path in self._pairs:
-            ids = read_ids(path)
+        for _, label in self._pairs:
+            ids = read_ids(label)
             known = ids[ids != IGNORE]
             highest = max(highest, int(known.max()) if known.size else -1)
         if highest < 0:
-            raise DataError(f"Every label pixel below {self._pairs[0][1].parent} is {IGNORE}.")
+            raise DataError(f"Every label pixel below {self._pairs[0][1].path.parent} is {IGNORE}.")
         return tuple(f"class {index}" for index in range(highest + 1))
 
 
-def read_ids(path: Path) -> UInt16[np.ndarray, "H W"]:
+def read_pair(image: ImageFile, label: ImageFile) -> tuple[Image.Image, UInt16[np.ndarray, "H W"]]:
+    """Read an image and the ids of its pixels.
+
+    Raises:
+        DataError: One cannot be read, or they differ in size.
+    """
+    opened, ids = open_image(image), read_ids(label)
+    if ids.shape != (opened.height, opened.width):
+        raise DataError(
+            f"{label} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image {image} is "
+            f"{opened.width} x {opened.height}. A label has the size of its image."
+        )
+    return opened, ids
+
+
+def read_ids(file: ImageFile | Path) -> UInt16[np.ndarray, "H W"]:
     """Read the ids that a single-channel PNG stores: palette indices, or grey of any bit depth.
 
     Raises:
         DataError: The file is damaged, or has colour or transparency instead of ids.
     """
+    if isinstance(file, Path):
+        file = ImageFile(file, PurePosixPath(file.name))
     try:
-        with quiet_pillow, Image.open(path, formats=["PNG"]) as image:
+        encoded = BytesIO(file.read_bytes())
+        with quiet_pillow, Image.open(encoded, formats=["PNG"]) as image:
             mode = image.mode
             # Pillow stretches grey of 2 and 4 bits to 0..255, which would change the ids.
             stretch = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
             pixels = np.asarray(image)
+    except UnreadableImage as error:  # it says itself what was expected
+        raise DataError(f"{file}: {error}") from error
     except Exception as error:  # damaged files make Pillow raise almost anything
-        raise DataError(f"{path} is not a PNG that can be read ({error}).") from error
+        raise DataError(f"{file} is not a PNG that can be read ({error}).") from error
     if pixels.ndim != 2:
         raise DataError(
-            f"{path} has {pixels.shape[2]} channels ({mode}). Labels are single-channel PNGs of "
+            f"{file} has {pixels.shape[2]} channels ({mode}). Labels are single-channel PNGs of "
             f"class ids, {IGNORE} for ignored pixels."
         )
     return pixels.astype(np.uint16) // stretch
