@@ -21,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from iddc import backbones
@@ -38,8 +39,10 @@ from iddc.backbones import (
     untrained_backbone,
 )
 from iddc.backbones import known as known_module
+from iddc.backbones.known import BUNDLED
 from iddc.backbones.weights import DROPPED, load_weights, read_weights
 from iddc.config import BackboneName
+from iddc.datasets.synthetic import draw_scene
 from iddc.errors import ConfigError, DataError, SetupError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -328,32 +331,53 @@ def test_stages_are_normalised_scaled_resized_and_concatenated(name: str) -> Non
         torch.testing.assert_close(backbone(images), torch.cat(parts, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_components_are_those_of_a_singular_value_decomposition() -> None:
+def covariances(maps: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Within images and between them, as sums over patches and images."""
+    rows = [each[0].flatten(1).T.double().numpy() for each in maps]
+    means = np.stack([each.mean(0) for each in rows])
+    within = sum(np.einsum("ni,nj->ij", d, d) / len(d) for d in (r - r.mean(0) for r in rows))
+    deviations = means - means.mean(0)
+    return within / len(rows), np.einsum("ni,nj->ij", deviations, deviations) / len(rows)
+
+
+def test_components_solve_the_generalised_eigenproblem_of_within_against_between() -> None:
     whole = tiny("resnet")
-    batches = [some_images(64, 96, seed=seed) for seed in (1, 2)]
-    backbone = reduced_backbone(whole, 6, batches)
+    images = [some_images(64, 96, batch=1, seed=seed) for seed in range(5)]
+    backbone = reduced_backbone(whole, 6, images)
     assert (backbone.embed_dim, backbone.architecture.components) == (6, 6)
     with torch.no_grad():
-        rows, found = (
-            torch.cat([net(images).movedim(1, -1).flatten(0, 2) for images in batches]).double()
-            for net in (whole, backbone)
-        )
-    _, singular, axes = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    expected = (rows - rows.mean(0)) @ axes[:6].T
-    scale = (len(rows) * 6 / singular[:6].square().sum()).sqrt()
-    signs = (found * expected).sum(0).sign()
-    torch.testing.assert_close(found * signs, expected * scale, rtol=1e-3, atol=1e-4)
-    assert found.square().mean() == pytest.approx(1, abs=1e-4)
+        raw, found = ([net(image) for image in images] for net in (whole, backbone))
+    within, between = covariances(raw)
+    floor = np.trace(between) / len(between) * np.eye(len(between))
+    values = eigh(within, between + floor, eigvals_only=True)[::-1][:6]
+    kept_within, kept_between = covariances(found)
+    # In the components the nuisance is at most 1 along each, and variance within is the eigenvalue.
+    scale = values.sum() / np.trace(kept_within)
+    np.testing.assert_allclose(kept_within * scale, np.diag(values), atol=2e-3 * values[0])
+    assert np.linalg.eigvalsh(kept_between * scale).max() <= 1 + 1e-3
+    flat = torch.cat([each.flatten(2)[0] for each in found], dim=1)
+    assert flat.mean(1).abs().max() < 1e-3
+    assert flat.square().mean() == pytest.approx(1, abs=1e-3)
 
 
-def test_more_components_than_channels_are_all_and_keep_every_cosine_of_deviations() -> None:
-    whole, images = tiny("resnet"), some_images(64, 96)
-    backbone = reduced_backbone(whole, 9999, [images])
+def test_more_components_than_channels_are_all() -> None:
+    whole = tiny("resnet")
+    backbone = reduced_backbone(whole, 9999, [some_images(64, 96, batch=1)] * 2)
     assert backbone.embed_dim == whole.embed_dim
-    with torch.no_grad():
-        rows, found = (net(images).movedim(1, -1).flatten(0, 2) for net in (whole, backbone))
-    rows, found = (nn.functional.normalize(x, dim=1) for x in (rows - rows.mean(0), found))
-    torch.testing.assert_close(found @ found.T, rows @ rows.T, rtol=0, atol=1e-4)
+
+
+def test_what_tells_images_apart_counts_less_in_components() -> None:
+    """Each image has a colour of its own, and the same bright and dark parts."""
+    whole = tiny("resnet")
+    parts = torch.linspace(-0.2, 0.2, 96).expand(1, 3, 64, 96)
+    images = [0.5 + 0.2 * (some_images(1, 1, batch=1, seed=s) - 0.5) + parts for s in range(8)]
+
+    def share(backbone: Backbone) -> float:
+        with torch.no_grad():
+            within, between = covariances([backbone(image) for image in images])
+        return float(np.trace(between) / np.trace(within + between))
+
+    assert share(reduced_backbone(whole, 6, images)) < 0.5 * share(whole)
 
 
 def test_the_finest_chosen_stage_is_the_patch_size() -> None:
@@ -418,7 +442,7 @@ def test_a_saved_folder_loads_as_the_same_backbone(kind: str, tmp_path: Path) ->
 
 def test_the_components_are_saved_with_the_backbone(tmp_path: Path) -> None:
     images = some_images(64, 64)
-    backbone = reduced_backbone(tiny("resnet"), 5, [images])
+    backbone = reduced_backbone(tiny("resnet"), 5, [*images.split(1)])
     save_backbone(backbone, tmp_path)
     with torch.no_grad():
         assert torch.equal(load_backbone(str(tmp_path))(images), backbone(images))
@@ -433,6 +457,33 @@ def test_the_bundled_backbone_is_a_saved_folder(
         monkeypatch.setattr(module, "BUNDLED", tmp_path)
     assert is_here("bundled")
     assert load_backbone("bundled").architecture == backbone.architecture
+
+
+def test_the_package_has_a_backbone_of_at_most_25_mb_with_a_card() -> None:
+    facts = backbones.bundled_backbone()
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 25e6
+    backbone = load_backbone("bundled")
+    assert (backbone.patch_size, backbone.embed_dim) == (facts.patch_size, facts.width)
+    card = (BUNDLED / "README.md").read_text("utf-8")
+    for word in ("research-only", "CamVid", facts.licence):
+        assert word in card
+
+
+def test_embeddings_of_the_bundled_backbone_tell_drawn_things_apart() -> None:
+    """More clearly than with random weights: pairs of one class, against pairs of two."""
+    scene, label = draw_scene(np.random.default_rng(0), (192, 128))
+    pixels = torch.from_numpy(scene.transpose(2, 0, 1).copy())[None]
+    classes = torch.from_numpy(label[4::8, 4::8].copy()).flatten()
+
+    def gap(backbone: Backbone) -> float:
+        with torch.no_grad():
+            rows = backbone(pixels).flatten(2)[0].T
+        rows = nn.functional.normalize(rows - rows.mean(0), dim=1)
+        cosines, same = rows @ rows.T, classes[:, None] == classes
+        return float(cosines[same].mean() - cosines[~same].mean())
+
+    torch.manual_seed(0)
+    assert gap(load_backbone("bundled")) > 1.2 * gap(load_backbone("untrained:resnet18"))
 
 
 def test_without_a_bundled_backbone_the_error_says_so(

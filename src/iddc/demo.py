@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageDraw
 
 from iddc.baselines.kmeans import fit_kmeans
 from iddc.config import Experiment, TrainingConfig, ViewsConfig
@@ -15,6 +11,7 @@ from iddc.datasets import open_dataset
 from iddc.datasets.synthetic import CLASSES, write_scenes
 from iddc.errors import ConfigError
 from iddc.evaluation import Evaluation, evaluate
+from iddc.figures import contact_sheet
 from iddc.images import find_images
 from iddc.masks import write_image
 from iddc.progress import Progress
@@ -22,8 +19,6 @@ from iddc.recipes import RECIPES
 from iddc.runs import Run
 from iddc.training import fit
 
-BACKBONE = "untrained:vit_tiny_patch16_224"
-"""Random weights, until the package has a backbone of its own."""
 SCENES = 30
 SHOWN = 4
 """Scenes on the contact sheet."""
@@ -49,7 +44,7 @@ def demo_experiment() -> Experiment:
         .model_copy(
             update={
                 "num_clusters": len(CLASSES),
-                "backbone": BACKBONE,
+                "backbone": "bundled",
                 "views": ViewsConfig(crop_size=160),
                 "training": TrainingConfig(batch_size=12, min_steps=32),
             }
@@ -91,25 +86,3 @@ def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
     sheet = contact_sheet(folders, ("image", "truth", *scores), names)
     write_image(out / _SHEET, sheet)
     return DemoResult(scores, out / _SHEET)
-
-
-def contact_sheet(
-    folders: Sequence[Path], titles: Sequence[str], names: Sequence[str]
-) -> Image.Image:
-    """Put the panels of several evaluations into one picture: image, truth, each prediction.
-
-    Args:
-        folders: What `evaluate(save_masks=...)` wrote, one folder per method, of the same images.
-        titles: What stands over the columns: image, truth, and each method.
-        names: The pictures to show, one row each; all of one size.
-    """
-    rows = []
-    for name in names:
-        panels = [np.split(np.asarray(Image.open(folder / name)), 3, 1) for folder in folders]
-        image, truth, _ = panels[0]
-        rows.append(np.concatenate([image, truth, *(panel[2] for panel in panels)], axis=1))
-    band, width = 20, rows[0].shape[1] // len(titles)
-    header = Image.new("RGB", (rows[0].shape[1], band), "white")
-    for index, title in enumerate(titles):
-        ImageDraw.Draw(header).text((index * width + 6, 4), title, fill="black")
-    return Image.fromarray(np.concatenate([np.asarray(header), *rows]))

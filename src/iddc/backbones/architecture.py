@@ -43,7 +43,7 @@ class Architecture(Frozen):
     stages: tuple[int, ...] = ()
     """The stages of a hierarchical network that are concatenated; none: plain, the last block."""
     components: int = Field(0, ge=0)
-    """The principal components that the stages together are reduced to; 0: all channels."""
+    """What the stages together are reduced to (`reduced_backbone`); 0: all channels."""
     patch_size: int = Field(gt=0)
     """The pixels of a step of the feature grid: the finest stride of the stages, or the patch."""
     embed_dim: int = Field(gt=0)
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     A plain network (ViT, XCiT) gives its patch tokens: no class token, no registers. A hierarchical
     one gives each chosen stage L2-normalised over its channels and multiplied by the square root
     of their number, so that no stage outweighs another per channel, brought bilinearly to the
-    finest chosen stride and concatenated; `reduce` then keeps the principal components, if the
+    finest chosen stride and concatenated; `reduce` then keeps some components of them, if the
     architecture says how many.
 
     Batch norms use their stored statistics in training too: what an image gives does not depend
@@ -211,36 +211,45 @@ def build_backbone(architecture: Architecture) -> Backbone:
 
 
 def reduced_backbone(
-    backbone: Backbone, components: int, images: Iterable[Float[Tensor, "b 3 H W"]]
+    backbone: Backbone, components: int, images: Iterable[Float[Tensor, "1 3 H W"]]
 ) -> Backbone:
-    """Reduce the embeddings of a network with stages to their principal components.
+    """Reduce the embeddings of a network with stages to what varies most within images.
 
-    They are what most of the variance of the embeddings of some images is in. The components are
-    centred, and of one scale for all, which makes their squares 1 on average.
+    What tells whole images apart, such as the light of a photo, is a nuisance here: it makes
+    pixels of one thing in two photos unlike. So directions are first divided by how much the means
+    of images spread along them (within-class covariance normalisation, Hatch et al., 2006, with an
+    image as the nuisance); of the result, the principal components within images are kept. They
+    are centred, and their squares are 1 on average.
 
     Args:
         backbone: The backbone. The result shares its network.
         components: How many to keep; where there are not so many channels, all.
-        images: Batches of images.
+        images: Whole images, one at a time, at least two.
     """
     width = backbone.embed_dim
-    count, total, products = 0, torch.zeros(width).double(), torch.zeros(width, width).double()
+    means, within = [], torch.zeros(width, width).double()
     with torch.no_grad():
-        for batch in images:
-            rows = backbone(batch).movedim(1, -1).flatten(0, 2).double().cpu()
-            count += len(rows)
-            total += rows.sum(0)
-            products += rows.T @ rows
-    mean = total / count
-    variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))
+        for image in images:
+            rows = backbone(image)[0].flatten(1).T.double().cpu()
+            means.append(rows.mean(0))
+            within += torch.cov(rows.T, correction=0)
+    within /= len(means)
+    between = torch.cov(torch.stack(means).T, correction=0)
+    # Few images span few directions: the average spread is added to all of them.
+    floor = between.trace() / width + 1e-12
+    spread, axes = torch.linalg.eigh(between + floor * torch.eye(width))
+    normalizer = axes @ (spread**-0.5 * axes).T
     kept = min(components, width)
-    axes = directions[:, -kept:].flip(1).T * (kept / variances[-kept:].sum()).sqrt()
+    _, directions = torch.linalg.eigh(normalizer @ within @ normalizer)
+    projection = directions[:, -kept:].flip(1).T @ normalizer
+    variance = (projection @ (within + between) @ projection.T).trace() / kept
+    projection /= variance.sqrt()
     update = {"components": kept, "embed_dim": kept}
     reduced = Backbone(backbone.architecture.model_copy(update=update), backbone.net)
     reduce: Any = reduced.reduce
     with torch.no_grad():
-        reduce.weight.copy_(axes[:, :, None, None])
-        reduce.bias.copy_(-axes @ mean)
+        reduce.weight.copy_(projection[:, :, None, None])
+        reduce.bias.copy_(-projection @ torch.stack(means).mean(0))
     return reduced.to(backbone.mean.device).train(backbone.training)
 
 

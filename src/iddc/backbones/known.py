@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from iddc.errors import SetupError
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
 """The folder of the backbone inside the package."""
+
+BUNDLED_LICENCE = "CC BY-NC 4.0"
+"""Of its weights, which were trained on images under research-only terms: see its card."""
 
 DESCRIPTION = "backbone.json"
 """The file that makes a folder a weights folder: its architecture and format version."""
@@ -88,6 +92,14 @@ BACKBONES: dict[BackboneName, KnownBackbone] = {
         "vit_base_patch16_dinov3.lvd1689m", 16, 768, "model.safetensors", _DINOV3, "DINOv3 License"
     ),
 }
+
+
+def bundled_backbone() -> KnownBackbone:
+    """The backbone inside the package. Its patch and width are those of its own description."""
+    facts = json.loads((BUNDLED / DESCRIPTION).read_text("utf-8"))
+    name, patch, width = (facts[key] for key in ("timm_name", "patch_size", "embed_dim"))
+    return KnownBackbone(name, patch, width, "backbone.safetensors", "iddc", BUNDLED_LICENCE)
+
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _SECONDS = 5

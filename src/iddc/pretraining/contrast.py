@@ -11,6 +11,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import Pairs, PairViews
 from iddc.training.distributed import Processes
 
-COMPONENT_BATCHES = 32
-"""From which the principal components are taken; half of them are large."""
+COMPONENT_IMAGES = 512
+"""From which components are taken, whole and in the shares of large crops."""
 GLOBAL_WIDTHS, DENSE_WIDTHS = (512, 128), (384, 96)
 """The hidden and output widths of the projections of a crop, and of a point."""
 
@@ -137,10 +138,8 @@ class Contrast(nn.Module):
         self.average.eval()
         if not self.config.components:
             return self.average
-        # The larger crops among them, which are as large as the windows of prediction.
-        crops = [views[step] for step in range(self._steps, self._steps + COMPONENT_BATCHES)]
-        large = [batch for batch in crops if batch.large]
-        images = (batch.crops.recoloured(device) for batch in large or crops)
+        ids = views.draw(np.random.default_rng((self.config.seed, 0)), COMPONENT_IMAGES)
+        images = (photos[index].permute(2, 0, 1)[None].to(device) for index in ids)
         return reduced_backbone(self.average, self.config.components, images)
 
 

@@ -261,13 +261,7 @@ class PairViews:
         large = every > 0 and step % every == every - 1
         kind = self._large if large else self._small
         rng = np.random.default_rng((self.seed, step))
-        shares = np.cumsum(kind.shares) / sum(kind.shares)
-        counts = np.diff(np.round(shares * kind.count), prepend=0).astype(int)
-        drawn = [
-            rng.choice(pool, min(count, len(pool)), replace=False)
-            for pool, count in zip(kind.pools, counts, strict=True)
-        ]
-        ids = np.concatenate(drawn)
+        ids = _drawn(rng, kind, kind.count)
         boxes = draw_pairs(rng, self.photos.sizes[ids], kind.min_side, contrast.min_overlap)
         flips = rng.random((len(ids), 2)) < 0.5
         matrix, offset = draw_colours(rng, flips.shape, contrast.jitter, contrast.gray)
@@ -276,6 +270,23 @@ class PairViews:
         own = ids[rows].tolist()
         pixels = cut(self.photos, own, boxes[rows], flips[rows], kind.size)
         return Pairs(own, Crops(pixels, matrix[rows], offset[rows]), points[rows], large)
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Up to `count` different images, in the shares of large crops where there are any."""
+        kind = self._large if self._large_every else self._small
+        drawn: list[int] = _drawn(rng, kind, count).tolist()
+        return drawn
+
+
+def _drawn(rng: np.random.Generator, kind: _Kind, count: int) -> Int64[np.ndarray, " n"]:
+    shares = np.cumsum(kind.shares) / sum(kind.shares)
+    counts = np.diff(np.round(shares * count), prepend=0).astype(int)
+    return np.concatenate(
+        [
+            rng.choice(pool, min(number, len(pool)), replace=False)
+            for pool, number in zip(kind.pools, counts, strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
