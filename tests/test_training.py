@@ -35,6 +35,7 @@ from iddc.network import build_network
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan, poly
+from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.training import fit
 from iddc.training.batches import loaded_batches
 from iddc.training.checkpoint import digest, load_state
@@ -455,6 +456,73 @@ def test_an_end_to_end_run_embeds_anew(photos: list[ImageFile]) -> None:
     views = repeated(repeating(training={"end_to_end": True}))
     keys = views.keys(0, [0, 1])
     assert views.missing(keys) == views.missing(keys) == keys
+
+
+# Thresholds from the images -----------------------------------------------------------------------
+
+
+def automatic() -> Experiment:
+    objective = tiny().objective.model_copy(
+        update={"positive_threshold": "auto", "negative_threshold": "auto"}
+    )
+    return tiny().model_copy(update={"objective": objective})
+
+
+def test_automatic_thresholds_are_those_of_the_first_batch_and_stay(crops: Tensor) -> None:
+    learner = Learner(automatic(), Plan(3, 2), ONE, 0)
+    numbers = learner.learn(crops, [5])
+    with torch.no_grad():
+        maps = build_network(automatic()).embed(crops.flatten(0, 1))
+    vectors = maps.movedim(1, -1).flatten(0, 2)
+    expected = resolve_thresholds(automatic().objective, vectors, 4)
+    # All 160 patches are compared by both, in another order.
+    assert numbers["positive_threshold"] == pytest.approx(expected.positive_threshold, abs=0.05)
+    assert numbers["positive_threshold"] == numbers["negative_threshold"]
+    assert "positive_threshold" not in learner.learn(crops.flip(0), [5])
+
+
+def test_automatic_thresholds_are_the_same_as_when_they_are_given(crops: Tensor) -> None:
+    learner = Learner(automatic(), Plan(3, 2), ONE, 0)
+    numbers = learner.learn(crops, [5])
+    given = {name: numbers[name] for name in ("positive_threshold", "negative_threshold")}
+    objective = automatic().objective.model_copy(update=given)
+    other = Learner(
+        automatic().model_copy(update={"objective": objective}), Plan(3, 2), ONE, 0
+    ).learn(crops, [5])
+    assert other["loss"] == numbers["loss"]
+
+
+def test_automatic_thresholds_do_not_depend_on_the_number_of_processes(
+    crops: Tensor, tmp_path: Path
+) -> None:
+    counts = [2, 3]
+    alone = Learner(automatic(), Plan(3, 2), ONE, 0).learn(crops, [5])
+
+    def work(rank: int) -> dict[str, float]:
+        with joined("cpu") as processes:
+            learner = Learner(automatic(), Plan(3, 2), processes, 0)
+            return learner.learn(torch.split(crops, counts)[rank], counts)
+
+    for numbers in in_processes(2, work, tmp_path):
+        assert numbers["positive_threshold"] == alone["positive_threshold"]
+
+
+def test_a_run_with_automatic_thresholds_goes_on_with_them(
+    photos: list[ImageFile], tmp_path: Path
+) -> None:
+    whole = start(tmp_path, automatic(), "whole")
+    fit(photos, automatic(), whole, QUIET)
+    learner = Learner(automatic(), Plan(3, 2), ONE, 0)
+    dataset = ViewDataset(photos, automatic().views, 0)
+    batch = collate_views([dataset[0, index] for index in range(3)])
+    learner.learn(batch.crops, [3])
+    other = Learner(automatic(), Plan(3, 2), ONE, 0)
+    other.restore(learner.state("files", {}))
+    assert thresholds_of(other.objective.config) == thresholds_of(learner.objective.config)
+    assert "auto" not in thresholds_of(other.objective.config)
+    (first, *rest) = log(whole)
+    assert isinstance(first["positive_threshold"], float)
+    assert not any("positive_threshold" in line for line in rest)
 
 
 # A part of the patches ----------------------------------------------------------------------------

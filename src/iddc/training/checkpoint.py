@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from iddc.errors import DataError
 from iddc.images import ImageFile
-from iddc.runs import FORMAT_VERSION, Run, write_atomic
+from iddc.runs import FORMAT_VERSION, Run, disk_errors, write_atomic
 
 
 class State(TypedDict):
@@ -34,6 +35,8 @@ class State(TypedDict):
     optimizer: dict[str, Any]
     last_won: Tensor
     """The last step in which each cluster won a pixel."""
+    thresholds: tuple[float | str, float | str]
+    """t+ and t-; `auto` before the first step."""
     left_out: dict[str, str]
     """The names of unreadable images, and the reasons."""
 
@@ -48,6 +51,19 @@ def save_state(run: Run, state: State) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(run.checkpoint, buffer.getbuffer())
+
+
+def save_snapshot(run: Run, epoch: int, trained: nn.Module) -> None:
+    """Keep what has trained at the end of an epoch, counted from 1.
+
+    Raises:
+        SetupError: It cannot be written.
+    """
+    path = run.path / "snapshots" / f"{epoch:04}.safetensors"
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.state_dict().items()}
+    write_atomic(path, save(tensors))
 
 
 def load_state(run: Run, files: str) -> State | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from iddc.config import Experiment
 from iddc.errors import ConfigError, NumericError
@@ -15,12 +16,15 @@ from iddc.losses import Objective
 from iddc.network import build_network
 from iddc.runs import FORMAT_VERSION
 from iddc.schedules import Plan, backbone_trains, poly
+from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.training.checkpoint import State
 from iddc.training.distributed import Processes
 from iddc.training.features import RepeatedViews
-from iddc.training.gradients import backpropagate, images_at_once
+from iddc.training.gradients import backpropagate, embed_crops, images_at_once
 from iddc.views import draw_places, draw_rolls
 
+SAMPLE = 2**14
+"""Embeddings, of all images of the first step together, from which thresholds are estimated."""
 LIVE_WINDOW = 50
 """A cluster is alive if it was the most probable one of some pixel in this many last steps."""
 
@@ -97,6 +101,11 @@ class Learner:
         if training.patches:
             patches = self.network.backbone.num_patches(side)
             places = draw_places(patches, training.patches, experiment.seed, step)
+        found = {}
+        if "auto" in thresholds_of(self.objective.config):
+            self._estimate_thresholds(inputs, counts)
+            positive, negative = thresholds_of(self.objective.config)
+            found = {"positive_threshold": positive, "negative_threshold": negative}
         self.optimizer.zero_grad()  # to None: Adam leaves a frozen backbone alone
         result = backpropagate(
             self.network,
@@ -130,28 +139,58 @@ class Learner:
         self.optimizer.step()
         self.last_won = last_won
         self.done += 1
-        return {**numbers, "learning_rate": rates[0] * factor}
+        return {**numbers, "learning_rate": rates[0] * factor, **found}
+
+    def _estimate_thresholds(self, inputs: Tensor, counts: Sequence[int]) -> None:
+        """Put numbers in place of `auto`, from the images of the first step."""
+        experiment, device = self.experiment, self.processes.device
+        start, share = sum(counts[: self.processes.rank]), max(1, SAMPLE // sum(counts))
+        sample = [torch.zeros(0, self.network.backbone.embed_dim, device=device)]
+        for place, image in enumerate(inputs.to(device), start):
+            maps = image
+            if not image.is_floating_point():
+                with torch.no_grad():
+                    maps = embed_crops(self.network, image, experiment.training.precision)
+            rng = np.random.default_rng((experiment.seed, place))
+            vectors = maps.movedim(1, -1).flatten(0, 2)
+            sample.append(vectors[torch.from_numpy(rng.permutation(len(vectors))[:share])])
+        rows = torch.cat(sample)
+        everyone = self.processes.gather(
+            rows, [row[0] for row in self.processes.exchange([len(rows)])]
+        )
+        self.objective = Objective(
+            resolve_thresholds(
+                experiment.objective, everyone, experiment.num_clusters, seed=experiment.seed
+            )
+        )
+
+    @property
+    def trained(self) -> nn.Module:
+        """The head, or the network if the backbone trains."""
+        return self.network if self.experiment.training.end_to_end else self.network.head
 
     def state(self, files: str, left_out: dict[str, str]) -> State:
         """What to save. See `State`."""
-        trained = self.network if self.experiment.training.end_to_end else self.network.head
         return State(
             format_version=FORMAT_VERSION,
             step=self.done,
             threads=torch.get_num_threads(),
             files=files,
-            network=trained.state_dict(),
+            network=self.trained.state_dict(),
             optimizer=self.optimizer.state_dict(),
             last_won=self.last_won,
+            thresholds=thresholds_of(self.objective.config),
             left_out=left_out,
         )
 
     def restore(self, state: State) -> None:
         """Go on from a saved state."""
-        trained = self.network if self.experiment.training.end_to_end else self.network.head
-        trained.load_state_dict(state["network"])
+        self.trained.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.last_won = state["last_won"].to(self.last_won)
+        positive, negative = state["thresholds"]
+        thresholds = {"positive_threshold": positive, "negative_threshold": negative}
+        self.objective = Objective(self.objective.config.model_copy(update=thresholds))
         self.done = state["step"]
 
 

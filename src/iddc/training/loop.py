@@ -21,7 +21,7 @@ from iddc.runs import Run
 from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
 from iddc.training.batches import failures_in_words, loaded_batches
-from iddc.training.checkpoint import digest, load_state, save_state
+from iddc.training.checkpoint import digest, load_state, save_snapshot, save_state
 from iddc.training.diary import Diary
 from iddc.training.distributed import joined
 from iddc.training.learner import Learner
@@ -118,6 +118,9 @@ def fit(
             if diary:
                 seconds = time.monotonic() - started
                 diary.write(step + 1, numbers, images=sum(counts), seconds=seconds)
+            epoch, place = plan.place(step + 1)
+            if first and runtime.snapshots and place == 0:
+                save_snapshot(run, epoch, learner.trained)
             # With one process a signal is heard at once; several must agree on the step.
             signum = stop.signum if processes.size == 1 else max(row[2] for row in table)
             if signum or (step + 1) % runtime.checkpoint_every == 0 or step + 1 == plan.steps:
