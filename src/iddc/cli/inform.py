@@ -15,6 +15,7 @@ from iddc.cli.options import Command
 from iddc.recipes import RECIPES
 
 if TYPE_CHECKING:
+    from iddc.backbones import KnownBackbone
     from iddc.evaluation import Evaluation
 
 
@@ -51,7 +52,7 @@ class Recipes(Informing):
                 name,
                 recipe.summary,
                 recipe.table or "",
-                " / ".join(f"{100 * value:.1f}" for value in recipe.published or ()),
+                " / ".join(percent(value).strip() for value in recipe.published or ()),
                 recipe.protocol if recipe.published else "",
             )
             for name, recipe in RECIPES.items()
@@ -67,11 +68,10 @@ class Models(Informing):
 
     def __call__(self) -> int:
         """Print them."""
-        from iddc.backbones import BACKBONES, is_here
+        from iddc.backbones import BACKBONES, bundled_backbone, is_here
 
-        facts = {
-            name: {**asdict(known), "here": is_here(name)} for name, known in BACKBONES.items()
-        }
+        models = [("bundled", bundled_backbone()), *BACKBONES.items()]
+        facts = {name: {**asdict(known), "here": is_here(name)} for name, known in models}
         if self.json:
             print_json(facts)
             return 0
@@ -82,17 +82,21 @@ class Models(Informing):
                 str(known.width),
                 known.licence,
                 known.source,
-                "yes" if facts[name]["here"] else f"no: {name}=FILE" if known.needs_file else "no",
+                _where(name, known, here=bool(facts[name]["here"])),
             )
-            for name, known in BACKBONES.items()
+            for name, known in models
         ]
         print_table(("backbone", "patch", "width", "licence", "source", "here"), rows)
-        print(f"\nbundled: {'here' if is_here('bundled') else 'not in this package yet'}")
         print(
-            "A name without weights here is fetched when it is first used, or give NAME=FILE. "
+            "\nA name without weights here is fetched when it is first used, or give NAME=FILE. "
             "Also: a timm name with the tag of its weights, or untrained:TIMM_NAME."
         )
         return 0
+
+
+def _where(name: str, known: KnownBackbone, *, here: bool) -> str:
+    """Whether the weights are on this machine, and what to do if they are not."""
+    return "yes" if here else f"no: {name}=FILE" if known.needs_file else "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,19 +120,19 @@ class Doctor(Informing):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """Draw street scenes, train on them, and compare with k-means: under two minutes on a CPU."""
+    """Draw street scenes, train on them, and compare with k-means: two minutes on a CPU."""
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo")
     """The folder to write: scenes, both runs, overlays and a contact sheet."""
 
     def __call__(self) -> int:
         """Run the demonstration."""
-        from iddc.demo import BACKBONE, run_demo
+        from iddc.demo import run_demo
         from iddc.progress import Progress
 
         print(
-            f"Backbone {BACKBONE}: random weights, as this package has no trained one yet. The "
-            "demo shows that everything works, not how good it is."
+            "Drawn scenes and the bundled backbone: the demo shows that everything works, not how "
+            "good it is on photos."
         )
         result = run_demo(self.out, report=Progress())
         print_scores(result.scores)
