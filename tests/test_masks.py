@@ -1,4 +1,4 @@
-"""Colours that differ, and mask files as another program reads them."""
+"""Colours that differ, and images of ids as another program reads them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iddc.errors import ConfigError, SetupError
-from iddc.masks import cluster_names, overlay, palette, write_ids, write_image, write_palette
+from iddc.errors import SetupError
+from iddc.masks import cluster_names, overlay, palette, write_ids, write_image
+from iddc.masks.ids import with_palette
 
 
 def test_clusters_are_named_by_number() -> None:
@@ -62,24 +63,21 @@ def test_a_png_states_the_bits_of_its_ids_in_its_header(tmp_path: Path) -> None:
     clusters = np.zeros((2, 3), np.uint8)
     write_ids(tmp_path / "8.png", clusters)
     write_ids(tmp_path / "16.png", clusters.astype(np.uint16))
-    write_palette(tmp_path / "p.png", clusters, palette(256))
+    write_image(tmp_path / "p.png", with_palette(clusters, palette(5)))
     headers = [tuple((tmp_path / name).read_bytes()[24:26]) for name in ("8.png", "16.png")]
     assert headers == [(8, 0), (16, 0)]
     assert tuple((tmp_path / "p.png").read_bytes()[24:26]) == (8, 3)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_palette_png_holds_ids_and_shows_colours(tmp_path: Path, dtype: type) -> None:
-    clusters, colours = np.array([[0, 4], [2, 1]], dtype), palette(5)
-    write_palette(tmp_path / "mask.png", clusters, colours)
+def test_a_palette_png_holds_ids_and_shows_colours_and_black_for_ids_without(
+    tmp_path: Path,
+) -> None:
+    ids, colours = np.array([[0, 4], [2, 255]], np.uint8), palette(5)
+    write_image(tmp_path / "mask.png", with_palette(ids, colours))
     with Image.open(tmp_path / "mask.png") as image:
-        assert np.asarray(image).tolist() == clusters.tolist()
-        assert np.asarray(image.convert("RGB")).tolist() == colours[clusters].tolist()
-
-
-def test_a_palette_of_more_than_256_colours_is_refused_with_what_to_use(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"at most 256 clusters, found 257.*png"):
-        write_palette(tmp_path / "mask.png", np.zeros((2, 2), np.uint16), palette(257))
+        assert np.asarray(image).tolist() == ids.tolist()
+        shown = [[colours[0].tolist(), colours[4].tolist()], [colours[2].tolist(), [0, 0, 0]]]
+        assert np.asarray(image.convert("RGB")).tolist() == shown
 
 
 def test_an_overlay_mixes_image_and_colour_by_opacity() -> None:
@@ -90,6 +88,12 @@ def test_an_overlay_mixes_image_and_colour_by_opacity() -> None:
     assert np.abs(mixed.astype(int) - [[[150, 50, 100], [50, 50, 50]]]).max() <= 1
     assert np.asarray(overlay(image, clusters, colours, opacity=0.0)).tolist() == [[[100] * 3] * 2]
     assert np.asarray(overlay(image, clusters, colours, opacity=1.0)).tolist() == [colours.tolist()]
+
+
+def test_an_overlay_leaves_pixels_without_a_colour_as_they_are() -> None:
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    mixed = overlay(image, np.array([[255, 0]], np.uint8), palette(1), opacity=1.0)
+    assert np.asarray(mixed).tolist() == [[[10, 20, 30], palette(1)[0].tolist()]]
 
 
 def test_images_are_written_with_their_folders_and_leave_nothing_else(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ centre, floor((i + 1/2) m / n), and where the centre lies between two, Pillow's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,19 +17,26 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from PIL import Image
 
-from iddc.config import PredictionConfig, ProtocolName
+from iddc.config import PredictionConfig, ProtocolName, RefineName
 from iddc.datasets import LabelledImages
 from iddc.datasets.folder import read_ids
 from iddc.errors import DataError
-from iddc.masks import palette, write_ids, write_image
+from iddc.images import listed
+from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
 from iddc.metrics import IGNORE, UNMATCHED, Confusion, Scores
 from iddc.progress import Progress
+from iddc.refine import refiner
 from iddc.runs import disk_errors
 from iddc.segmenter import Segmenter, prepare
 from iddc.windows import cluster_map
 
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
 """The colours of ignored pixels and of clusters that are matched to no class."""
+SEEN = (
+    "A person saw images and named the clusters: these scores are not those of an unsupervised "
+    "method."
+)
+"""Stands wherever scores by name do."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class EvalProtocol:
     """What is resized how before the network, how it sees an image, and where pixels are scored."""
 
     prediction: PredictionConfig
-    """Windows and flip."""
+    """Windows, flip and refinement."""
     resize: Literal["none", "shorter side", "square"] = "none"
     """Bring image and label to `side`: not, by their shorter side, or both sides."""
     image_filter: Literal["nearest", "bilinear"] = "bilinear"
@@ -50,6 +58,11 @@ class EvalProtocol:
     brought to a square of `side`, to nearest."""
     side: int = 320
     """In pixels."""
+
+    def refined(self, name: RefineName) -> EvalProtocol:
+        """The same protocol with this refinement of the probabilities, where they are scored."""
+        prediction = self.prediction.model_copy(update={"refine": name})
+        return replace(self, prediction=prediction)
 
 
 _WINDOWS = PredictionConfig(window=224, overlap=75, flip=True)
@@ -80,10 +93,15 @@ class Evaluation:
     """Of all pixels that count."""
     class_names: tuple[str, ...]
     num_images: int
+    by_name: Scores | None = None
+    """Of clusters as the classes that a person named them after (`SEEN`)."""
 
     def as_dict(self) -> dict[str, Any]:
         """The scores as plain values, for scores.json."""
-        return {"images": self.num_images, **self.scores.as_dict(self.class_names)}
+        record = {"images": self.num_images, **self.scores.as_dict(self.class_names)}
+        if self.by_name:
+            record["by_name"] = {"note": SEEN, **self.by_name.as_dict(self.class_names)}
+        return record
 
 
 def evaluate(
@@ -91,6 +109,7 @@ def evaluate(
     dataset: LabelledImages,
     protocol: EvalProtocol = PROTOCOLS["full"],
     *,
+    by_name: bool = False,
     save_masks: Path | None = None,
     report: Progress | None = None,
 ) -> Evaluation:
@@ -100,29 +119,33 @@ def evaluate(
         segmenter: What is scored.
         dataset: Images with labels.
         protocol: How; one of PROTOCOLS for a published number.
+        by_name: Score also the names that a person gave (`match_by_name`).
         save_masks: Write here, for each image, a PNG of the image, the truth and the prediction
             side by side as they were scored, in the colours of the classes. Ignored pixels are
             black, clusters that are matched to no class grey.
         report: Shows the progress.
 
     Raises:
-        DataError: A label has a value that is no class, or no pixel is labelled.
+        DataError: A label has a value that is no class, no pixel is labelled, or no cluster has
+            the name of a class.
         SetupError: The masks cannot be written.
     """
+    named = match_by_name(segmenter.labels, dataset.class_names) if by_name else None
     if save_masks is None:
-        return _count(segmenter, dataset, protocol, None, report)
+        return _count(segmenter, dataset, protocol, named, None, report)
     with disk_errors(save_masks):
         save_masks.mkdir(parents=True, exist_ok=True)
         kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
     # The colours are known when all images are counted, so the clusters wait on the disk.
     with kept as folder:
-        evaluation = _count(segmenter, dataset, protocol, Path(folder), report)
+        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), report)
+        shown = evaluation.by_name or evaluation.scores
         for index in range(len(dataset)):
             sample = dataset[index]
             panel = _panel(
                 *_before_network(sample.image, sample.label, protocol),
                 read_ids(Path(folder) / f"{index}.png"),
-                np.array(evaluation.scores.matching),
+                np.array(shown.matching),
                 dataset.num_classes,
                 protocol,
             )
@@ -134,10 +157,11 @@ def _count(
     segmenter: Segmenter,
     dataset: LabelledImages,
     protocol: EvalProtocol,
+    named: Int64[np.ndarray, " k"] | None,
     keep: Path | None,
     report: Progress | None,
 ) -> Evaluation:
-    """Evaluate; `keep` gets the clusters of each image as they were scored."""
+    """Evaluate; `named` gives clusters their classes too, `keep` gets the clusters as scored."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
     if report:
         report.begin(len(dataset))
@@ -162,7 +186,27 @@ def _count(
     finally:
         if report:
             report.end()
-    return Evaluation(confusion.scores(), confusion, dataset.class_names, len(dataset))
+    scores = Evaluation(confusion.scores(), confusion, dataset.class_names, len(dataset))
+    return scores if named is None else replace(scores, by_name=confusion.scores(named))
+
+
+def match_by_name(labels: Labels, class_names: Sequence[str]) -> Int64[np.ndarray, " k"]:
+    """Give each cluster the class of its name, letter by letter, or UNMATCHED.
+
+    Several clusters may have one class. Ignored clusters have none, so that their pixels are errors
+    like those of any other cluster without a class.
+
+    Raises:
+        DataError: No cluster has the name of a class.
+    """
+    index = {name: number for number, name in enumerate(class_names) if name != IGNORED}
+    matching = np.array([index.get(name, UNMATCHED) for name in labels.names], np.int64)
+    if (matching == UNMATCHED).all():
+        raise DataError(
+            f"No cluster has the name of a class. Clusters: {listed(labels.classes.names)}. "
+            f"Classes: {listed(class_names)}. Name clusters with iddc label RUN --set 3=CLASS."
+        )
+    return matching
 
 
 def _before_network(
@@ -192,11 +236,15 @@ def _clusters(
     """Segment an image and bring the clusters to where they are scored."""
     short_side = segmenter.experiment.views.short_side if protocol.working_size == "model" else 0
     pixels = prepare(image, short_side, protocol.prediction.window)
-    height, width = pixels.shape[1:]
-    if protocol.scored_at == "label":
-        height, width = image.height, image.width
+    shown = prepare(image, 0, 0) if protocol.scored_at == "label" else pixels
+    height, width = shown.shape[1:]
     clusters = cluster_map(
-        segmenter, pixels, protocol.prediction, (height, width), device=segmenter.device
+        segmenter,
+        pixels,
+        protocol.prediction,
+        (height, width),
+        device=segmenter.device,
+        refine=refiner(protocol.prediction.refine, shown),
     )
     return _as_scored(clusters, protocol)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from iddc.config import Experiment, Frozen
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError, DataError
 from iddc.images import listed, open_image, to_rgb
-from iddc.masks import cluster_names, overlay, palette
+from iddc.masks import LABELS, Labels, overlay, read_labels, write_labels
 from iddc.network import Network
+from iddc.refine import refiner
 from iddc.runs import FORMAT_VERSION, disk_errors, explain, write_atomic
 from iddc.views import working_size
 from iddc.windows import Predictor, cluster_map, most_probable, predict_probs, size_for_windows
@@ -36,16 +39,33 @@ class Segmentation:
     """What was segmented: RGB, upright."""
     clusters: Integer[np.ndarray, "H W"]
     """The cluster of every pixel: uint8, or uint16 with more than 256 clusters."""
-    names: tuple[str, ...]
-    """One per cluster."""
-    colours: UInt8[np.ndarray, "k 3"]
-    """RGB, one per cluster."""
+    labels: Labels
+    """What the clusters are called."""
     probs: Float[Tensor, "k H W"] | None = None
     """The probability of every cluster at every pixel, on the CPU, if asked for."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One per cluster; clusters of one name are one class."""
+        return self.labels.names
+
+    @property
+    def colours(self) -> UInt8[np.ndarray, "k 3"]:
+        """RGB, one per cluster."""
+        return self.labels.cluster_colours
+
+    @cached_property
+    def classes(self) -> Integer[np.ndarray, "H W"]:
+        """The class of every pixel, as `labels.classes` numbers them; without names, its cluster.
+
+        Pixels of ignored clusters have the highest value of the type, 255 or 65535.
+        """
+        classes: np.ndarray = self.labels.classes.of_cluster[self.clusters]
+        return classes
+
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image under the colours of its clusters; opacity 0 is the image alone."""
-        return overlay(self.image, self.clusters, self.colours, opacity)
+        """The image under the colours of its classes; opacity 0 is the image alone."""
+        return overlay(self.image, self.classes, self.labels.classes.colours, opacity)
 
 
 class Segmenter:
@@ -55,13 +75,15 @@ class Segmenter:
         network: What gives the probabilities. A module is put in evaluation mode and stays on its
             device.
         experiment: Of it count the working size, the windows and the precision.
+        labels: What the clusters are called; by their numbers if not given.
     """
 
-    def __init__(self, network: Predictor, experiment: Experiment) -> None:
+    def __init__(
+        self, network: Predictor, experiment: Experiment, labels: Labels | None = None
+    ) -> None:
         self.network = network
         self.experiment = experiment
-        self.names = cluster_names(network.num_clusters)
-        self.colours = palette(network.num_clusters)
+        self.labels = labels or Labels.numbered(network.num_clusters)
         if isinstance(network, nn.Module):
             network.eval()
 
@@ -99,15 +121,29 @@ class Segmenter:
         rgb = _as_image(image)
         config = self.experiment.prediction
         pixels = prepare(rgb, self.experiment.views.short_side, config.window)
-        size = rgb.height, rgb.width
+        size, refine = (rgb.height, rgb.width), refiner(config.refine, prepare(rgb, 0, 0))
         if with_probs:
-            probs = predict_probs(self, pixels, config, size, device=self.device).cpu()
-            return Segmentation(rgb, most_probable(probs), self.names, self.colours, probs)
-        clusters = cluster_map(self, pixels, config, size, device=self.device)
-        return Segmentation(rgb, clusters, self.names, self.colours)
+            probs = predict_probs(
+                self, pixels, config, size, device=self.device, refine=refine
+            ).cpu()
+            return Segmentation(rgb, most_probable(probs), self.labels, probs)
+        clusters = cluster_map(self, pixels, config, size, device=self.device, refine=refine)
+        return Segmentation(rgb, clusters, self.labels)
+
+    def rename(self, names: Mapping[int, str]) -> None:
+        """Name clusters: `{3: "sky", 7: "sky", 12: "ignore"}` makes 3 and 7 one class.
+
+        `save` keeps the names; `iddc label RUN` changes those of a run. See `Labels.edit`.
+
+        Raises:
+            ConfigError: There is no such cluster, or a name is none.
+        """
+        self.labels = self.labels.edit(names)
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and model.json, from which `load` needs nothing else.
+
+        Where somebody named a cluster, the names are in labels.json.
 
         Raises:
             ConfigError: The predictor is not a Network, so there is no format for it.
@@ -131,6 +167,9 @@ class Segmenter:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "model.json").unlink(missing_ok=True)
+            (folder / LABELS).unlink(missing_ok=True)
+        if self.labels != Labels.numbered(self.num_clusters):
+            write_labels(folder, self.labels)
         write_atomic(folder / "model.safetensors", save(tensors))
         write_atomic(folder / "model.json", record.model_dump_json(indent=2) + "\n")
 
@@ -139,18 +178,19 @@ class Segmenter:
         """Read what `save` or `iddc train` wrote.
 
         Args:
-            folder: It holds model.safetensors and model.json.
+            folder: It holds model.safetensors and model.json; labels.json if clusters have names.
             device: cpu, cuda, cuda:1, mps; auto: a GPU if there is one.
 
         Raises:
-            DataError: There is no model, it is damaged, or it comes from a newer iddc.
+            DataError: There is no model, it or labels.json is damaged or from a newer iddc.
             ConfigError, SetupError: See `pick_device`.
         """
         folder, place = Path(folder), pick_device(device)
         record = _read_model_file(folder / "model.json")
         network = Network.from_spec(record.network)
         _load_weights(network, folder / "model.safetensors")
-        return cls(network.to(place), record.experiment)
+        labels = read_labels(folder, network.num_clusters)
+        return cls(network.to(place), record.experiment, labels)
 
 
 class ModelFile(Frozen):

@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ValidationError
 from tyro.conf import arg
 
 from iddc.cli.inform import Informing, print_json, print_scores
-from iddc.cli.learn import find_readable, refuse_inside, say
+from iddc.cli.learn import refuse_inside, say
 from iddc.cli.options import Flat, ImagesPath, Limited, RunPath
-from iddc.config import DatasetName, PredictionConfig, ProtocolName, Runtime
+from iddc.config import DatasetName, PredictionConfig, ProtocolName, RefineName, Runtime
 from iddc.errors import ConfigError, DataError, UnreadableImage
 from iddc.runs import Run, disk_errors, explain, write_atomic
+from iddc.runs.files import TEMPORARY
 
 if TYPE_CHECKING:
     from iddc.datasets import LabelledImages, Sample
-    from iddc.images import ImageFile, Skipped
-    from iddc.segmenter import Segmentation, Segmenter
+    from iddc.images import ImageFile
+    from iddc.masks import Collection, Labels
+    from iddc.segmenter import Segmenter
 
-MaskFormat = Literal["png", "palette", "overlay"]
+MaskFormat = Literal[
+    "png", "palette", "overlay", "coco", "coco-polygons", "cvat", "labelstudio", "npz"
+]
 ModelsOwn = arg(metavar="N", help_behavior_hint="(default: the model's own)")
 CLAIM = "predictions.json"
-"""In DIR: which model and windows its masks are of, so that no others are mixed in."""
+"""In DIR: which model, names and windows its masks are of, so that no others are mixed in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Limited):
     """Write the masks of images, each as large as its image.
 
-    DIR/png/a/b.png is the mask of a/b.jpg; DIR/palette and DIR/overlay are alike. Images whose
-    masks are there are not done again, so an interrupted command can be given again.
+    DIR/png/a/b.png is the mask of a/b.jpg; other formats are alike, or one file of all images
+    (docs/formats.md). Line i of DIR/classes.txt, from 0, names id i. Images whose masks are there
+    are not done again, so an interrupted command can be given again.
     """
 
     run: RunPath
@@ -43,11 +50,19 @@ class Predict(Limited):
     out: Annotated[Path, arg(metavar="DIR")]
     """The folder to write, outside of IMAGES. Unreadable images are listed in DIR/skipped.csv."""
     formats: tuple[MaskFormat, ...] = ("png",)
-    """png: cluster ids, 8 or 16 bit; palette: the same, shown in colours; overlay: on the image."""
+    """png: class ids, 8 or 16 bit, 255 or 65535 ignored; palette: the same, shown in colours;
+    overlay: on the image; coco, coco-polygons, cvat, labelstudio: one file for that program; npz:
+    probabilities, 2 bytes a pixel and cluster."""
+    shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
+    """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
     window: Annotated[int | None, ModelsOwn] = None
     """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
     overlap: Annotated[int | None, ModelsOwn] = None
     """How many pixels neighbouring windows share."""
+    refine: Annotated[RefineName | None, arg(help_behavior_hint="(default: the model's own)")] = (
+        None
+    )
+    """Make masks follow edges: fast, or crf, which needs the extra `crf`."""
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset({"device", "max_unreadable"})
 
@@ -55,25 +70,54 @@ class Predict(Limited):
         """Predict."""
         refuse_inside(self.out, self.images)
         if not self.formats:
-            raise ConfigError("--formats: expected at least one of png, palette, overlay.")
-        files, skipped = find_readable(self.images, self.limit, self.runtime)
+            raise ConfigError(
+                f"--formats: expected at least one of {', '.join(get_args(MaskFormat))}."
+            )
+        first, step = parse_shard(self.shard)
 
+        from iddc.images import check_images, find_images
+
+        found = find_images(self.images, limit=self.limit)
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        own = found.files[first - 1 :: step]
+        allowed = self.runtime.max_unreadable if step == 1 else 1.0  # a small shard may have many
+        files, unreadable = check_images(own, max_unreadable=allowed)
+
+        from iddc.masks import FORMATS, Collection
         from iddc.segmenter import Segmenter
 
         segmenter = Segmenter.load(Run.open(self.run).path, self.runtime.device)
         segmenter.experiment = segmenter.experiment.model_copy(
             update={"prediction": self._prediction(segmenter)}
         )
+        collection = Collection(self.images, self.out, self.formats, segmenter.labels.classes)
         claim(self.out, self.run, self.images, segmenter)
-        done, kept = self._predict(segmenter, files, skipped)
-        left_out = f" ({len(skipped):,} skipped, see {self.out / 'skipped.csv'})" if skipped else ""
-        folders = ", ".join(str(self.out / name) for name in self.formats)
+        for item in unreadable:
+            collection.leave_out(item.file, item.reason)
+        try:
+            done, kept = self._predict(segmenter, collection, files, len(own), len(found.files))
+        finally:
+            all_skipped = collection.write_skipped(found.files)
+        self._refuse_many(all_skipped, len(found.files))
+        missing, skipped = collection.finish(found.files), len(own) - done
+        left_out = f" ({skipped:,} skipped, see {self.out / 'skipped.csv'})" if skipped else ""
         there = f", {kept:,} of them there already," if kept else ""
-        say(f"masks of {done:,} images{left_out}{there} in {folders}")
+        wholes = [FORMATS[name].whole for name in self.formats if FORMATS[name].whole]
+        written = [FORMATS[name].whole or name for name in self.formats]
+        if missing:
+            written = [name for name in written if name not in wholes] or ["parts"]
+        places = ", ".join(str(self.out / name) for name in written)
+        say(f"masks of {done:,} images{left_out}{there} in {places}")
+        if missing:
+            say(
+                f"{', '.join(wholes)}: not yet, {missing:,} images are missing. The shard that "
+                "ends last writes them; if none does, give any of their commands again."
+            )
         return 0
 
     def _prediction(self, segmenter: Segmenter) -> PredictionConfig:
-        given = {"window": self.window, "overlap": self.overlap}
+        given = {"window": self.window, "overlap": self.overlap, "refine": self.refine}
         own = segmenter.experiment.prediction.model_dump()
         try:
             return PredictionConfig(**own | {k: v for k, v in given.items() if v is not None})
@@ -81,56 +125,69 @@ class Predict(Limited):
             raise ConfigError(f"--window, --overlap: {explain(error)}") from None
 
     def _predict(
-        self, segmenter: Segmenter, files: Sequence[ImageFile], skipped: list[Skipped]
+        self,
+        segmenter: Segmenter,
+        collection: Collection,
+        files: Sequence[ImageFile],
+        own: int,
+        total: int,
     ) -> tuple[int, int]:
-        """Write what is not there yet; returns how many have masks now, and had before."""
-        from iddc.images import Skipped, open_image
+        """Write what is not there yet; returns how many have masks now, and had before.
+
+        `own` counts the images of this shard and `total` those of all, unreadable ones too.
+        """
+        from iddc.images import open_image
         from iddc.progress import Progress
 
-        total, kept, progress = len(files) + len(skipped), 0, Progress()
+        done, kept, progress = len(files), 0, Progress()
         progress.begin(len(files))
         try:
             for index, file in enumerate(files, start=1):
-                paths = {
-                    name: self.out / name / file.name.with_suffix(".png") for name in self.formats
-                }
-                if all(path.exists() for path in paths.values()):
+                if collection.has(file):
                     kept += 1
                     continue
                 try:
-                    result = segmenter.predict(open_image(file))
+                    image = open_image(file)
                 except UnreadableImage as error:
-                    skipped.append(Skipped(file, str(error).removeprefix(f"{file}: ")))
-                    if len(skipped) > self.runtime.max_unreadable * total:
-                        raise DataError(
-                            f"{len(skipped)} of {total} images cannot be read, more than the "
-                            f"{self.runtime.max_unreadable:.0%} allowed by --max-unreadable. See "
-                            f"{self.out / 'skipped.csv'}."
-                        ) from error
+                    collection.leave_out(file, str(error).removeprefix(f"{file}: "))
+                    done -= 1
+                    self._refuse_many(own - done, total)
                     continue
-                for name, path in paths.items():
-                    write_mask(name, path, result)
+                result = segmenter.predict(image, with_probs=collection.needs_probs)
+                collection.add(file, result)
                 progress.update(index, f"{index}/{len(files)}", str(file.name))
         finally:
             progress.end()
-            Run(self.out).write_skipped((str(item.file.name), item.reason) for item in skipped)
-        return total - len(skipped), kept
+        return done, kept
+
+    def _refuse_many(self, skipped: int, total: int) -> None:
+        if skipped > self.runtime.max_unreadable * total:
+            raise DataError(
+                f"{skipped} of {total} images cannot be read, more than the "
+                f"{self.runtime.max_unreadable:.0%} allowed by --max-unreadable. See "
+                f"{self.out / 'skipped.csv'}."
+            )
 
 
-def write_mask(name: MaskFormat, path: Path, result: Segmentation) -> None:
-    """Write one format of one mask."""
-    from iddc import masks
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read I/N of --shard; without it, all images are one shard.
 
-    if name == "png":
-        masks.write_ids(path, result.clusters)
-    elif name == "palette":
-        masks.write_palette(path, result.clusters, result.colours)
-    else:
-        masks.write_image(path, result.overlay())
+    Raises:
+        ConfigError: It is not of this form, or I is not one of 1 to N.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", "1/1" if text is None else text)
+    shard, shards = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= shard <= shards:
+        raise ConfigError(
+            f"--shard: expected I/N with I from 1 to N, such as 1/4 to 4/4, found {text!r}."
+        )
+    return shard, shards
 
 
 def claim(out: Path, run: Path, images: Path, segmenter: Segmenter) -> None:
-    """Note in `out` which model and which images its masks are of.
+    """Note in `out` which model, names and images its masks are of.
+
+    Shards that start at once write the same note.
 
     Raises:
         ConfigError: It holds those of others, or of other windows, or something else.
@@ -141,24 +198,34 @@ def claim(out: Path, run: Path, images: Path, segmenter: Segmenter) -> None:
         "model": digest,
         "images": str(images.resolve()),
         "prediction": segmenter.experiment.prediction.model_dump(),
+        **_names(segmenter.labels),
     }
     path = out / CLAIM
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(out.iterdir()):
+        if not path.exists() and any(not item.match(TEMPORARY) for item in out.iterdir()):
             raise ConfigError(
                 f"{out} holds something else than masks of iddc. Choose a new or empty folder."
             )
         try:
-            kept = json.loads(path.read_text("utf-8")) if path.exists() else record
+            kept = json.loads(path.read_text("utf-8")) if path.exists() else None
         except ValueError:
-            kept = None
-    if kept != record:
+            kept = {}
+    if kept is None:
+        write_atomic(path, json.dumps(record, indent=2) + "\n")
+    elif kept != record:
         raise ConfigError(
-            f"{out} holds the masks of another model, of other images or of other windows. Choose "
-            "another folder, or delete it."
+            f"{out} holds the masks of another model, of other names, of other images or of other "
+            "windows. Choose another folder, or delete it."
         )
-    write_atomic(path, json.dumps(record, indent=2) + "\n")
+
+
+def _names(labels: Labels) -> dict[str, str]:
+    """What tells masks with these names and colours from others; nothing where nobody named any."""
+    chosen = labels.model_dump_json(exclude={"history"})
+    if chosen == labels.numbered(len(labels.id2label)).model_dump_json(exclude={"history"}):
+        return {}
+    return {"labels": hashlib.sha256(chosen.encode()).hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +238,18 @@ class Evaluate(Informing, Limited):
 
     run: RunPath
     data: Annotated[Path, arg(metavar="DIR")]
-    """The data set: DIR/{SPLIT/}images and DIR/{SPLIT/}labels, PNGs of class ids, 255 ignored."""
+    """The data set, as downloaded; folder: DIR/{SPLIT/}images and DIR/{SPLIT/}labels, PNGs of class
+    ids, 255 ignored."""
     dataset: DatasetName = "folder"
-    """Its layout."""
+    """Which one it is."""
     split: str = "val"
     """The part of it."""
     protocol: ProtocolName = "full"
     """How images are resized, seen and scored; published numbers name theirs (`iddc recipes`)."""
+    refine: RefineName = "none"
+    """Make masks follow edges before they are scored: fast, or crf, which needs the extra `crf`."""
+    matching: Literal["hungarian", "names"] = "hungarian"
+    """names: score also clusters as the classes that a person named them after (iddc label)."""
     save_masks: bool = False
     """Write image, truth and prediction side by side to RUN/evaluation, in colours of classes."""
     runtime: Annotated[Runtime, Flat]
@@ -186,17 +258,19 @@ class Evaluate(Informing, Limited):
     def __call__(self) -> int:
         """Evaluate."""
         from iddc.datasets import open_dataset
-        from iddc.evaluation import PROTOCOLS, evaluate
+        from iddc.evaluation import PROTOCOLS, SEEN, evaluate
         from iddc.progress import Progress
         from iddc.segmenter import Segmenter
 
         run = Run.open(self.run)
         dataset = open_dataset(self.dataset, self.data, self.split)
-        masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}"
+        refined = "" if self.refine == "none" else f"-{self.refine}"
+        masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
         evaluation = evaluate(
             Segmenter.load(self.run, self.runtime.device),
             dataset if self.limit is None else First(dataset, self.limit),
-            PROTOCOLS[self.protocol],
+            PROTOCOLS[self.protocol].refined(self.refine),
+            by_name=self.matching == "names",
             save_masks=masks if self.save_masks else None,
             report=Progress(),
         )
@@ -205,7 +279,7 @@ class Evaluate(Informing, Limited):
             "dataset": self.dataset,
             "split": self.split,
             "protocol": self.protocol,
-            "refinement": "none",
+            "refinement": self.refine,
             **evaluation.as_dict(),
         }
         if self.limit is None:
@@ -213,7 +287,12 @@ class Evaluate(Informing, Limited):
         if self.json:
             print_json(entry)
             return 0
-        print_scores({self.run.name: evaluation})
+        columns = {self.run.name: evaluation}
+        if evaluation.by_name:
+            columns["by name"] = replace(evaluation, scores=evaluation.by_name)
+        print_scores(columns)
+        if evaluation.by_name:
+            print(f"\nby name: {SEEN}")
         where = "not written, because of --limit" if self.limit else self.run / "scores.json"
         print(f"\n{evaluation.num_images:,} images · {self.protocol} · {where}")
         if self.save_masks:

@@ -1,22 +1,12 @@
-"""Names and colours of clusters, and masks in the formats that other programs read."""
+"""Colours that are easy to tell apart, and how they are laid over an image."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8, UInt16
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image
-
-from iddc.errors import ConfigError
-from iddc.runs import disk_errors, write_atomic
-
-
-def cluster_names(num: int) -> tuple[str, ...]:
-    """The names of clusters until somebody gives better ones."""
-    return tuple(f"cluster {index}" for index in range(num))
 
 
 def palette(num: int) -> UInt8[np.ndarray, "num 3"]:
@@ -31,48 +21,17 @@ def palette(num: int) -> UInt8[np.ndarray, "num 3"]:
 
 def overlay(
     image: Image.Image,
-    clusters: Integer[np.ndarray, "H W"],
+    ids: Integer[np.ndarray, "H W"],
     colours: UInt8[np.ndarray, "k 3"],
     opacity: float = 0.5,
 ) -> Image.Image:
-    """Lay the colours of the clusters over the RGB image they belong to, of the same size."""
-    return Image.blend(image, Image.fromarray(colours[clusters]), opacity)
+    """Lay the colours of the ids over the RGB image they belong to, of the same size.
 
-
-def write_ids(path: Path, clusters: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]) -> None:
-    """Write a grey PNG whose values are the ids: 8 bit for uint8, 16 bit for uint16."""
-    write_image(path, Image.fromarray(clusters))
-
-
-def write_palette(
-    path: Path, clusters: Integer[np.ndarray, "H W"], colours: UInt8[np.ndarray, "k 3"]
-) -> None:
-    """Write a PNG whose values are the ids and that viewers show in colours.
-
-    Raises:
-        ConfigError: There are more than 256 colours, which this format does not hold.
+    Pixels whose id has no colour are ignored ones and stay as they are.
     """
-    if len(colours) > 256:
-        raise ConfigError(
-            f"A palette PNG holds at most 256 clusters, found {len(colours)}. Use the formats png "
-            "(ids) and overlay (colours) instead."
-        )
-    image = Image.fromarray(clusters.astype(np.uint8))
-    image.putpalette(colours.tobytes())
-    write_image(path, image)
-
-
-def write_image(path: Path, image: Image.Image) -> None:
-    """Write an image in the format of its suffix, with its folders, completely or not at all.
-
-    Raises:
-        SetupError: It cannot be written.
-    """
-    data = BytesIO()
-    image.save(data, Image.registered_extensions()[path.suffix])
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data.getvalue())
+    coloured = (ids < len(colours))[..., None]
+    painted = np.where(coloured, colours[np.minimum(ids, len(colours) - 1)], np.asarray(image))
+    return Image.blend(image, Image.fromarray(painted), opacity)
 
 
 @lru_cache(maxsize=1)

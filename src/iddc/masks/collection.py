@@ -1,0 +1,142 @@
+"""The masks of many images in one folder, written by one process or by several at once.
+
+Each image has files of its own, so nothing needs a lock and nothing is lost when a process is
+killed: what is there is complete, and what is not is done again. A format that is one file of all
+images is put together of such files by whoever finds that no image is missing any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from iddc.images import ImageFile
+from iddc.masks.formats import FORMATS, Origin, Segmented
+from iddc.masks.ids import write_file
+from iddc.masks.labels import Classes
+from iddc.runs import Run
+
+SKIPPED = "parts/skipped"
+"""In the folder: why an image was left out, one file each; skipped.csv is made of them."""
+
+
+class Collection:
+    """A folder of masks in some formats.
+
+    Args:
+        source: The images, as given to `find_images`.
+        folder: DIR; made with its parents when it is first written to.
+        formats: Names of `FORMATS`.
+        classes: What the ids of the masks mean.
+
+    Raises:
+        ConfigError: A format cannot hold these classes.
+    """
+
+    def __init__(
+        self, source: Path, folder: Path, formats: Sequence[str], classes: Classes
+    ) -> None:
+        self.source = source
+        self.folder = folder
+        self.classes = classes
+        self.formats = {name: FORMATS[name] for name in formats}
+        for form in self.formats.values():
+            if form.check:
+                form.check(classes)
+
+    @property
+    def needs_probs(self) -> bool:
+        """Whether a format holds probabilities."""
+        return any(form.with_probs for form in self.formats.values())
+
+    def has(self, file: ImageFile) -> bool:
+        """Whether all files of an image are there."""
+        return all(
+            self._path(key, file, form.suffix).exists()
+            for form in self.formats.values()
+            for key in form.files
+        )
+
+    def add(self, file: ImageFile, result: Segmented) -> None:
+        """Write the files of an image.
+
+        Raises:
+            SetupError: One cannot be written.
+        """
+        origin = self._origin(file)
+        for form in self.formats.values():
+            for key, encode in form.files.items():
+                write_file(self._path(key, file, form.suffix), encode(origin, result))
+        self._path(SKIPPED, file, ".txt").unlink(missing_ok=True)
+
+    def leave_out(self, file: ImageFile, reason: str) -> None:
+        """Note that an image has no masks, and why."""
+        text = reason.encode("utf-8", "surrogateescape")
+        write_file(self._path(SKIPPED, file, ".txt"), text)
+
+    def write_skipped(self, files: Sequence[ImageFile]) -> int:
+        """Write skipped.csv, and again if another process left an image out meanwhile.
+
+        Args:
+            files: The whole collection, in order, whoever wrote its masks.
+
+        Returns:
+            How many images it lists.
+
+        Raises:
+            SetupError: It cannot be written.
+        """
+        written = None
+        while (reasons := self._reasons(files)) != written:
+            Run(self.folder).write_skipped((str(name), why) for name, why in reasons.items())
+            written = reasons
+        return len(reasons)
+
+    def finish(self, files: Sequence[ImageFile]) -> int:
+        """Write what is about all images: classes.txt, and the formats that are one file.
+
+        Args:
+            files: See `write_skipped`.
+
+        Returns:
+            How many images are neither there nor left out. While there are any, no such file is
+            written. Without such formats nobody looks.
+
+        Raises:
+            SetupError: A file cannot be written.
+        """
+        names = "".join(f"{name}\n" for name in self.classes.names)
+        write_file(self.folder / "classes.txt", names.encode())
+        if not any(form.assemble for form in self.formats.values()):
+            return 0
+        there = [file.name for file in files if self.has(file)]
+        missing = {file.name for file in files} - {*there, *self._reasons(files)}
+        for name, form in self.formats.items():
+            if form.assemble and not missing:
+                parts = self.folder / "parts" / name
+                form.assemble(self.folder / form.whole, parts, there, self.classes)
+        return len(missing)
+
+    def _origin(self, file: ImageFile) -> Origin:
+        # A name that was changed to be unique is no path where other programs find the image.
+        inside = PurePosixPath((file.member or file.path.as_posix()).replace("\\", "/"))
+        name = str(file.name.with_name(inside.name))
+        source, path = (Path(os.path.abspath(path)) for path in (self.source, file.path))
+        if file.member:
+            return Origin(name, f"{source.stem}/{inside}")
+        root = source.parent if source.is_dir() else source.parent.parent
+        return Origin(name, str(path.relative_to(root if path.is_relative_to(root) else "/")))
+
+    def _path(self, key: str, file: ImageFile, suffix: str) -> Path:
+        return self.folder / key / file.name.with_suffix(suffix)
+
+    def _reasons(self, files: Sequence[ImageFile]) -> dict[PurePosixPath, str]:
+        """Why images were left out, in the order of the images."""
+        folder = self.folder / SKIPPED
+        notes = {PurePosixPath(note.relative_to(folder)) for note in folder.rglob("*.txt")}
+        names = [file.name for file in files if file.name.with_suffix(".txt") in notes]
+        return {
+            name: (folder / name.with_suffix(".txt")).read_text("utf-8", "surrogateescape")
+            for name in names
+        }
