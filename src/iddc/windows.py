@@ -8,7 +8,7 @@ pixels wide takes `27 * 224 * W * 4` bytes, 194 MB at W = 8000; all of 8000 x 60
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -99,12 +99,16 @@ def predict_probs(
     *,
     device: torch.device,
     batch_size: int = 16,
+    refine: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
 ) -> Float[Tensor, "k H2 W2"]:
-    """The strips of `probability_rows` as one tensor: `k * H2 * W2 * 4` bytes."""
+    """The strips of `probability_rows` as one tensor: `k * H2 * W2 * 4` bytes.
+
+    `refine` gets them first; see `refine.py`.
+    """
     strips = probability_rows(
         predictor, image, config, out_size, device=device, batch_size=batch_size
     )
-    return torch.cat(list(strips), dim=1)
+    return torch.cat(list(refine(strips)), dim=1)
 
 
 def cluster_map(
@@ -115,13 +119,18 @@ def cluster_map(
     *,
     device: torch.device,
     batch_size: int = 16,
+    refine: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
 ) -> Integer[np.ndarray, "H2 W2"]:
-    """The most probable cluster of every pixel: uint8 up to 256 clusters, uint16 above."""
+    """The most probable cluster of every pixel: uint8 up to 256 clusters, uint16 above.
+
+    `refine` gets the strips of `probability_rows` first; see `refine.py`.
+    """
     clusters = np.empty(out_size, id_type(predictor.num_clusters))
     row = 0
-    for strip in probability_rows(
+    strips = probability_rows(
         predictor, image, config, out_size, device=device, batch_size=batch_size
-    ):
+    )
+    for strip in refine(strips):
         clusters[row : row + strip.shape[1]] = most_probable(strip)
         row += strip.shape[1]
     return clusters
