@@ -43,6 +43,7 @@ def test_the_table_and_the_names_of_the_configuration_are_the_same() -> None:
         ("conv", (9 * 32 * 32 + 32) + (32 * 32 + 32) + (32 * 5 + 5)),
         ("linear", 32 * 5 + 5),
         ("centroids", 0),
+        ("codes", 2 * (32 * 70 + 70) + (32 * 32 + 32) + 5 * 70),
     ],
 )
 def test_a_head_has_the_parameters_counted_by_hand(head: HeadName, parameters: int) -> None:
@@ -147,7 +148,7 @@ def test_a_network_is_rebuilt_from_its_description_and_its_tensors(head: HeadNam
     [
         (
             {"head": "attention"},
-            "head: expected 'conv', 'linear' or 'centroids', found 'attention'",
+            "head: expected 'conv', 'linear', 'centroids' or 'codes', found 'attention'",
         ),
         ({"num_clusters": 1}, "num-clusters: .*found 1"),
         ({"backbone": None}, "backbone"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from iddc.demo import contact_sheet
+from iddc.figures import contact_sheet
 
 FRAMES = 4
 WIDTH = 720

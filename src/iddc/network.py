@@ -18,6 +18,10 @@ from iddc.runs import explain
 
 TEMPERATURE = 0.1
 """What a fresh Centroids head divides cosines by. It changes how sure a cluster is, never which."""
+CODE_DIM = 70
+"""The length of a code of STEGO."""
+CODE_TEMPERATURE = 0.5
+"""What STEGO divides the cosines of its codes by where it needs probabilities, for the CRF."""
 
 
 def conv_head(width: int, num_clusters: int) -> nn.Module:
@@ -63,10 +67,40 @@ class Centroids(nn.Module):
         return functional.conv2d(directions, weights) / self.temperature
 
 
+class Codes(nn.Module):
+    """STEGO as a head (Hamilton et al., 2022): short codes, and the cosine to each of K centroids.
+
+    A code is the sum of a linear and of a nonlinear map of the features.
+    """
+
+    def __init__(self, width: int, num_clusters: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(width, CODE_DIM, 1)
+        self.nonlinear = nn.Sequential(
+            nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, CODE_DIM, 1)
+        )
+        self.centroids = nn.Parameter(torch.randn(num_clusters, CODE_DIM))
+
+    def codes(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 70 h w"]:
+        """Give the codes, of any length."""
+        codes: Tensor = self.linear(features) + self.nonlinear(features)
+        return codes
+
+    def cosines(self, codes: Float[Tensor, "b 70 h w"]) -> Float[Tensor, "b k h w"]:
+        """Give the cosine of each code and each centroid."""
+        centroids = functional.normalize(self.centroids, dim=1)[:, :, None, None]
+        return functional.conv2d(functional.normalize(codes, dim=1), centroids)
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
+        """Give the cosines over the temperature."""
+        return self.cosines(self.codes(features)) / CODE_TEMPERATURE
+
+
 HEADS: dict[HeadName, Callable[[int, int], nn.Module]] = {
     "conv": conv_head,
     "linear": linear_head,
     "centroids": Centroids,
+    "codes": Codes,
 }
 """From D and K to a module with random weights, drawn from torch's generator."""
 

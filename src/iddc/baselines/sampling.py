@@ -1,4 +1,4 @@
-"""A sample of pixel embeddings whose size does not grow with the number of images."""
+"""Embeddings for a baseline: a sample of those of pixels, and the mean of each image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from iddc.backbones import Backbone
@@ -84,9 +85,8 @@ def sample_embeddings(
         if report:
             report.begin(len(shares))
             stack.callback(report.end)
-        cores = os.cpu_count() or 1
-        threads = runtime.workers if runtime.workers >= 0 else min(8, cores)
-        for done, (index, windows) in enumerate(_ahead(windows_of, shares, threads), start=1):
+        decoded = ahead(windows_of, shares, decoding_threads(runtime))
+        for done, (index, windows) in enumerate(decoded, start=1):
             if isinstance(windows, str):
                 unreadable.append(Skipped(files[index], windows))
                 continue
@@ -98,6 +98,71 @@ def sample_embeddings(
             if report:
                 report.update(done, "embedding", f"{filled:,} embeddings")
     return vectors[:filled], unreadable
+
+
+def pooled_embeddings(
+    files: Sequence[ImageFile],
+    backbone: Backbone,
+    experiment: Experiment,
+    runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
+    *,
+    check: Callable[[], None],
+    report: Progress | None = None,
+) -> tuple[list[int], Float[Tensor, "n d"], list[tuple[int, str]]]:
+    """The mean embedding of the central square of each image, resized to a crop.
+
+    Args:
+        files: The images.
+        backbone: What embeds them.
+        experiment: Of it count the size of a crop and the precision.
+        runtime: How this machine works.
+        check: Called before each image; what it raises ends the work.
+        report: Shows the progress.
+
+    Returns:
+        The places in `files` of the images that can be read, a row for each of them on the
+        backbone's device, and the places of the others with the reasons.
+    """
+    device = next(backbone.parameters()).device
+    side = experiment.views.crop_size
+
+    def square(place: int) -> UInt8[Tensor, "3 S S"] | str:
+        try:
+            image = open_image(files[place])
+        except UnreadableImage as error:
+            return str(error).removeprefix(f"{files[place]}: ")
+        cut = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+
+    def pool(squares: Sequence[Tensor]) -> Float[Tensor, "n d"]:
+        with torch.no_grad(), autocast(device, experiment.training.precision):
+            features: Tensor = backbone(torch.stack(list(squares)).to(device))
+        return features.float().mean(dim=(2, 3))
+
+    at_once = runtime.micro_batch_size or _WINDOWS_AT_ONCE
+    rows = [torch.empty(0, backbone.embed_dim, device=device)]
+    waiting: list[Tensor] = []
+    places: list[int] = []
+    unreadable: list[tuple[int, str]] = []
+    with ExitStack() as stack:
+        if report:
+            report.begin(len(files))
+            stack.callback(report.end)
+        for place, found in ahead(square, range(len(files)), decoding_threads(runtime)):
+            check()
+            if isinstance(found, str):
+                unreadable.append((place, found))
+            else:
+                places.append(place)
+                waiting.append(found)
+            if len(waiting) == at_once:
+                rows.append(pool(waiting))
+                waiting.clear()
+            if report:
+                report.update(place + 1, "embedding", f"image {place + 1} of {len(files)}")
+    if waiting:
+        rows.append(pool(waiting))
+    return places, torch.cat(rows), unreadable
 
 
 def draw_windows(
@@ -125,7 +190,12 @@ def draw_windows(
     return torch.stack([image[:, top : top + tall, left : left + wide] for top, left in chosen])
 
 
-def _ahead(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[tuple[T, U]]:
+def decoding_threads(runtime: Runtime) -> int:
+    """As many as asked for, or one for each core, at most 8."""
+    return runtime.workers if runtime.workers >= 0 else min(8, os.cpu_count() or 1)
+
+
+def ahead(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[tuple[T, U]]:
     """Each item and its result, in order, while threads work on the next few.
 
     Decoding images lets other threads run. Unlike `Executor.map`, results do not pile up.
