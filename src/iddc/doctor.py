@@ -14,7 +14,7 @@ from pathlib import Path
 
 from iddc import __version__
 
-EXTRAS = {"tensorboard": "tensorboard"}
+EXTRAS = {"crf": "pydensecrf2", "plots": "matplotlib", "tensorboard": "tensorboard"}
 """The optional extras and the package that each brings."""
 MIN_DISK_GB = 2
 """Room for one run with its checkpoints, and some masks."""
@@ -93,6 +93,16 @@ def _accelerators() -> Iterator[Finding]:
     yield Finding("gpu", "; ".join(gpus) or "none: training runs on the CPU")
     precision = pick_precision("auto", pick_device())
     yield Finding("arithmetic", f"{precision} on {pick_device()}")
+    yield Finding("fused loss", _fused_loss())
+
+
+def _fused_loss() -> str:
+    from iddc.losses import fused_obstacle
+
+    obstacle = fused_obstacle()
+    if obstacle:
+        return f"not available ({obstacle}): blocks"
+    return f"triton {import_module('triton').__version__}"
 
 
 def _weights() -> Iterator[Finding]:
