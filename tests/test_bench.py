@@ -191,7 +191,7 @@ def test_bench_prints_a_table_and_writes_it_with_the_hardware(
     assert [len(part["ours"]["seconds"]) for part in figures["parts"]] == [2, 2, 2]
     text = page.read_text()
     assert hardware in text
-    assert figures["command"] == f"iddc bench {' '.join(words)}"
+    assert figures["command"] == f"iddc bench --out DIR {' '.join(words)}"
     assert text.count("\n| loss, ") == 3
 
 

@@ -21,6 +21,7 @@ from iddc import demo, training
 from iddc.backbones import save_backbone, untrained_backbone
 from iddc.cli import COMMANDS, inform, main
 from iddc.config import PredictionConfig, TrainingConfig, ViewsConfig
+from iddc.datasets.fake import write_fake
 from iddc.errors import Interrupted
 from iddc.recipes import RECIPES
 from iddc.runs import Run
@@ -104,6 +105,28 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
 def skipped(folder: Path) -> dict[str, str]:
     with (folder / "skipped.csv").open() as file:
         return {row["name"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_a_data_set_is_trained_on_its_train_split_alone(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fake("cityscapes", tmp_path / "data")
+    command = ["train", str(tmp_path / "data"), "--dataset", "cityscapes", *tiny]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4 images")  # of 8, with val
+    assert lines[-1].endswith(f"--data {tmp_path / 'data'} --dataset cityscapes")
+    assert main([*command, "--out", str(tmp_path / "other"), "--limit", "3", "--dry-run"]) == 0
+    assert "3 images" in capsys.readouterr().out
+
+
+def test_a_root_without_the_data_set_is_exit_3_and_says_what_was_looked_for(
+    photos: Path, tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(photos), "--dataset", "potsdam3", "--out", str(tmp_path / "run")]
+    assert main([*command, *tiny]) == 3
+    assert "looked for *.mat in imgs" in error(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 # Which command, which option ----------------------------------------------------------------------
@@ -692,6 +715,8 @@ def test_models_names_every_backbone_with_its_licence(capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("dinov3-vits16 ")]
     assert row.split()[1:5] == ["16", "384", "DINOv3", "License"]
+    (row,) = [line for line in lines if line.startswith("bundled ")]
+    assert row.split() == ["bundled", "8", "128", "CC", "BY-NC", "4.0", "iddc", "yes"]
 
 
 def test_doctor_is_exit_4_where_a_package_cannot_be_imported(
@@ -829,3 +854,38 @@ def test_a_reader_that_goes_away_is_no_bug() -> None:
     process.stderr.close()
     assert process.wait() == 141
     assert said == ""
+
+
+# Edges --------------------------------------------------------------------------------------------
+
+
+def test_refined_scores_have_an_entry_of_their_own(
+    trained: Path, labelled: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("scores.json", "evaluation"))
+    for options in ([], ["--refine", "fast", "--save-masks"]):
+        assert main(["evaluate", str(run), "--data", str(labelled), *options]) == 0
+    entries = json.loads((run / "scores.json").read_text())["scores"]
+    assert [entry["refinement"] for entry in entries] == ["none", "fast"]
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["folder-val-full-fast"]
+
+
+def test_masks_of_another_refinement_are_not_mixed_in(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out"), "--limit", "1"]
+    assert main([*argv, "--refine", "fast"]) == 0
+    assert main(argv) == 2
+    assert "other windows" in error(capsys)
+
+
+def test_crf_without_its_extra_is_exit_4(
+    trained: Path,
+    labelled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    assert main(["evaluate", str(trained), "--data", str(labelled), "--refine", "crf"]) == 4
+    assert "pip install 'iddc[crf]'" in error(capsys)

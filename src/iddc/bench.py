@@ -152,12 +152,13 @@ def bench(
     machine = measure_machine(device)
     rows = [compare(part, machine, device, repeats) for part in parts(device, batch_size)]
     now = datetime.now(UTC)
+    options = f"--batch-size {batch_size} --repeats {repeats} --device {device}"
     facts = {
         "hardware": machine.hardware,
         "date": now.date().isoformat(),
         "iddc": __version__,
         "torch": torch.__version__,
-        "command": f"iddc bench --batch-size {batch_size} --repeats {repeats} --device {device}",
+        "command": f"iddc bench --out DIR {options}",
     }
     words = re.sub(r"[^a-z0-9]+", "-", machine.hardware.lower()).strip("-")
     path = out / f"speed_{words}_{now:%Y-%m}"

@@ -15,7 +15,7 @@ Paper symbol -> field:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,19 +27,45 @@ NegativeAffinity = Literal["paper", "released", "off"]
 """w- of Eq. (2): 1 - u.u'; 1 - max(u.u', 0); 1 for every selected pair (Table 5)."""
 Centering = Literal["none", "batch"]
 """Embeddings as the backbone gives them, or less their mean over the batch (decision 002)."""
-HeadName = Literal["conv", "linear", "centroids"]
+Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["auto"]
+"""A cosine; auto: where the affinities of one and of two clusters of k-means cross."""
+HeadName = Literal["conv", "linear", "centroids", "codes"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ScheduleStep = Literal["iteration", "epoch"]
 DatasetName = Literal["folder", "cityscapes", "cocostuff27", "cocostuff171", "potsdam3"]
 ProtocolName = Literal["full", "stego-center-crop", "iddc-sliding", "squash"]
+RefineName = Literal["none", "fast", "crf"]
+"""Probabilities as they are; moved to edges by local windows; by the fully connected CRF."""
 RecipeName = Literal[
     "folder",
     "cocostuff27-vits16",
     "cocostuff27-vits16-released",
+    "cocostuff27-vits16-e2e",
     "cocostuff27-vits8",
+    "cocostuff27-vits8-e2e",
     "cocostuff171-vits8",
-    "cityscapes-vits8",
+    "cocostuff171-vits8-e2e",
     "cityscapes-vitb8",
+    "cityscapes-vitb8-e2e",
+    "cityscapes-vits8",
+    "cityscapes-vits8-e2e",
+    "cityscapes-linear-vitb8",
+    "cityscapes-linear-vits8",
+    "cityscapes-linear-vits16",
+    "cityscapes-linear-vitb16",
+    "cityscapes-linear-xcits12-p16",
+    "cityscapes-linear-xcits12-p8",
+    "cityscapes-linear-ibot-vitb16",
+    "cityscapes-linear-ibot-vitb16-in22k",
+    "cityscapes-linear-ibot-vitb16-in22k-e2e",
+    "cityscapes-linear-ibot-vits16",
+    "ablation-log-unweighted",
+    "ablation-linear-unweighted",
+    "ablation-exp-unweighted",
+    "ablation-log",
+    "ablation-linear",
+    "ablation-no-regularizer",
+    "ablation-no-negatives",
 ]
 BackboneName = Literal[
     "dino-vits16",
@@ -76,10 +102,10 @@ class ObjectiveConfig(Frozen):
     """lambda_1, the weight of L-."""
     regularizer_weight: float = Field(0.4, ge=0)
     """lambda_2, the weight of the regulariser."""
-    positive_threshold: float = Field(0.2, ge=-1, le=1)
-    """t+, the affinity above which two pixels should agree; a cosine."""
-    negative_threshold: float = Field(0.12, ge=-1, le=1)
-    """t-, the affinity below which two pixels should differ; a cosine."""
+    positive_threshold: Threshold = 0.2
+    """t+, the affinity above which two pixels should agree, a cosine; or auto: from the images."""
+    negative_threshold: Threshold = 0.12
+    """t-, the affinity below which two pixels should differ, a cosine; or auto: from the images."""
     penalty: Penalty = "exp"
     """h+ and h-, Eqs. (3)-(5)."""
     positive_affinity: bool = True
@@ -188,6 +214,8 @@ class PredictionConfig(Frozen):
     """How many pixels neighbouring windows share."""
     flip: bool = True
     """Average the probabilities with those of the mirrored image."""
+    refine: RefineName = "none"
+    """Make masks follow edges; crf needs the extra `crf`, and memory for the whole image."""
 
     @model_validator(mode="after")
     def _windows_advance(self) -> PredictionConfig:
@@ -238,6 +266,57 @@ class Runtime(Frozen):
     """The share of unreadable images above which the run stops."""
     tensorboard: bool = False
     """Also write TensorBoard events to RUN/tensorboard (extra `tensorboard`)."""
+    snapshots: bool = False
+    """Keep what has trained at the end of each epoch in RUN/snapshots (Fig. 7b)."""
+
+
+SpatialCentering = Literal["none", "paper", "released"]
+"""Affinities as they are; less their mean over the other image; and the mean of all added again."""
+
+
+class StegoConfig(Frozen):
+    """STEGO (Hamilton et al., 2022). Defaults: the authors' code, for images of one's own (ViT-S).
+
+    `recipes/stego.py` has the numbers for published data sets.
+    """
+
+    self_weight: float = Field(0.67, ge=0)
+    """lambda_self, the weight of the loss of an image with itself."""
+    knn_weight: float = Field(0.25, ge=0)
+    """lambda_knn, with one of its nearest neighbours."""
+    random_weight: float = Field(0.63, ge=0)
+    """lambda_rand, with random other images."""
+    self_shift: float = Field(0.18, ge=-1, le=1)
+    """b_self, the affinity in an image above which two codes attract each other."""
+    knn_shift: float = Field(0.12, ge=-1, le=1)
+    """b_knn, the same with a neighbour."""
+    random_shift: float = Field(0.46, ge=-1, le=1)
+    """b_rand, the same with a random image."""
+    spatial_centering: SpatialCentering = "released"
+    """How affinities are centred, STEGO's Eq. (3)."""
+    neighbours: int = Field(7, ge=1)
+    """How many nearest images are neighbours of an image."""
+    negatives: int = Field(5, ge=1)
+    """Random images an image is compared with; fewer if the batch is smaller."""
+    patches: int = Field(121, ge=1)
+    """How many patches of a crop, drawn anew in each step, are compared; 11 * 11 points there."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """The chance of a channel of the features to be left out of a step."""
+    steps: int = Field(5000, ge=1)
+    """How many batches are seen."""
+    batch_size: int = Field(32, ge=2)
+    """Images in a batch; fewer if there are fewer images."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Of the codes (Adam)."""
+    probe_learning_rate: float = Field(5e-3, gt=0)
+    """Of the centroids (Adam)."""
+
+
+class BaselineConfig(Frozen):
+    """The options of the baselines; k-means has none."""
+
+    stego: StegoConfig = StegoConfig()
+    """The baseline `stego`."""
 
 
 PretrainMethod = Literal["contrast", "dino"]
@@ -399,7 +478,7 @@ class PretrainConfig(Frozen):
     """The blocks of a ViT; 0: as its name says."""
     stages: tuple[int, ...] = ()
     """The stages that make an embedding (contrast); none: those of stride 8 to 32."""
-    steps: int = Field(2400, ge=1)
+    steps: int = Field(2200, ge=1)
     """How many batches are seen."""
     epochs: int = Field(0, ge=0)
     """Instead of steps: how many times as many images are seen as there are."""
@@ -408,7 +487,7 @@ class PretrainConfig(Frozen):
     short_side: int = Field(360, ge=32)
     """Larger images are reduced to this shorter side when they are decoded, in pixels."""
     components: int = Field(128, ge=0)
-    """The principal components of the stages that the result keeps (contrast); 0: all channels."""
+    """What the stages of the result are reduced to (contrast); 0: all channels."""
     min_side: int = Field(28, ge=8)
     """Images with a shorter side are left out; contrast: the least side of a small crop."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -39,7 +39,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Pillow's name of each format we read, and the suffixes that mark it in a folder or a zip. Pillow
 knows more, some of which start other programs (EPS) or are no photos; those stay closed."""
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-LABEL_FOLDERS = frozenset({"labels", "gtFine", "annotations", "stuffthingmaps"})
+LABEL_FOLDERS = frozenset(
+    {"labels", "gtFine", "annotations", "stuffthingmaps", "stuffthingmaps_trainval2017"}
+)
 """Folders of the usual data sets that hold labels, not photos."""
 MAX_PIXELS = 500_000_000
 """The largest image we open, 1.5 GB as RGB. A file that claims more is an attack or damaged."""

@@ -11,10 +11,13 @@ import traceback
 from collections.abc import Sequence
 
 from iddc import __version__
+from iddc.cli.bench import Bench
 from iddc.cli.inform import Demo, Doctor, Models, Recipes
+from iddc.cli.label import Label
 from iddc.cli.learn import Baseline, Train
 from iddc.cli.options import Command, parse, unknown
 from iddc.cli.pretrain import Pretrain
+from iddc.cli.reproduce import Reproduce
 from iddc.cli.use import Evaluate, Predict
 from iddc.errors import IddcError
 
@@ -24,11 +27,14 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
+    "label": Label,
     "baseline": Baseline,
     "pretrain": Pretrain,
+    "reproduce": Reproduce,
     "recipes": Recipes,
     "models": Models,
     "doctor": Doctor,
+    "bench": Bench,
     "demo": Demo,
 }
 

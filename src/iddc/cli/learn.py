@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import yaml
 from tyro.conf import Positional, arg
 
-from iddc.cli.options import ConfigFile, Flat, ImagesPath, Limited, NewRun
-from iddc.config import Experiment, Runtime
+from iddc.cli.options import (
+    ConfigFile,
+    Flat,
+    ImagesPath,
+    Limited,
+    NewRun,
+    TrainedOn,
+    baseline_config,
+)
+from iddc.config import BaselineConfig, DatasetName, Experiment, HeadName, Runtime
 from iddc.errors import ConfigError, DataError
 from iddc.runs import Run
+from iddc.runs.configfile import differences
 from iddc.schedules import Plan
 
 if TYPE_CHECKING:
@@ -32,6 +41,7 @@ class Train(Limited):
     """
 
     images: ImagesPath
+    dataset: TrainedOn = "folder"
     out: NewRun
     config: ConfigFile = None
     overwrite: bool = False
@@ -44,7 +54,7 @@ class Train(Limited):
     def __call__(self) -> int:
         """Train."""
         refuse_inside(self.out, self.images)
-        files, skipped = find_readable(self.images, self.limit, self.runtime)
+        files, skipped = find_readable(self.images, self.limit, self.runtime, self.dataset)
         if len(files) < 2:
             raise DataError(
                 f"Found {len(files)} readable image in {self.images}; training compares images "
@@ -56,10 +66,10 @@ class Train(Limited):
             say(describe(files, skipped, self.experiment), steps)
             say(f"Nothing is written. Without --dry-run the result would be in {self.out}.")
             return 0
-        if self.experiment.head == "centroids":
+        if self.experiment.head in ("centroids", "codes"):
             raise ConfigError(
-                "The head centroids has nothing to train: it is for `iddc baseline kmeans`. Choose "
-                "--head conv or linear."
+                f"The head {self.experiment.head} is for `iddc baseline`. Choose --head conv or "
+                "linear."
             )
         experiment = ready(self.experiment, self.runtime)
         with start(self, experiment) as run:
@@ -68,7 +78,7 @@ class Train(Limited):
             from iddc.training import fit
 
             fit(files, experiment, run, self.runtime, skipped=skipped, report=Progress())
-        say_next(self.out, self.images)
+        say_next(self.out, self.images, self.dataset)
         return 0
 
 
@@ -80,13 +90,15 @@ class Baseline(Limited):
     centring of the embeddings come from there.
     """
 
-    method: Annotated[Positional[Literal["kmeans"]], arg(metavar="kmeans")]
-    """Spherical k-means (Table 6)."""
+    method: Annotated[Positional[Literal["kmeans", "stego"]], arg(metavar="kmeans|stego")]
+    """Spherical k-means (Table 6), or STEGO (Tables 1, 3 and 4), which --stego.* options change."""
     images: ImagesPath
+    dataset: TrainedOn = "folder"
     out: NewRun
     config: ConfigFile = None
     overwrite: bool = False
     """Replace an earlier run in RUN."""
+    options: Annotated[BaselineConfig, Flat]
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset(
@@ -97,16 +109,28 @@ class Baseline(Limited):
     def __call__(self) -> int:
         """Fit."""
         refuse_inside(self.out, self.images)
-        files, skipped = find_readable(self.images, self.limit, self.runtime)
-        fitted = self.experiment.model_copy(update={"head": "centroids"})
-        experiment = ready(fitted, self.runtime)
+        usual = baseline_config(self.experiment)
+        if self.method == "kmeans" and self.options != usual:
+            changes = differences(usual.model_dump(), self.options.model_dump())
+            raise ConfigError(
+                f"Only the baseline stego has the option --{changes[0].split(':')[0]}."
+            )
+        files, skipped = find_readable(self.images, self.limit, self.runtime, self.dataset)
+        head: HeadName = "centroids" if self.method == "kmeans" else "codes"
+        experiment = ready(self.experiment.model_copy(update={"head": head}), self.runtime)
         with start(self, experiment) as run:
-            say(describe(files, skipped, experiment, self.out), "k-means")
+            work = {"kmeans": "k-means", "stego": f"STEGO · {self.options.stego.steps:,} steps"}
+            say(describe(files, skipped, experiment, self.out), work[self.method])
             from iddc.baselines.kmeans import fit_kmeans
+            from iddc.baselines.stego import fit_stego
             from iddc.progress import Progress
 
-            fit_kmeans(files, experiment, run, self.runtime, skipped=skipped, report=Progress())
-        say_next(self.out, self.images)
+            todo = (files, experiment, run, self.runtime)
+            if self.method == "kmeans":
+                fit_kmeans(*todo, skipped=skipped, report=Progress())
+            else:
+                fit_stego(*todo, self.options.stego, skipped=skipped, report=Progress())
+        say_next(self.out, self.images, self.dataset)
         return 0
 
 
@@ -115,22 +139,34 @@ def start(command: Train | Baseline, experiment: Experiment) -> Run:
     return Run.start(
         command.out,
         experiment,
-        source=str(command.images.resolve()),
+        source=named(command.images, command.dataset),
         limit=command.limit,
         overwrite=command.overwrite,
     )
 
 
+def named(images: Path, dataset: DatasetName) -> str:
+    """What a run was trained on, for its record."""
+    path = str(images.resolve())
+    return path if dataset == "folder" else f"{dataset}:{path}"
+
+
 def find_readable(
-    images: Path, limit: int | None, runtime: Runtime
+    images: Path, limit: int | None, runtime: Runtime, dataset: DatasetName = "folder"
 ) -> tuple[list[ImageFile], list[Skipped]]:
     """Find the images and check their headers; say on stderr what was not read as a photo."""
     from iddc.images import check_images, find_images
 
-    found = find_images(images, limit=limit)
-    for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
-    return check_images(found.files, max_unreadable=runtime.max_unreadable)
+    if dataset != "folder":
+        from iddc.datasets import train_images
+
+        files = train_images(dataset, images)[:limit]
+    else:
+        found = find_images(images, limit=limit)
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        files = found.files
+    return check_images(files, max_unreadable=runtime.max_unreadable)
 
 
 def refuse_inside(out: Path, images: Path) -> None:
@@ -149,9 +185,14 @@ def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
     from iddc.device import pick_device
 
     pick_device(runtime.device)
-    experiment = experiment.model_copy(update={"backbone": resolve(experiment.backbone)})
-    load_backbone(experiment.backbone)
-    return experiment
+    backbone = resolve(experiment.backbone)
+    if backbone == "bundled" != experiment.backbone:
+        say(
+            "note: DINO ViT-S/16 is neither on this machine nor within reach, so backbone auto is "
+            "the bundled one"
+        )
+    load_backbone(backbone)
+    return experiment.model_copy(update={"backbone": backbone})
 
 
 def describe(
@@ -178,8 +219,11 @@ def say(*parts: str) -> None:
         print(*parts, sep=" · ", flush=True)
 
 
-def say_next(run: Path, images: Path) -> None:
+def say_next(run: Path, images: Path, dataset: DatasetName = "folder") -> None:
     """Say where the model is and what to do next."""
-    masks = run.with_name(f"{run.name}-masks")
-    command = shlex.join(["iddc", "predict", str(run), str(images), "--out", str(masks)])
-    say(f"{run / 'model.safetensors'}    next: {command}")
+    if dataset == "folder":
+        masks = run.with_name(f"{run.name}-masks")
+        words = ["predict", run, images, "--out", masks]
+    else:
+        words = ["evaluate", run, "--data", images, "--dataset", dataset]
+    say(f"{run / 'model.safetensors'}    next: {shlex.join(['iddc', *map(str, words)])}")

@@ -25,9 +25,10 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from iddc.config import Experiment, Frozen, Runtime
+from iddc.config import BaselineConfig, DatasetName, Experiment, Frozen, Runtime
 from iddc.errors import ConfigError
 from iddc.recipes import RECIPES
+from iddc.recipes.stego import stego_config
 from iddc.runs import explain, load_config
 
 ImagesPath = Annotated[
@@ -39,6 +40,10 @@ ImagesPath = Annotated[
 ]
 RunPath = Annotated[
     Positional[Path], arg(metavar="RUN", help="The folder of a finished run, which has its model.")
+]
+TrainedOn = Annotated[
+    DatasetName,
+    arg(help="What IMAGES is: any images, or a data set as downloaded, whose train split is read."),
 ]
 NewRun = Annotated[Path, arg(metavar="RUN", help="The folder of the run to write.")]
 ConfigFile = Annotated[
@@ -124,6 +129,11 @@ def _starting_point(args: Sequence[str]) -> Experiment:
     return RECIPES[name].experiment()
 
 
+def baseline_config(experiment: Experiment) -> BaselineConfig:
+    """The options of the baselines for the data set of a recipe."""
+    return BaselineConfig(stego=stego_config(experiment.recipe))
+
+
 def _type(field: FieldInfo) -> Any:
     """The type of a field; one that is on by default takes True or False instead of a no- flag."""
     on = field.annotation is bool and field.default is True
@@ -133,6 +143,7 @@ def _type(field: FieldInfo) -> Any:
 def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegistry:
     """Build the models of config.py; an Experiment is `start` where no option says otherwise."""
     registry = ConstructorRegistry()
+    starts = {Experiment: start, BaselineConfig: baseline_config(start)}
     models = [model for model in Frozen.__subclasses__() if model.__module__ == Frozen.__module__]
     parts = {field.annotation for model in models for field in model.model_fields.values()}
 
@@ -141,7 +152,7 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
         model = info.type
         if not (isinstance(model, type) and issubclass(model, Frozen)):
             return None
-        given = start if model is Experiment else info.default
+        given = starts.get(model, info.default)
         defaults = given if isinstance(given, model) else model()
         fields = [
             StructFieldSpec(name, _type(field), getattr(defaults, name), field.description)

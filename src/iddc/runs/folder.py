@@ -47,6 +47,7 @@ _OURS = (
     "labels.json",
     "versions.json",
     "tensorboard",
+    "snapshots",
     "evaluation",
 )
 """What `overwrite` removes. Other files that a user keeps in the folder stay."""

@@ -1,0 +1,177 @@
+"""The tables and figures of the paper, rerun: train, score, and put the numbers side by side.
+
+Everything is under OUT: `runs/`, one folder for each experiment and seed, and NAME.md, NAME.json
+and NAME.png for each table or figure. Whatever is there is used again: rows that are the same
+experiment share a run, a finished run is not trained again, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iddc import __version__
+from iddc.config import Experiment, ObjectiveConfig, Runtime
+from iddc.device import pick_device
+from iddc.errors import ConfigError, DataError, IddcError, Interrupted
+from iddc.progress import Progress
+from iddc.recipes import Figure
+from iddc.reproduce import smoke
+from iddc.reproduce.plan import Job, Settings, choose, job_of
+from iddc.reproduce.plots import CURVES, check_matplotlib, draw
+from iddc.reproduce.report import Outcome, Report
+from iddc.reproduce.work import Bench, is_done, missing
+from iddc.runs import disk_errors
+
+__all__ = ["Report", "Settings", "reproduce"]
+
+
+def reproduce(
+    name: str,
+    settings: Settings,
+    out: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
+    *,
+    report: Progress | None = None,
+) -> Report:
+    """Rerun a table or a figure.
+
+    Rows whose data, weights or packages are not here are left out, with the reason; so are rows
+    whose training fails.
+
+    Args:
+        name: A key of TABLES or FIGURES.
+        settings: What to rerun, and what is other than in the paper.
+        out: The folder to write.
+        runtime: How this machine works.
+        report: Shows the progress.
+
+    Raises:
+        ConfigError: There is no such table or row, or no such backbone.
+        SetupError: A figure is asked for and matplotlib is not installed, or `out` cannot be
+            written.
+        Interrupted: SIGINT or SIGTERM came. The same call goes on.
+    """
+    target = choose(name, settings)
+    if isinstance(target, Figure):
+        check_matplotlib()
+        if not target.panels and name not in CURVES:
+            raise ConfigError(
+                "Fig. 2 is not in this version yet. Known: table1 to table8, fig3 to fig7."
+            )
+    if target.rows and settings.data is None and not settings.smoke:
+        raise ConfigError(f"{name} needs the folder of a data set: --data DIR; or --smoke.")
+    if settings.smoke:
+        out = out / "smoke"
+        settings = smoke.prepare(settings, settings.dataset or target.dataset, out)
+        runtime = runtime.model_copy(update={"workers": 0})
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    result = Report(name, target, settings, out, _facts(runtime))
+    if name in CURVES:
+        result.curves = CURVES[name]()
+    elif bench := _open(result, runtime, report):
+        _leave_out(result, out / "runs")
+        todo = _todo(result, out / "runs")
+        if report:
+            report.note(_announcement(bench, todo))
+        _work(result, bench, out, len(todo))
+    result.write()
+    if isinstance(target, Figure):
+        draw(result, out / f"{name}.png")
+    return result
+
+
+def _facts(runtime: Runtime) -> dict[str, Any]:
+    return {
+        "iddc": __version__,
+        "torch": torch.__version__,
+        "device": str(pick_device(runtime.device)),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _open(result: Report, runtime: Runtime, report: Progress | None) -> Bench | None:
+    """Find the data, and say of each row what it needs; without data none can be run."""
+    bench, reason = None, ""
+    assert result.settings.data is not None
+    try:
+        bench = Bench.open(result.dataset, result.settings.data, runtime, report)
+    except DataError as error:
+        reason = str(error)
+    num_classes = bench.dataset.num_classes if bench else Experiment().num_clusters
+    for row in result.target.rows:
+        job = job_of(row, result.target, result.settings, num_classes)
+        result.outcomes.append(Outcome(row, job, reason if job else ""))
+    return bench
+
+
+def _leave_out(result: Report, runs: Path) -> None:
+    """Note which rows cannot be run on this machine, and why."""
+    known: dict[tuple[str, str | None], str] = {}
+    for outcome, job in result.runnable():
+        trained = all(is_done(path) for path in _folders(result, job, runs))
+        need = job.refine, None if trained else job.experiment.backbone
+        if need not in known:
+            known[need] = missing(*need)
+        outcome.reason = known[need]
+
+
+def _folders(result: Report, job: Job, runs: Path) -> list[Path]:
+    return [job.folder(runs, result.name, seed) for seed in range(result.settings.seeds)]
+
+
+def _todo(result: Report, runs: Path) -> dict[tuple[str, int], Job]:
+    """What is to be trained, by digest and seed."""
+    return {
+        (job.digest, seed): job
+        for _, job in result.runnable()
+        for seed, path in enumerate(_folders(result, job, runs))
+        if not is_done(path)
+    }
+
+
+def _announcement(bench: Bench, todo: dict[tuple[str, int], Job]) -> str:
+    """How much there is to do, and about how long it takes."""
+    costs: dict[str, float] = {}
+    seconds = 0.0
+    for job in todo.values():
+        # What the objective is changes little.
+        alike = job.experiment.model_copy(
+            update={"objective": ObjectiveConfig(), "recipe": "folder"}
+        )
+        key = alike.model_dump_json()
+        if job.row.method == "iddc":
+            if key not in costs:
+                costs[key] = bench.seconds(alike)
+            seconds += costs[key]
+    time = timedelta(seconds=round(seconds))
+    return (
+        f"{len(todo):,} runs to train, about {time} for those of IDDC on "
+        f"{pick_device(bench.runtime.device)}, judged by a few steps; then scores on "
+        f"{len(bench.dataset):,} images each. Stop at any moment: the same command goes on."
+    )
+
+
+def _work(result: Report, bench: Bench, out: Path, total: int) -> None:
+    """Train and score, all rows with the first seed, then with the next."""
+    number = 0
+    for seed in range(result.settings.seeds):
+        for outcome, job in result.runnable():
+            path = job.folder(out / "runs", result.name, seed)
+            if bench.report and not is_done(path):
+                number += 1
+                bench.report.note(f"run {number} of {total}: {job.row.name}, seed {seed}")
+            try:
+                run = bench.train(job, path, seed)
+                outcome.entries[seed] = bench.score(job, run)
+            except Interrupted:
+                raise
+            except IddcError as error:
+                outcome.failures[seed] = str(error)
+                continue
+            outcome.runs[seed] = path
+            result.write()

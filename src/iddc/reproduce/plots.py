@@ -1,0 +1,166 @@
+"""Figures as pictures. matplotlib (extra `plots`) is imported when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from iddc.config import ObjectiveConfig, Regularizer
+from iddc.errors import SetupError
+from iddc.losses import REGULARIZERS
+from iddc.recipes import Figure, Panel
+from iddc.reproduce.report import SYMBOLS, Outcome, Report
+from iddc.runs import write_atomic
+
+_INCHES = 4.5
+"""The side of a panel."""
+
+
+def check_matplotlib() -> None:
+    """Say before anything is trained that pictures cannot be drawn.
+
+    Raises:
+        SetupError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise SetupError(
+            "Figures need matplotlib, which is not installed. Install it with `pip install "
+            "'iddc[plots]'`."
+        ) from error
+
+
+def regularizer_curves() -> dict[str, list[float]]:
+    """Fig. 3: the regularisers of two clusters, scaled from 0 at equal sizes to 1 at the ends.
+
+    Returns:
+        Each curve over `x`, the size of the rarer cluster over that of the other, 0.001 to 1.
+    """
+    ratios = torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+    settings: dict[str, tuple[Regularizer, ObjectiveConfig]] = {
+        "entropy": ("entropy", ObjectiveConfig()),
+        **{
+            f"Weibull as printed, k {k}": ("weibull", ObjectiveConfig(weibull_shape=k))
+            for k in (0.1, 0.3, 0.7)
+        },
+        "Weibull as released, k 0.3, scale 5": ("weibull-released", ObjectiveConfig()),
+    }
+    curves = {"x": ratios.tolist()}
+    for title, (name, config) in settings.items():
+        values = torch.stack(
+            [REGULARIZERS[name](torch.stack([r, r.new_ones(())]) / (1 + r), config) for r in ratios]
+        )
+        curves[title] = ((values - values[-1]) / (values[0] - values[-1])).tolist()
+    return curves
+
+
+CURVES: dict[str, Callable[[], dict[str, list[float]]]] = {"fig3": regularizer_curves}
+"""Figures without runs: their lines, by name, over `x`."""
+
+
+def draw(report: Report, path: Path) -> None:
+    """Draw a figure as a PNG; without any number, do nothing.
+
+    Raises:
+        SetupError: It cannot be written.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    assert isinstance(report.target, Figure)
+    panels = [panel for panel in report.target.panels if _points(report.of(panel))]
+    if not panels and not report.curves:
+        return
+    canvas = Canvas(figsize=(_INCHES * max(1, len(panels)), _INCHES), layout="constrained")
+    label = f"\n{report.label}" if report.label else ""
+    canvas.suptitle(f"{report.target.title}{label}", fontsize="medium")
+    axes = canvas.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    if report.curves:
+        _draw_curves(axes[0], report.curves)
+    for place, panel in zip(axes, panels, strict=False):
+        _DRAWERS.get(panel.x, _draw_sweep)(place, panel, _points(report.of(panel)))
+        place.set_title(panel.title, fontsize="medium")
+        place.set_xlabel(SYMBOLS[panel.x])
+        place.legend(fontsize="x-small")
+        place.grid(alpha=0.3)
+    picture = BytesIO()
+    canvas.savefig(picture, format="png", dpi=150)
+    write_atomic(path, picture.getvalue())
+
+
+def _points(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those with numbers."""
+    return [outcome for outcome in outcomes if outcome.entries]
+
+
+def _draw_curves(place: Any, curves: dict[str, list[float]]) -> None:
+    for name, values in curves.items():
+        if name != "x":
+            place.plot(curves["x"], values, label=name)
+    place.set_xlabel("size of the rarer cluster / size of the other")
+    place.set_ylabel("regulariser, scaled")
+    place.legend(fontsize="x-small")
+
+
+def _draw_sweep(place: Any, panel: Panel, outcomes: Sequence[Outcome]) -> None:
+    """A measure over a number, with the standard deviation over seeds."""
+    scale = 1 if panel.y == "live" else 100
+    for name in dict.fromkeys(outcome.cells for outcome in outcomes):
+        curve: dict[float, list[float]] = {}
+        for outcome in outcomes:
+            values, x = [scale * value for value in outcome.values(panel.y)], outcome.x(panel)
+            if outcome.cells == name and x is None:
+                place.axhline(fmean(values), linestyle="--", color="0.5", label=name[0])
+            elif outcome.cells == name and x is not None:
+                curve[x] = values
+        if curve:
+            _plot(place, sorted(curve), [curve[x] for x in sorted(curve)], name[0])
+    if panel.x != "positive_threshold":
+        place.set_xscale("log")
+    ticks = sorted({x for outcome in outcomes if (x := outcome.x(panel)) is not None})
+    place.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    place.set_xticks([], minor=True)
+    place.set_ylabel("clusters found" if panel.y == "live" else "mIoU (%)")
+
+
+def _draw_epochs(place: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None:
+    """Accuracy and mIoU after each epoch."""
+    for outcome in outcomes:
+        runs = [entry["epochs"] for entry in outcome.entries.values()]
+        for measure, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
+            lists = [
+                [100 * score[measure] for score in scores] for scores in zip(*runs, strict=True)
+            ]
+            _plot(place, [float(score["epoch"]) for score in runs[0]], lists, title)
+    place.set_ylabel("%")
+
+
+def _draw_sizes(place: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None:
+    """Ranked shares of the clusters, the mean over seeds, and those of the classes."""
+    truth = outcomes[0].sizes("class_pixels")[0]
+    place.bar(range(1, len(truth) + 1), truth, color="0.8", label="classes")
+    for outcome in outcomes:
+        shares = np.mean(outcome.sizes(), axis=0)
+        place.plot(range(1, len(shares) + 1), shares, marker="o", label=outcome.cells[0])
+    place.set_yscale("log")
+    place.set_ylabel("share of the labelled pixels")
+
+
+_DRAWERS: dict[str, Callable[[Any, Panel, Sequence[Outcome]], None]] = {
+    "epoch": _draw_epochs,
+    "rank": _draw_sizes,
+}
+"""By what a panel has along its x-axis; all others are sweeps."""
+
+
+def _plot(place: Any, x: Sequence[float], lists: Sequence[Sequence[float]], title: str) -> None:
+    """The means of lists of values, with their standard deviations."""
+    means = [fmean(values) for values in lists]
+    deviations = [stdev(values) if len(values) > 1 else 0.0 for values in lists]
+    place.errorbar(x, means, yerr=deviations, marker="o", capsize=2, label=title)

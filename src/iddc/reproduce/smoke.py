@@ -1,0 +1,45 @@
+"""A table in a minute: fake copies of its data set, an untrained network of one small block.
+
+It shows that the machinery works from the first image to the last file. Its scores mean nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from iddc.backbones import save_backbone, untrained_backbone
+from iddc.config import DatasetName, Experiment, PredictionConfig
+from iddc.datasets.fake import write_fake
+from iddc.reproduce.plan import Settings
+
+LABEL = "SMOKE: drawn scenes, not a result"
+SEEDS = 2
+SIDE = 64
+"""Of a crop, in pixels."""
+
+
+def prepare(settings: Settings, dataset: DatasetName, out: Path) -> Settings:
+    """Draw the data, make the backbone, and shrink every experiment."""
+    data, backbone = out / "data" / dataset, (out / "backbone").resolve()
+    write_fake(dataset, data)
+    options = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        save_backbone(untrained_backbone("vit_tiny_patch16_224", options=options), backbone)
+
+    def shrink(experiment: Experiment) -> Experiment:
+        changes = {"short_side": SIDE, "crop_size": SIDE}
+        return experiment.model_copy(
+            update={
+                "backbone": str(backbone),
+                "epochs": 2,
+                "views": experiment.views.model_copy(update=changes),
+                "training": experiment.training.model_copy(update={"batch_size": 4}),
+                "prediction": PredictionConfig(window=SIDE, overlap=SIDE // 4),
+            }
+        )
+
+    return replace(settings, data=data, last=shrink, stego={"steps": 2, "batch_size": 4})

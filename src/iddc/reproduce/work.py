@@ -1,0 +1,174 @@
+"""What a row costs: training, scores, and a guess of how long the training takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from iddc.backbones import load_backbone
+from iddc.baselines.kmeans import fit_kmeans
+from iddc.baselines.stego import fit_stego
+from iddc.config import Experiment, RefineName, Runtime
+from iddc.datasets import LabelledImages, open_dataset, train_images
+from iddc.device import pick_device
+from iddc.errors import DataError, IddcError, SetupError
+from iddc.evaluation import PROTOCOLS, Evaluation, evaluate
+from iddc.images import ImageFile
+from iddc.progress import Progress
+from iddc.recipes.tables import Method
+from iddc.refine import dense_crf
+from iddc.reproduce.plan import Job
+from iddc.runs import Run, write_atomic
+from iddc.runs.folder import SCORE_KEY
+from iddc.schedules import Plan
+from iddc.segmenter import Segmenter
+from iddc.training import fit
+from iddc.training.distributed import Processes
+from iddc.training.learner import Learner
+from iddc.views import ViewDataset, collate_views
+
+SPLIT = "val"
+"""What every table is scored on."""
+_TRIAL = 4
+"""Images of the step by which the time is guessed."""
+
+Fit = Callable[..., Segmenter]
+FITTERS: dict[Method, Fit] = {"iddc": fit, "kmeans": fit_kmeans, "stego": fit_stego}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data set and the machine on which a table is rerun."""
+
+    files: Sequence[ImageFile]
+    """To train on."""
+    dataset: LabelledImages
+    """To score on."""
+    runtime: Runtime
+    report: Progress | None
+
+    @classmethod
+    def open(cls, name: str, data: Path, runtime: Runtime, report: Progress | None) -> Bench:
+        """Find images and labels.
+
+        Raises:
+            DataError: They are not there, or in part.
+        """
+        return cls(train_images(name, data), open_dataset(name, data, SPLIT), runtime, report)
+
+    def train(self, job: Job, path: Path, seed: int) -> Run:
+        """The finished run of a seed: one that is there, or a new one, or an interrupted one."""
+        experiment = job.experiment.model_copy(update={"seed": seed})
+        run = Run(path)
+        if is_done(path) and run.experiment == experiment:
+            return run
+        runtime = self.runtime.model_copy(update={"snapshots": job.row.snapshots})
+        learn, options = FITTERS[job.row.method], (job.stego,) if job.stego else ()
+        source = f"{job.dataset}:{job.data.resolve()}"
+        with Run.start(path, experiment, source=source) as run:
+            learn(self.files, experiment, run, runtime, *options, report=self.report)
+        return run
+
+    def score(self, job: Job, run: Run) -> dict[str, Any]:
+        """The scores of a run, from its folder if they are there.
+
+        Beside what `iddc evaluate` writes, they have the pixels of each cluster and of each class,
+        and of a run with snapshots the scores after each epoch.
+        """
+        key = {
+            "data": str(job.data.resolve()),
+            "dataset": job.dataset,
+            "split": SPLIT,
+            "protocol": job.protocol,
+            "refinement": job.refine,
+        }
+        entry = next((found for found in run.scores() if _is(found, key)), None)
+        segmenter = None
+        if entry is None:
+            segmenter = Segmenter.load(run.path, self.runtime.device)
+            entry = key | self._evaluate(segmenter, job)
+            run.add_score(**entry)
+        if job.row.snapshots:
+            entry = entry | {"epochs": self._score_snapshots(job, run, key)}
+        return entry
+
+    def _score_snapshots(self, job: Job, run: Run, key: dict[str, Any]) -> list[dict[str, Any]]:
+        """Accuracy and mIoU after each epoch; each is kept beside its snapshot."""
+        segmenter, scores = None, []
+        for path in sorted(run.path.glob("snapshots/*.safetensors")):
+            kept = path.with_suffix(".json")
+            entry = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+            if not _is(entry, key):
+                segmenter = segmenter or Segmenter.load(run.path, self.runtime.device)
+                network: Any = segmenter.network
+                end_to_end = job.experiment.training.end_to_end
+                (network if end_to_end else network.head).load_state_dict(load_file(path))
+                entry = key | self._evaluate(segmenter, job)
+                write_atomic(kept, json.dumps(entry, indent=2) + "\n")
+            scores.append({"epoch": int(path.stem), **{k: entry[k] for k in ("accuracy", "miou")}})
+        return scores
+
+    def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
+        protocol = PROTOCOLS[job.protocol].refined(job.refine)
+        found = evaluate(segmenter, self.dataset, protocol, report=self.report)
+        return {**found.as_dict(), **_sizes(found)}
+
+    def seconds(self, experiment: Experiment) -> float:
+        """How long a training takes, guessed from steps of a few images; 0 if they fail."""
+        plan, training = Plan.of(experiment, len(self.files)), experiment.training
+        number, times = min(_TRIAL, len(self.files)), []
+        with suppress(IddcError):
+            device = pick_device(self.runtime.device)
+            learner = Learner(experiment, plan, Processes(device), self.runtime.micro_batch_size)
+            views = ViewDataset(self.files, experiment.views, experiment.seed)
+            for epoch in (0, 1, 1):  # to warm up; with new views; with views that may be kept
+                started = time.monotonic()
+                keys = learner.views.keys(epoch, range(number))
+                batch = collate_views([views[key] for key in learner.views.missing(keys)])
+                inputs = learner.views.inputs(keys, batch)
+                learner.learn(inputs, [len(inputs)])
+                times.append(time.monotonic() - started)
+        if len(times) < 3:
+            return 0.0
+        repeat = 0 if training.end_to_end else experiment.views.repeat
+        fresh = min(repeat or plan.epochs, plan.epochs)
+        epochs = fresh * times[1] + (plan.epochs - fresh) * times[2]
+        if training.end_to_end:  # forward and backward take about three times as long as forward
+            epochs *= 1 + 2 * (training.backbone_until - training.backbone_from)
+        size = min(training.batch_size, len(self.files))
+        return plan.steps_per_epoch * epochs * size / number
+
+
+def is_done(path: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return path.is_dir() and Run(path).finished
+
+
+def missing(refine: RefineName, backbone: str | None) -> str:
+    """Why rows with this refinement and this backbone cannot be run here; "" if they can."""
+    try:
+        if refine == "crf":
+            dense_crf(torch.full((2, 1, 1), 0.5), torch.zeros(3, 1, 1, dtype=torch.uint8))
+        if backbone is not None:
+            load_backbone(backbone)
+    except (DataError, SetupError) as error:
+        return str(error)
+    return ""
+
+
+def _is(entry: dict[str, Any], key: dict[str, Any]) -> bool:
+    """Whether an entry of scores.json is of this key and has all that a table shows."""
+    return "cluster_pixels" in entry and all(entry.get(name) == key[name] for name in SCORE_KEY)
+
+
+def _sizes(found: Evaluation) -> dict[str, list[int]]:
+    counts = found.confusion.counts
+    return {"cluster_pixels": counts.sum(1).tolist(), "class_pixels": counts.sum(0).tolist()}
