@@ -33,6 +33,7 @@ LAYERS = {
     "segmenter": 4,
     "evaluation": 5,
     "training": 5,
+    "analysis": 6,
     "baselines": 6,
     "bench": 6,
     "doctor": 6,

@@ -475,7 +475,7 @@ def test_a_time_that_cannot_be_measured_stops_nothing(
     ("argv", "code", "sentence"),
     [
         (["table9", "--smoke"], 2, "Unknown table 'table9'. Perhaps you meant table"),
-        (["fig2", "--smoke"], 2, "not in this version"),
+        (["fig2", "--smoke"], 2, "iddc analyze"),
         (["table3"], 2, "--data DIR"),
         (["table3", "--smoke", "--data", "x"], 2, "--smoke draws its own data"),
         (["table3", "--smoke", "--backbone", "bundled"], 2, "--smoke draws its own data"),

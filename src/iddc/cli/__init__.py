@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from iddc import __version__
+from iddc.cli.analyze import Analyze
 from iddc.cli.bench import Bench
 from iddc.cli.inform import Demo, Doctor, Models, Recipes
 from iddc.cli.label import Label
@@ -30,6 +31,7 @@ COMMANDS: dict[str, type[Command]] = {
     "label": Label,
     "baseline": Baseline,
     "pretrain": Pretrain,
+    "analyze": Analyze,
     "reproduce": Reproduce,
     "recipes": Recipes,
     "models": Models,

@@ -187,9 +187,10 @@ def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
     pick_device(runtime.device)
     backbone = resolve(experiment.backbone)
     if backbone == "bundled" != experiment.backbone:
-        say(
+        print(
             "note: DINO ViT-S/16 is neither on this machine nor within reach, so backbone auto is "
-            "the bundled one"
+            "the bundled one",
+            file=sys.stderr,
         )
     load_backbone(backbone)
     return experiment.model_copy(update={"backbone": backbone})

@@ -59,9 +59,7 @@ def reproduce(
     if isinstance(target, Figure):
         check_matplotlib()
         if not target.panels and name not in CURVES:
-            raise ConfigError(
-                "Fig. 2 is not in this version yet. Known: table1 to table8, fig3 to fig7."
-            )
+            raise ConfigError("Fig. 2 is drawn by `iddc analyze IMAGES --data DIR --out DIR`.")
     if target.rows and settings.data is None and not settings.smoke:
         raise ConfigError(f"{name} needs the folder of a data set: --data DIR; or --smoke.")
     if settings.smoke:

@@ -1,0 +1,72 @@
+"""The command that looks at affinities: analyze."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from tyro.conf import arg
+
+from iddc.cli.inform import print_json
+from iddc.cli.learn import find_readable, ready, refuse_inside
+from iddc.cli.options import ConfigFile, Flat, ImagesPath, Limited
+from iddc.config import DatasetName, Experiment, Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze(Limited):
+    """Draw how alike pixels are (Fig. 2), and estimate t+ and t- from the images alone.
+
+    With --data, pairs of annotated classes stand beside those of clusters. They are only drawn:
+    the estimate never sees a label.
+    """
+
+    images: ImagesPath
+    out: Annotated[Path, arg(metavar="DIR")]
+    """The folder to write."""
+    data: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """A labelled data set."""
+    dataset: DatasetName = "folder"
+    """Which one it is."""
+    split: str = "val"
+    """The part of it."""
+    json: bool = False
+    """Print the numbers as one JSON object."""
+    config: ConfigFile = None
+    experiment: Annotated[Experiment, Flat]
+    runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = frozenset(
+        {"recipe", "num_clusters", "backbone", "seed", "device", "max_unreadable"}
+    )
+
+    def __call__(self) -> int:
+        """Analyze."""
+        refuse_inside(self.out, self.images)
+        files, _ = find_readable(self.images, self.limit, self.runtime)
+        experiment = ready(self.experiment, self.runtime)
+
+        from iddc.analysis import analyze, draw
+        from iddc.datasets import open_dataset
+        from iddc.progress import Progress
+
+        labelled = open_dataset(self.dataset, self.data, self.split) if self.data else None
+        found = analyze(
+            files, experiment, self.out, self.runtime, labelled=labelled, report=Progress()
+        )
+        drawn = draw(found, self.out / "affinities.png")
+        if self.json:
+            print_json(found.as_dict())
+            return 0
+        print(f"{experiment.backbone}, {experiment.num_clusters} clusters: t+ = t- = ", end="")
+        print(f"{found.threshold:.2f}, estimated without labels")
+        if found.crossing is not None:
+            print(f"pairs of annotated classes cross at {found.crossing:.2f}")
+        if not drawn:
+            print("no picture: it needs matplotlib, pip install 'iddc[plots]'")
+        options = " ".join(
+            f"--objective.{sign}-threshold {found.threshold}" for sign in ("positive", "negative")
+        )
+        name = "affinities.png" if drawn else "affinities.json"
+        print(f"{self.out / name}    next: iddc train {self.images} {options} --out RUN")
+        return 0
