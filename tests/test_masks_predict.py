@@ -22,9 +22,10 @@ from iddc.cli import main
 from iddc.cli.use import MaskFormat
 from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.images import find_images
-from iddc.masks import FORMATS, Collection, Labels, assembly, collection, edit_labels
+from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
 from iddc.network import Network
 from iddc.runs import Run
+from iddc.runs import files as run_files
 from iddc.segmenter import Segmenter
 
 K = 4
@@ -225,7 +226,7 @@ def test_a_kill_while_a_whole_file_is_written_leaves_none_of_it_and_costs_no_mas
 ) -> None:  # fmt: skip
     out = Path(shutil.copytree(done, tmp_path / "out"))
     (out / whole).unlink()
-    real = assembly.os.replace
+    real = run_files.os.replace
 
     def die(source: Path, target: Path) -> None:
         if Path(target).name == whole:
@@ -237,7 +238,7 @@ def test_a_kill_while_a_whole_file_is_written_leaves_none_of_it_and_costs_no_mas
 
     monkeypatch.setattr(Segmenter, "predict", never)
     with monkeypatch.context() as patch:
-        patch.setattr(assembly.os, "replace", die)
+        patch.setattr(run_files.os, "replace", die)
         assert predict(model, photos, out) == 130
     assert tree(out).keys() == tree(done).keys() - {whole}
     assert predict(model, photos, out) == 0
@@ -249,7 +250,7 @@ def test_a_disk_that_fills_up_is_exit_4_and_the_command_goes_on_where_it_was(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out, calls = tmp_path / "out", 0
-    real = assembly.os.fsync
+    real = run_files.os.fsync
 
     def full(descriptor: int) -> None:
         nonlocal calls
@@ -259,7 +260,7 @@ def test_a_disk_that_fills_up_is_exit_4_and_the_command_goes_on_where_it_was(
         real(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(assembly.os, "fsync", full)
+        patch.setattr(run_files.os, "fsync", full)
         assert predict(model, photos, out) == 4
     assert "the disk is full" in capsys.readouterr().err
     assert not list(out.rglob(".iddc-*"))

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.backbones import Backbone
-from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import Experiment, Runtime
 from iddc.datasets import LabelledImages
 from iddc.device import autocast, pick_device
@@ -27,7 +26,7 @@ from iddc.network import build_network
 from iddc.progress import Progress
 from iddc.runs import disk_errors, write_atomic
 from iddc.segmenter import prepare
-from iddc.thresholds import BINS, Affinities, estimate_threshold
+from iddc.thresholds import BINS, Affinities, cluster_affinities
 
 IMAGES, PATCHES = 64, 128
 """How many images are looked at, and how many patches of each: 8,192 pixels in all."""
@@ -39,12 +38,15 @@ _COMPARED = 4096
 class Analysis:
     """What the affinities of a backbone are like on some images."""
 
-    threshold: float
-    """t+ = t- without labels, as `auto` estimates it, but from other pixels than training."""
     clusters: Affinities
     """Of pairs of one and of two clusters of k-means."""
     classes: Affinities | None
     """Of pairs of one and of two annotated classes, where there are labels."""
+
+    @property
+    def threshold(self) -> float:
+        """t+ = t- without labels, as `auto` estimates it, but from other pixels than training."""
+        return round(self.clusters.crossing(), 2)
 
     @property
     def crossing(self) -> float | None:
@@ -102,12 +104,8 @@ def analyze(
         return open_image(files[index]), None
 
     vectors, _ = look.at(len(files), photo, report)
-    threshold = estimate_threshold(vectors, experiment.num_clusters, seed=experiment.seed)
-    config = KMeansConfig(restarts=1)
-    clustering = spherical_kmeans(vectors, experiment.num_clusters, config, seed=experiment.seed)
-    ids = (vectors @ clustering.centroids.T).argmax(1)
-    kept = torch.from_numpy(rng.permutation(len(vectors))[:_COMPARED])
-    clusters, classes = Affinities.of(vectors[kept], ids[kept]), None
+    clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)
+    classes = None
     if labelled:
 
         def sample(index: int) -> tuple[Image.Image, np.ndarray]:
@@ -120,7 +118,7 @@ def analyze(
             raise DataError(f"Every pixel looked at in {labelled.name} is ignored.")
         kept = there[torch.from_numpy(rng.permutation(len(there))[:_COMPARED])]
         classes = Affinities.of(vectors[kept], known[kept])
-    analysis = Analysis(threshold, clusters, classes)
+    analysis = Analysis(clusters, classes)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     facts = {"backbone": experiment.backbone, "num_clusters": experiment.num_clusters}

@@ -61,18 +61,15 @@ class Affinities:
         return float((best.mean() + 1) * 2 / BINS - 1)
 
 
-def estimate_threshold(
+def cluster_affinities(
     embeddings: Float[Tensor, "n d"], num_clusters: int, *, seed: int = 0
-) -> float:
-    """Estimate t+ = t- without labels: where pairs of one and of two clusters of k-means cross.
+) -> Affinities:
+    """Compare pairs of one and of two clusters of k-means, which stand in for classes.
 
     Args:
         embeddings: Of pixels of several images, of length 1, centred if the objective centres them.
         num_clusters: K.
         seed: Which pixels are compared, and where k-means starts, follows from it.
-
-    Returns:
-        A cosine, rounded to 0.01.
 
     Raises:
         DataError: There are fewer distinct embeddings than clusters.
@@ -82,8 +79,14 @@ def estimate_threshold(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(embeddings), generator=generator)[:_ROWS].to(embeddings.device)
     pixels = embeddings[drawn]
-    ids = (pixels @ centroids.T).argmax(1)
-    return round(Affinities.of(pixels, ids).crossing(), 2)
+    return Affinities.of(pixels, (pixels @ centroids.T).argmax(1))
+
+
+def estimate_threshold(
+    embeddings: Float[Tensor, "n d"], num_clusters: int, *, seed: int = 0
+) -> float:
+    """Estimate t+ = t- without labels: where the `cluster_affinities` cross, rounded to 0.01."""
+    return round(cluster_affinities(embeddings, num_clusters, seed=seed).crossing(), 2)
 
 
 def thresholds_of(config: ObjectiveConfig) -> tuple[float | str, float | str]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from iddc.masks.assembly import open_atomic
 from iddc.masks.labels import Classes
 from iddc.masks.polygons import trace
+from iddc.runs.files import open_atomic
 
 Region = Bool[np.ndarray, "H W"]
 

@@ -18,9 +18,9 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from iddc.errors import ConfigError
-from iddc.masks.assembly import open_atomic
 from iddc.masks.ids import with_palette, write_file
 from iddc.masks.labels import Classes
+from iddc.runs.files import open_atomic
 
 MAX_CLASSES = 255
 """Pascal VOC has 256 colours, and the first is for pixels without a class."""

@@ -16,9 +16,9 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
-from iddc.masks.assembly import open_atomic
 from iddc.masks.ids import write_file
 from iddc.masks.labels import Classes
+from iddc.runs.files import open_atomic
 
 _WIDTHS = np.array([3, 4, 8, 16])
 """The bits of a run's length. These are the converter's; others would be read as well."""

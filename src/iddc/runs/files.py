@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from iddc.errors import ConfigError, SetupError
 
@@ -48,11 +49,22 @@ def write_atomic(path: Path, data: bytes | memoryview | str) -> None:
     """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogateescape")
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name when the block ends, and is gone if it fails.
+
+    Raises:
+        SetupError: It cannot be written: disk full, read-only, no permission.
+    """
     temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
     with disk_errors(path):
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
