@@ -27,7 +27,7 @@ def _default(metavar: str, default: str) -> Any:
 class Reproduce(Command):
     """Rerun a table or a figure of the paper, and put our scores beside the published ones.
 
-    TABLE is table1 to table8 or fig2 to fig7. Runs are in DIR/runs, results in DIR/TABLE.md, .json
+    TABLE is table1 to table8 or fig2 to fig9. Runs are in DIR/runs, results in DIR/TABLE.md, .json
     and, of a figure, .png. Rows whose data or weights are not here are named and left out. What is
     there is not done again, so an interrupted command can be given again (docs/reproduce.md).
     """

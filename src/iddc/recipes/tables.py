@@ -14,7 +14,9 @@ from iddc.config import DatasetName, ProtocolName, RecipeName, RefineName
 from iddc.recipes.ablations import Edit, objective, plus, times
 
 Method = Literal["iddc", "kmeans", "stego"]
-Axis = Literal["negative_weight", "regularizer_weight", "positive_threshold", "epoch", "rank"]
+Axis = Literal[
+    "negative_weight", "regularizer_weight", "positive_threshold", "epoch", "rank", "image"
+]
 Measure = Literal["miou", "live", "size"]
 
 
@@ -56,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. Rows with the same cells are one curve."""
+    """One plot. Rows with the same cells are one curve; along "image", one column of pictures."""
 
     title: str
     x: Axis
@@ -420,6 +422,21 @@ _REGULARIZERS: dict[str, tuple[str, Edit]] = {
 }
 _OURS = "the values of the sweep are ours: the paper gives none"
 
+
+def _side_by_side(
+    title: str,
+    recipe: RecipeName,
+    dataset: DatasetName = "cityscapes",
+    protocol: ProtocolName = "full",
+) -> Figure:
+    rows = (
+        Row(("STEGO",), name="stego", recipe=recipe, method="stego"),
+        Row(("IDDC",), name="iddc", recipe=recipe),
+    )
+    note = "images, backbone and run are our choice: the paper names none"
+    return Figure(title, (Panel("", "image", "miou", rows),), (note,), dataset, protocol)
+
+
 FIGURES: dict[str, Figure] = {
     "fig2": Figure("Fig. 2: affinities of pixels of the same and of different classes"),
     "fig3": Figure(
@@ -560,5 +577,12 @@ FIGURES: dict[str, Figure] = {
             ),
         ),
         (_OURS, "published: best at t+ = t- = 0.2; no obvious fluctuation over the epochs"),
+    ),
+    "fig8": _side_by_side("Fig. 8: image, truth, STEGO, IDDC on Cityscapes", "cityscapes-vitb8"),
+    "fig9": _side_by_side(
+        "Fig. 9: image, truth, STEGO, IDDC on COCO-Stuff-27",
+        "cocostuff27-vits8",
+        "cocostuff27",
+        "iddc-sliding",
     ),
 }

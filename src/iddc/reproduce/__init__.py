@@ -21,7 +21,7 @@ from iddc.progress import Progress
 from iddc.recipes import Figure
 from iddc.reproduce import smoke
 from iddc.reproduce.plan import Job, Settings, choose, job_of
-from iddc.reproduce.plots import CURVES, check_matplotlib, draw
+from iddc.reproduce.plots import CURVES, check_matplotlib, draw, draw_pictures
 from iddc.reproduce.report import Outcome, Report
 from iddc.reproduce.work import Bench, is_done, missing
 from iddc.runs import disk_errors
@@ -56,7 +56,8 @@ def reproduce(
         Interrupted: SIGINT or SIGTERM came. The same call goes on.
     """
     target = choose(name, settings)
-    if isinstance(target, Figure):
+    pictures = isinstance(target, Figure) and any(p.x == "image" for p in target.panels)
+    if isinstance(target, Figure) and not pictures:
         check_matplotlib()
         if not target.panels and name not in CURVES:
             raise ConfigError("Fig. 2 is drawn by `iddc analyze IMAGES --data DIR --out DIR`.")
@@ -69,6 +70,7 @@ def reproduce(
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     result = Report(name, target, settings, out, _facts(runtime))
+    bench = None
     if name in CURVES:
         result.curves = CURVES[name]()
     elif bench := _open(result, runtime, report):
@@ -78,7 +80,9 @@ def reproduce(
             report.note(_announcement(bench, todo))
         _work(result, bench, out, len(todo))
     result.write()
-    if isinstance(target, Figure):
+    if pictures and bench:
+        draw_pictures(result, bench.dataset, out / f"{name}.png")
+    elif isinstance(target, Figure):
         draw(result, out / f"{name}.png")
     return result
 

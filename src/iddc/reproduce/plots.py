@@ -12,12 +12,18 @@ import numpy as np
 import torch
 
 from iddc.config import ObjectiveConfig, Regularizer
+from iddc.datasets import LabelledImages
 from iddc.errors import SetupError
+from iddc.evaluation import PROTOCOLS
+from iddc.figures import compare
 from iddc.losses import REGULARIZERS
 from iddc.recipes import Figure, Panel
 from iddc.reproduce.report import SYMBOLS, Outcome, Report
 from iddc.runs import write_atomic
+from iddc.segmenter import Segmenter
 
+SHOWN = 6
+"""Images of Figs. 8 and 9, at equal distances in the data set."""
 _INCHES = 4.5
 """The side of a panel."""
 
@@ -63,6 +69,27 @@ def regularizer_curves() -> dict[str, list[float]]:
 
 CURVES: dict[str, Callable[[], dict[str, list[float]]]] = {"fig3": regularizer_curves}
 """Figures without runs: their lines, by name, over `x`."""
+
+
+def draw_pictures(report: Report, dataset: LabelledImages, path: Path) -> None:
+    """Draw what the first runs of all rows make of some images (Figs. 8 and 9).
+
+    Raises:
+        SetupError: It cannot be written.
+    """
+    device = str(report.facts["device"])
+    runs = {o.cells[0]: next(iter(o.runs.values())) for o in report.outcomes if o.runs}
+    if not runs:
+        return
+    sheet = compare(
+        {title: Segmenter.load(run, device) for title, run in runs.items()},
+        dataset,
+        PROTOCOLS[report.target.protocol],
+        shown=sorted({int(place) for place in np.linspace(0, len(dataset) - 1, SHOWN)}),
+    )
+    picture = BytesIO()
+    sheet.save(picture, format="png")
+    write_atomic(path, picture.getvalue())
 
 
 def draw(report: Report, path: Path) -> None:

@@ -23,6 +23,7 @@ SYMBOLS = {
     "positive_threshold": "t+",
     "epoch": "epoch",
     "rank": "rank",
+    "image": "image",
 }
 """What a figure has along its x-axis."""
 ELSEWHERE = "not run: another method"
