@@ -97,8 +97,14 @@ class Evaluation:
     """Of clusters as the classes that a person named them after (`SEEN`)."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The scores as plain values, for scores.json."""
-        record = {"images": self.num_images, **self.scores.as_dict(self.class_names)}
+        """The scores as plain values, for scores.json, with the pixels of clusters and classes."""
+        counts = self.confusion.counts
+        record = {
+            "images": self.num_images,
+            **self.scores.as_dict(self.class_names),
+            "cluster_pixels": counts.sum(1).tolist(),
+            "class_pixels": counts.sum(0).tolist(),
+        }
         if self.by_name:
             record["by_name"] = {"note": SEEN, **self.by_name.as_dict(self.class_names)}
         return record
