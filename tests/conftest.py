@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 install_import_hook("iddc", "beartype.beartype")  # before the first import of iddc
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("soak", deadline=None, max_examples=2000)
 settings.load_profile("default")
 torch.set_num_threads(1)
 
@@ -24,4 +31,56 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the development data (shared/data beside the checkout) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A headless Chromium that asks nobody anything; tests take `browser`."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("chromium or chromedriver is missing: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for switch in (
+        "headless",
+        "no-sandbox",  # it has none as root, in a container
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "disable-quic",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "no-first-run",
+        "hide-scrollbars",  # or screenshots lack a strip
+        "window-size=1200,900",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{switch}")
+    # With the driver named, selenium looks for none and fetches none.
+    running = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield running
+    running.quit()
+
+
+@pytest.fixture
+def browser(chromium: Chrome) -> Iterator[Chrome]:
+    """A fresh tab; the test fails if an error stands in its console at the end."""
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    chromium.get_log("browser")
+    yield chromium
+    errors = [line["message"] for line in chromium.get_log("browser") if line["level"] == "SEVERE"]
+    chromium.close()
+    chromium.switch_to.window(first)
+    assert not errors
+
+
+@pytest.fixture(scope="session")
+def artefacts() -> Path:
+    """Where screenshots are kept to be looked at; git ignores it."""
+    folder = Path(__file__).parent / "artefacts"
+    folder.mkdir(exist_ok=True)
     return folder

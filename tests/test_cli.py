@@ -372,7 +372,7 @@ def test_a_run_says_where_it_is_and_what_to_do_next(
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("4 images · ")
     assert first.endswith(" · 3 clusters · 2 steps")
-    assert last.startswith(f"{run / 'model.safetensors'}    next: iddc predict '{run}'")
+    assert last.startswith(f"{run / 'model.safetensors'}    next: iddc report '{run}'")
 
 
 def test_a_number_of_clusters_that_was_not_chosen_is_called_the_default(

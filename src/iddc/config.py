@@ -36,6 +36,18 @@ DatasetName = Literal["folder", "cityscapes", "cocostuff27", "cocostuff171", "po
 ProtocolName = Literal["full", "stego-center-crop", "iddc-sliding", "squash"]
 RefineName = Literal["none", "fast", "crf"]
 """Probabilities as they are; moved to edges by local windows; by the fully connected CRF."""
+ExportFormat = Literal["onnx", "torch-export"]
+BenchPart = Literal[
+    "decode",
+    "views",
+    "backbone",
+    "head",
+    "loss",
+    "optimizer",
+    "step",
+    "prediction",
+    "evaluation",
+]
 RecipeName = Literal[
     "folder",
     "cocostuff27-vits16",
@@ -90,7 +102,9 @@ BackboneName = Literal[
 class Frozen(BaseModel):
     """A configuration that does not change and refuses names it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ObjectiveConfig(Frozen):
@@ -208,7 +222,7 @@ class TrainingConfig(Frozen):
 class PredictionConfig(Frozen):
     """How a whole image is segmented (FACTS: `full`)."""
 
-    window: int = Field(224, ge=0)
+    window: int = Field(224, ge=0, le=4096)
     """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
     overlap: int = Field(75, ge=0)
     """How many pixels neighbouring windows share."""

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from iddc import __version__
 
-EXTRAS = {"crf": "pydensecrf2", "plots": "matplotlib", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "crf": "pydensecrf2",
+    "export": "onnx",
+    "geo": "rasterio",
+    "label": "fastapi",
+    "plots": "matplotlib",
+    "tensorboard": "tensorboard",
+}
 """The optional extras and the package that each brings."""
 MIN_DISK_GB = 2
 """Room for one run with its checkpoints, and some masks."""

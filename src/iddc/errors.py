@@ -5,7 +5,7 @@
     ├── DataError            3   an image, a label, a data set or a run folder is wrong
     │   └── UnreadableImage  3   one image file; a run skips it and lists it in skipped.csv
     ├── SetupError           4   this machine lacks something: weights, an extra, space, a right
-    ├── NumericError         5   the loss or a gradient is not finite
+    ├── NumericError         5   numbers are not finite, or an exported model disagrees
     └── Interrupted    130 / 143   stopped by Ctrl-C or SIGTERM; the state on disk can be resumed
 
 A message says what is wrong, what was expected, what was found and what to do. The command line
@@ -46,7 +46,7 @@ class SetupError(IddcError):
 
 
 class NumericError(IddcError):
-    """A loss or a gradient is not finite. The last good state is kept on disk."""
+    """A loss or a gradient is not finite, or an exported model computes something else."""
 
     exit_code = 5
 
@@ -57,3 +57,8 @@ class Interrupted(IddcError):
     def __init__(self, message: str, *, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def one_line(text: str) -> str:
+    """Show as they are written what a terminal would obey: names of files may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

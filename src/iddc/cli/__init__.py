@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from iddc import __version__
 from iddc.cli.analyze import Analyze
 from iddc.cli.bench import Bench
+from iddc.cli.export import Export
 from iddc.cli.inform import Demo, Doctor, Models, Recipes
 from iddc.cli.label import Label
 from iddc.cli.learn import Baseline, Train
 from iddc.cli.options import Command, parse, unknown
 from iddc.cli.pretrain import Pretrain
+from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
 from iddc.cli.use import Evaluate, Predict
-from iddc.errors import IddcError
+from iddc.errors import IddcError, one_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -28,10 +30,12 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
+    "report": Report,
     "label": Label,
     "baseline": Baseline,
     "pretrain": Pretrain,
     "analyze": Analyze,
+    "export": Export,
     "reproduce": Reproduce,
     "recipes": Recipes,
     "models": Models,
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, sentence = _in_words(error)
         if {"-v", "--verbose"} & {*args}:
             traceback.print_exc()
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {one_line(sentence)}", file=sys.stderr)
         return code
 
 
