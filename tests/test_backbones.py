@@ -498,7 +498,7 @@ def test_without_a_bundled_backbone_the_error_says_so(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "has format 2, and this iddc reads format 1"),
+        ({"format_version": 2}, "has format 2, and this iddc .* reads formats up to 1"),
         ({"patch_size": 0}, "does not describe a backbone: patch-size: .* found 0"),
         ({"colour": "red"}, "unknown option colour"),
         ({"timm_name": "vit_of_tomorrow"}, "cannot build vit_of_tomorrow"),
@@ -738,7 +738,7 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     backbone = tiny("vit")
     state = {k: v.clone() for k, v in backbone.net.state_dict().items()}
     state["blocks.1.mlp.fc1.bias"][3] = value
-    with pytest.raises(DataError, match=r"NaN or infinity in blocks\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(DataError, match=r"blocks\.1\.mlp\.fc1\.bias holds NaN or infinity"):
         load_weights(backbone.net, state, "file")
 
 

@@ -640,7 +640,7 @@ def test_the_centre_crop_of_cityscapes_is_its_central_1024_reduced_to_320() -> N
         def __getitem__(self, index: int) -> Sample:
             return Sample(Image.fromarray(image), np.zeros((1024, 2048), np.uint8), "a")
 
-    segmenter = Segmenter(Looking(), Experiment(training=TrainingConfig(precision="fp32")))
+    segmenter = Segmenter.of(Looking(), Experiment(training=TrainingConfig(precision="fp32")))
     evaluation = evaluate(segmenter, OneImage(), PROTOCOLS["stego-center-crop"])
     assert evaluation.confusion.counts.sum() == 320 * 320
     red, green, blue = np.moveaxis(seen[0], 2, 0)  # the first view is the one not mirrored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iddc.device import autocast, pick_device, pick_precision
+from iddc.device import autocast, in_memory, pick_device, pick_precision
 from iddc.errors import ConfigError, SetupError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -87,3 +87,46 @@ def test_layers_compute_in_the_precision() -> None:
         assert layer(x).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert layer(x).dtype == torch.float32
+
+
+SHORT = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"
+    ),
+    RuntimeError("MPS backend out of memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: type(error).__name__)
+def test_work_is_done_again_in_halves_until_it_fits_and_each_time_is_said(error: Exception) -> None:
+    tried, notes = [], []
+
+    def work(at_once: int) -> str:
+        tried.append(at_once)
+        if at_once > 2:
+            raise error
+        return "done"
+
+    assert in_memory(work, 64, 7, notes.append) == ("done", 2)
+    assert tried == [64, 4, 2]  # 64 at once of 7 are 7
+    assert notes == [
+        f"not enough free memory: the same again with {n} images at once" for n in (4, 2)
+    ]
+
+
+def test_too_little_memory_for_one_image_is_a_setup_error() -> None:
+    def work(at_once: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(SetupError, match="Not enough free memory for one image at a time"):
+        in_memory(work, 2, 2, lambda _: None)
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    def work(at_once: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_memory(work, 2, 2, lambda _: None)

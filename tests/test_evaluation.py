@@ -11,14 +11,17 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import v2
 
 from iddc.config import Experiment, PredictionConfig, ProtocolName, TrainingConfig, ViewsConfig
 from iddc.datasets import LabelledImages, Sample, open_dataset
 from iddc.errors import DataError
-from iddc.evaluation import BLACK, GREY, PROTOCOLS, EvalProtocol, evaluate
+from iddc.evaluation import BLACK, GREY, PROTOCOLS, EvalProtocol, _nearest, evaluate
 from iddc.masks import palette
 from iddc.metrics import IGNORE, UNMATCHED
 from iddc.progress import Progress
@@ -92,7 +95,7 @@ def coloured(ids: list[list[int]], label: list[list[int]], name: str = "a") -> S
 
 
 def segmenter(predictor: Textures | Identity) -> Segmenter:
-    return Segmenter(
+    return Segmenter.of(
         predictor,
         Experiment(
             views=ViewsConfig(short_side=SHORT_SIDE), training=TrainingConfig(precision="fp32")
@@ -316,6 +319,31 @@ def test_a_label_out_of_range_is_a_data_error_that_names_the_image() -> None:
 def test_without_a_labelled_pixel_there_is_no_score(samples: list[Sample]) -> None:
     with pytest.raises(DataError, match="No labelled pixel"):
         evaluate(segmenter(Identity(3)), Scenes(samples), AS_IS)
+
+
+class ToHost(TorchFunctionMode):
+    """Remembers the largest tensor that was copied to the host."""
+
+    values = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in (Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.item, Tensor.__array__):
+            self.values = max(self.values, args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_pixels_are_counted_on_the_device_and_only_the_counts_leave_it(name: ProtocolName) -> None:
+    with ToHost() as copied:
+        evaluate(segmenter(Textures()), Scenes([scene(151, 91, seed=0)]), PROTOCOLS[name])
+    assert copied.values == Textures.num_clusters * 256
+
+
+@given(size=st.integers(1, 60), out=st.integers(1, 60))
+def test_nearest_resizing_of_tensors_is_that_of_pillow(size: int, out: int) -> None:
+    ids = np.arange(3 * size, dtype=np.int32).reshape(3, size)
+    image = Image.fromarray(ids).resize((out, 2), Image.Resampling.NEAREST)
+    assert (_nearest(torch.from_numpy(ids), (out, 2)).numpy() == np.asarray(image)).all()
 
 
 def test_progress_counts_the_images() -> None:

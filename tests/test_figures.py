@@ -49,9 +49,9 @@ def some_data(folder: Path) -> FolderDataset:
 
 def test_each_method_has_a_column_in_the_colours_of_its_matched_classes(tmp_path: Path) -> None:
     segmenters = {
-        "two": Segmenter(Brightness(2), Experiment()),
-        "turned": Segmenter(Brightness(2, flipped=True), Experiment()),
-        "three": Segmenter(Brightness(3), Experiment()),
+        "two": Segmenter.of(Brightness(2), Experiment()),
+        "turned": Segmenter.of(Brightness(2, flipped=True), Experiment()),
+        "three": Segmenter.of(Brightness(3), Experiment()),
     }
     sheet = np.asarray(compare(segmenters, some_data(tmp_path), AS_IS, shown=[1, 0]))
     # Five columns of 80 pixels; the smaller image is brought to the width of the first.

@@ -8,6 +8,7 @@ import threading
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,7 @@ from iddc.images import (
     MAX_PIXELS,
     SUFFIXES,
     ImageFile,
+    ahead,
     check_images,
     find_images,
     open_image,
@@ -559,3 +561,25 @@ def test_real_photos_open(shared_data: Path) -> None:
 def test_photos_in_a_zip_open(shared_data: Path) -> None:
     found = find_images(shared_data / "pretrain" / "photos-00.zip", limit=20)
     assert all(max(np.asarray(open_image(file)).shape) > 64 for file in found.files)
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 3])
+def test_results_come_in_order_while_threads_work_a_few_items_ahead(workers: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    for done, (item, result) in enumerate(ahead(lambda x: x * x, items(), workers), start=1):
+        assert (item, result) == (done - 1, item * item)
+        assert len(taken) <= done + 2 * 8
+    assert done == 100
+
+
+def test_what_a_thread_raises_comes_in_its_place() -> None:
+    found = ahead(lambda x: 1 // x, [1, 0, 1])
+    assert next(found) == (1, 1)
+    with pytest.raises(ZeroDivisionError):
+        next(found)

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingConfig(precision="fp32"),
     )
     folder = tmp_path_factory.mktemp("run")
-    Segmenter(network, experiment).save(folder)
+    Segmenter.of(network, experiment).save(folder)
     edit_labels(folder, K, lambda labels: labels.edit({0: HTML, 3: "never seen"}))
     return folder
 
@@ -102,7 +102,7 @@ def done(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_command_line_knows_every_format() -> None:
-    assert set(get_args(MaskFormat)) == set(FORMATS)
+    assert set(get_args(MaskFormat)) == {*FORMATS, "geotiff"}
 
 
 def test_every_format_leaves_what_it_promises_and_nothing_unfinished(done: Path) -> None:
@@ -148,7 +148,7 @@ def test_images_are_served_from_the_folder_around_theirs(photos: Path, tmp_path:
     for source, served in expected.items():
         masks = Collection(source, tmp_path / "out", ["labelstudio"], Labels.numbered(2).classes)
         file = find_images(source).files[0]
-        masks.add(file, Segmenter(Zero(), Experiment()).predict(Image.new("RGB", (8, 8))))
+        masks.add(file, Segmenter.of(Zero(), Experiment()).predict(Image.new("RGB", (8, 8))))
         task = json.loads((tmp_path / "out/parts/labelstudio/1.json").read_text())
         assert task["data"]["image"] == f"/data/local-files/?d={quote(served)}"
 
@@ -194,7 +194,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, calls: int) -
 
 
 KILLS: dict[str, tuple[Any, str, int]] = {
-    "before the second image": (Segmenter, "predict", 1),
+    "before the second image": (Collection, "add", 1),
     "between the files of an image": (collection, "write_file", 6),
 }
 
@@ -236,7 +236,7 @@ def test_a_kill_while_a_whole_file_is_written_leaves_none_of_it_and_costs_no_mas
     def never(*_: object, **__: object) -> None:
         raise AssertionError("an image is segmented again")
 
-    monkeypatch.setattr(Segmenter, "predict", never)
+    monkeypatch.setattr(Segmenter, "probs", never)
     with monkeypatch.context() as patch:
         patch.setattr(run_files.os, "replace", die)
         assert predict(model, photos, out) == 130

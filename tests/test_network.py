@@ -80,6 +80,14 @@ def test_the_conv_head_sees_the_neighbours_of_a_patch_and_no_further() -> None:
     assert torch.equal(moved, expected)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_the_logits_of_some_patches_are_those_of_the_whole_grid_there(head: HeadName) -> None:
+    network, features = some_network(head), torch.randn(3, WIDTH, 4, 5)
+    places = torch.tensor([0, 4, 7, 7, 15, 19])  # corners, edges, the inside, one twice
+    expected = network.logits_from(features).flatten(2)[:, :, places]
+    torch.testing.assert_close(network.logits_at(features, places), expected)
+
+
 def test_the_linear_head_is_linear() -> None:
     head = some_network("linear").logits_from
     first, second = torch.randn(2, 1, WIDTH, 3, 3)

@@ -333,7 +333,7 @@ def test_maps_and_probabilities_are_refined_alike(name: RefineName) -> None:
 )
 def test_a_refined_protocol_scores_what_was_refined(protocol: EvalProtocol) -> None:
     dataset = Halves([half(96, 64, edge) for edge in (39, 51)])
-    segmenter = Segmenter(Blurred(), Experiment())
+    segmenter = Segmenter.of(Blurred(), Experiment())
     assert evaluate(segmenter, dataset, protocol).scores.accuracy < 1
     assert evaluate(segmenter, dataset, protocol.refined("fast")).scores.accuracy == 1
 
@@ -393,7 +393,7 @@ def test_the_band_holds_what_is_near_a_pixel_with_a_neighbour_of_another_class(
 
 def test_the_benchmark_measures_what_refinement_gains_at_edges(benchmark: Any) -> None:
     dataset = Halves([half(300, 240, edge) for edge in (139, 150)])
-    segmenter = Segmenter(Blurred(), Experiment())
+    segmenter = Segmenter.of(Blurred(), Experiment())
     cases = benchmark.cases_of(segmenter, dataset, 2, Progress())
     found = benchmark.measure(cases, 2, 2, ("none", "fast"))
     assert found["none"].scores == evaluate(segmenter, dataset).scores

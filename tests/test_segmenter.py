@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +20,14 @@ from torch import Tensor
 
 from iddc import __version__
 from iddc.backbones import untrained_backbone
-from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
+from iddc.config import Experiment, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, DataError, UnreadableImage
+from iddc.images import find_images
 from iddc.masks import palette
 from iddc.network import Network
+from iddc.runs import Run
 from iddc.segmenter import Segmenter, prepare
+from iddc.training import fit
 from iddc.windows import Predictor, size_for_windows
 
 
@@ -63,10 +69,29 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+TINY: dict[str, Any] = {
+    "num_clusters": 3,
+    "backbone": "untrained:test_vit",
+    "epochs": 2,
+    "views": {"crop_size": 64},
+    "training": {"precision": "fp32"},
+}
+QUIET: dict[str, Any] = {"device": "cpu", "workers": 0, "progress": False}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four photos in a folder."""
+    (tmp_path / "photos").mkdir()
+    for index in range(4):
+        photo(80, 70, seed=index).save(tmp_path / "photos" / f"{index}.png")
+    return tmp_path / "photos"
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    Segmenter(some_network(), experiment()).save(folder)
+    Segmenter.of(some_network(), experiment()).save(folder)
     return folder
 
 
@@ -83,26 +108,26 @@ def edit(path: Path, **changes: object) -> None:
 
 @given(width=st.integers(1, 150), height=st.integers(1, 150), window=st.sampled_from([0, 16, 32]))
 def test_clusters_have_the_size_of_the_image(width: int, height: int, window: int) -> None:
-    segmenter = Segmenter(Brightness(), experiment(window=window))
+    segmenter = Segmenter.of(Brightness(), experiment(window=window))
     result = segmenter.predict(photo(width, height))
     assert result.clusters.shape == (height, width)
     assert result.overlay().size == (width, height)
 
 
 def test_a_real_network_segments_images_of_any_size() -> None:
-    segmenter = Segmenter(some_network(), experiment())
+    segmenter = Segmenter.of(some_network(), experiment())
     for size in [(1, 1), (3, 90), (50, 33), (200, 130)]:
         assert segmenter.predict(photo(*size)).clusters.shape == size[::-1]
 
 
 def test_large_images_are_reduced_and_small_ones_enlarged_before_the_network() -> None:
     predictor = Brightness()
-    segmenter = Segmenter(predictor, experiment(short_side=64, window=0))
+    segmenter = Segmenter.of(predictor, experiment(short_side=64, window=0))
     segmenter.predict(photo(200, 100))
     segmenter.predict(photo(50, 40))
     assert predictor.sizes == [(2, 3, 64, 128), (2, 3, 40, 50)]
     predictor = Brightness()
-    segmenter = Segmenter(predictor, experiment(short_side=64, window=32))
+    segmenter = Segmenter.of(predictor, experiment(short_side=64, window=32))
     segmenter.predict(photo(8, 10))
     assert {size[1:] for size in predictor.sizes} == {(3, 32, 32)}
 
@@ -137,7 +162,7 @@ def test_every_kind_of_input_gives_the_same_clusters(tmp_path: Path) -> None:
     path = tmp_path / "ä photo.png"
     image.save(path)
     array = np.asarray(image)
-    segmenter = Segmenter(Brightness(), experiment())
+    segmenter = Segmenter.of(Brightness(), experiment())
     expected = segmenter.predict(image).clusters
     kinds = [path, str(path), array, torch.tensor(array).permute(2, 0, 1), image.convert("RGBA")]
     for kind in kinds:
@@ -157,25 +182,39 @@ def test_every_kind_of_input_gives_the_same_clusters(tmp_path: Path) -> None:
 )
 def test_an_array_that_is_no_image_is_refused_with_its_shape(wrong: np.ndarray | Tensor) -> None:
     with pytest.raises(DataError, match=r"of uint8, found (ndarray|Tensor) of"):
-        Segmenter(Brightness(), experiment()).predict(wrong)
+        Segmenter.of(Brightness(), experiment()).predict(wrong)
 
 
 def test_a_file_that_is_no_image_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     with pytest.raises(UnreadableImage):
-        Segmenter(Brightness(), experiment()).predict(tmp_path / "a.jpg")
+        Segmenter.of(Brightness(), experiment()).predict(tmp_path / "a.jpg")
+
+
+def test_several_images_go_through_the_network_together_and_come_back_as_one_by_one() -> None:
+    photos = [photo(40, 40), photo(50, 33, seed=1), photo(40, 40, seed=2)]
+    for options in ({}, {"with_probs": True}):
+        predictor = Brightness()
+        segmenter = Segmenter.of(predictor, experiment(short_side=0, window=0))
+        together = list(segmenter.predict_all([photos[0], photos[2], photos[1]], **options))
+        assert [size[0] for size in predictor.sizes] == [4, 2]  # with their mirror images
+        for image, result in zip([photos[0], photos[2], photos[1]], together, strict=True):
+            alone = segmenter.predict(image, **options)
+            assert result.image == image
+            assert (result.clusters == alone.clusters).all()
+            assert (result.probs is None) == (alone.probs is None)
 
 
 def test_bright_and_dark_halves_are_told_apart() -> None:
     array = np.zeros((40, 60, 3), np.uint8)
     array[:, 30:] = 255
-    clusters = Segmenter(Brightness(), experiment()).predict(array).clusters
+    clusters = Segmenter.of(Brightness(), experiment()).predict(array).clusters
     assert (clusters[:, :25] == 0).all()
     assert (clusters[:, 35:] == 1).all()
 
 
 def test_probabilities_come_only_when_asked_for_and_agree_with_the_clusters() -> None:
-    segmenter = Segmenter(some_network(), experiment())
+    segmenter = Segmenter.of(some_network(), experiment())
     assert segmenter.predict(photo(50, 40)).probs is None
     result = segmenter.predict(photo(50, 40), with_probs=True)
     assert result.probs is not None
@@ -186,7 +225,7 @@ def test_probabilities_come_only_when_asked_for_and_agree_with_the_clusters() ->
 
 
 def test_the_result_names_and_colours_the_clusters() -> None:
-    result = Segmenter(Brightness(), experiment()).predict(photo(20, 20))
+    result = Segmenter.of(Brightness(), experiment()).predict(photo(20, 20))
     assert result.names == ("cluster 0", "cluster 1", "cluster 2")
     assert (result.colours == palette(3)).all()
     solid = np.asarray(result.overlay(opacity=1.0))
@@ -196,19 +235,19 @@ def test_the_result_names_and_colours_the_clusters() -> None:
 def test_the_network_computes_in_the_precision_of_the_experiment() -> None:
     for precision, expected in (("fp32", False), ("bf16", True)):
         predictor = Brightness()
-        Segmenter(predictor, experiment(precision=precision)).predict(photo(20, 20))
+        Segmenter.of(predictor, experiment(precision=precision)).predict(photo(20, 20))
         assert set(predictor.autocast) == {expected}
 
 
 def test_a_segmenter_is_a_predictor_and_sets_its_network_to_evaluation() -> None:
     network = some_network().train()
-    segmenter = Segmenter(network, experiment())
+    segmenter = Segmenter.of(network, experiment())
     assert isinstance(segmenter, Predictor)
     assert not network.training
 
 
 def test_a_saved_segmenter_needs_two_files_and_predicts_the_same(tmp_path: Path) -> None:
-    segmenter = Segmenter(some_network(seed=3), experiment())
+    segmenter = Segmenter.of(some_network(seed=3), experiment())
     segmenter.save(tmp_path / "new" / "run")
     assert {p.name for p in (tmp_path / "new" / "run").iterdir()} == {
         "model.json",
@@ -236,7 +275,7 @@ def test_a_crash_while_saving_leaves_no_model_of_two_halves(
     def fail(path: Path, data: object) -> None:
         raise KeyboardInterrupt
 
-    segmenter = Segmenter(some_network(seed=1), experiment())
+    segmenter = Segmenter.of(some_network(seed=1), experiment())
     monkeypatch.setattr("iddc.segmenter.write_atomic", fail)
     with pytest.raises(KeyboardInterrupt):
         segmenter.save(model)
@@ -246,7 +285,7 @@ def test_a_crash_while_saving_leaves_no_model_of_two_halves(
 
 def test_a_predictor_of_ones_own_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Only a Network can be saved, found Brightness"):
-        Segmenter(Brightness(), experiment()).save(tmp_path)
+        Segmenter.of(Brightness(), experiment()).save(tmp_path)
 
 
 def test_a_folder_without_a_model_is_a_data_error_that_says_what_it_should_hold(
@@ -309,3 +348,140 @@ def test_a_damaged_weights_file_is_a_data_error(model: Path, damage: str) -> Non
 def test_a_wrong_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
         Segmenter.load(tmp_path / "missing", device="gpu")
+
+
+# Training through the class ---------------------------------------------------------------------
+
+
+def test_the_example_in_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(sys.modules[Segmenter.__module__])
+    assert result.attempted
+    assert not result.failed
+
+
+def test_the_constructor_takes_a_recipe_and_changes_of_it_and_reads_nothing() -> None:
+    changed = Segmenter(5, recipe="cityscapes-vitb8", seed=3, objective={"penalty": "log"})
+    recipe = Segmenter(recipe="cityscapes-vitb8").experiment
+    objective = recipe.objective.model_copy(update={"penalty": "log"})
+    update = {"num_clusters": 5, "seed": 3, "objective": objective}
+    assert changed.experiment == recipe.model_copy(update=update)
+    assert Segmenter().experiment.num_clusters == 27
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"recipe": "folders"}, "Unknown recipe 'folders'. Known: folder, "),
+        ({"num_clusters": 1}, "Segmenter: num-clusters: expected greater"),
+        ({"num_cluster": 4}, "unknown option num-cluster; perhaps you meant num-clusters"),
+        ({"views": {"crop": 64}}, "unknown option views.crop"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_read(
+    options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Segmenter(**options)
+    assert sentence in str(caught.value)
+
+
+def test_what_needs_training_says_so_before_it() -> None:
+    untrained = Segmenter(**TINY)
+    for use in (
+        lambda: untrained.predict(photo(8, 8)),
+        lambda: untrained.rename({0: "sky"}),
+        lambda: untrained.save("model"),
+        lambda: untrained.num_clusters,
+    ):
+        with pytest.raises(ConfigError, match=r"not trained\. Call fit\(IMAGES\) first"):
+            use()
+    assert not Path("model").exists()
+
+
+def test_fit_trains_as_the_function_of_the_command_does(photos: Path, tmp_path: Path) -> None:
+    trained = Segmenter(**TINY)
+    assert trained.fit(photos, tmp_path / "run", **QUIET) is trained
+    with Run.start(tmp_path / "other", trained.experiment, source="photos") as run:
+        fit(find_images(photos).files, trained.experiment, run, Runtime(device="cpu", workers=0))
+    assert Run.open(tmp_path / "run").experiment == trained.experiment
+    for name in ("model.safetensors", "model.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (run.path / name).read_bytes()
+    expected = Segmenter.load(run.path, device="cpu").predict(photo(50, 40)).clusters
+    assert (trained.predict(photo(50, 40)).clusters == expected).all()
+
+
+def test_fit_without_a_folder_keeps_nothing_on_disk(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = {*tmp_path.rglob("*")}
+    Segmenter(**TINY).fit(photos, **QUIET)
+    assert {*tmp_path.rglob("*")} == before
+
+
+def test_fit_takes_paths_and_lists_those_it_cannot_read_by_them(
+    photos: Path, tmp_path: Path
+) -> None:
+    (photos / "3.png").write_text("no image")
+    paths = sorted(map(str, photos.iterdir()))
+    run = tmp_path / "run"
+    Segmenter(**TINY).fit(paths, run, max_unreadable=0.5, **QUIET)
+    assert (run / "skipped.csv").read_text().splitlines()[1].startswith(f"{photos / '3.png'},")
+    with pytest.raises(DataError, match="1 of 4 images cannot be read"):
+        Segmenter(**TINY).fit(paths, **QUIET)
+
+
+def test_a_second_fit_forgets_the_names_of_the_first(photos: Path) -> None:
+    trained = Segmenter(**TINY).fit(photos, **QUIET)
+    trained.rename({0: "sky"})
+    assert trained.labels.names[0] == "sky"
+    assert trained.fit(photos, **QUIET).labels.names[0] == "cluster 0"
+
+
+def test_a_run_that_was_interrupted_goes_on_in_its_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Segmenter(**TINY).fit(photos, tmp_path / "whole", **QUIET)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("iddc.training.loop.Diary.write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Segmenter(**TINY).fit(photos, tmp_path / "run", checkpoint_every=1, **QUIET)
+    resumed = Segmenter(**TINY).fit(photos, tmp_path / "run", **QUIET)
+    assert (resumed.predict(photo(9, 9)).clusters == whole.predict(photo(9, 9)).clusters).all()
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        resumed.fit(photos, tmp_path / "run", **QUIET)
+
+
+def test_progress_and_the_backbone_that_auto_became_are_told_on_stderr(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("iddc.segmenter.resolve", lambda _: "untrained:test_vit")
+    trained = Segmenter(**TINY | {"backbone": "auto"})
+    trained.fit(photos, device="cpu", workers=0)
+    assert trained.experiment.backbone == "untrained:test_vit"
+    error = capsys.readouterr().err
+    assert "backbone auto: untrained:test_vit" in error
+    assert "100%" in error
+    trained.fit(photos, **QUIET)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": "gpu"}, "Unknown device 'gpu'"),
+        ({"worker": 1}, "fit: unknown option worker; perhaps you meant workers"),
+    ],
+)
+def test_fit_refuses_wrong_options_before_it_reads_or_writes(
+    options: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Segmenter(**TINY).fit(tmp_path / "missing", tmp_path / "run", **options)
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "run").exists()

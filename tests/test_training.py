@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import importlib
 import json
 import multiprocessing
 import os
@@ -28,20 +29,20 @@ from torch import Tensor
 
 from iddc.backbones import Backbone
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
-from iddc.errors import ConfigError, DataError, IddcError, Interrupted, NumericError, SetupError
+from iddc.errors import ConfigError, DataError, IddcError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped, find_images
-from iddc.losses import Objective, Pixels, Terms
+from iddc.losses import Objective, Pixels
 from iddc.network import build_network
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan, poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.training import fit
-from iddc.training.batches import loaded_batches
+from iddc.training.batches import failures_in_words, loaded_batches
 from iddc.training.checkpoint import digest, load_state
 from iddc.training.distributed import Processes, joined
-from iddc.training.features import RepeatedViews
-from iddc.training.gradients import backpropagate, images_at_once
+from iddc.training.features import Kept, RepeatedViews
+from iddc.training.gradients import backpropagate, embed_crops, images_at_once
 from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views
 
@@ -158,6 +159,74 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(
     )
     assert relative(parts_loss, loss) < 1e-6
     assert relative(parts, gradients) < 1e-6
+
+
+@pytest.mark.parametrize("train_backbone", [False, True], ids=["frozen", "end to end"])
+@pytest.mark.parametrize(
+    ("place", "call", "micro_batch_size"),
+    [
+        ("iddc.training.gradients._logits", 1, 64),
+        ("iddc.training.gradients._logits", 2, 4),
+        ("torch.autograd.backward", 1, 64),
+        ("torch.autograd.backward", 2, 4),
+    ],
+    ids=["forward, whole", "forward, in two", "backward, whole", "backward, in two"],
+)
+def test_a_step_that_runs_out_of_memory_is_repeated_in_halves_with_the_same_value(
+    place: str,
+    call: int,
+    micro_batch_size: int,
+    train_backbone: bool,
+    crops: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss, gradients = step_of(crops, train_backbone=train_backbone)
+    module, name = place.rsplit(".", 1)
+    real, calls = getattr(importlib.import_module(module), name), 0
+
+    def short_once(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise torch.OutOfMemoryError
+        return real(*args, **options)
+
+    monkeypatch.setattr(place, short_once)
+    with pytest.warns(UserWarning, match="not enough free memory: the same again with"):
+        short_loss, short = step_of(
+            crops, train_backbone=train_backbone, micro_batch_size=micro_batch_size
+        )
+    assert calls > call
+    assert relative(short_loss, loss) < 1e-6
+    assert relative(short, gradients) < 1e-6
+
+
+def test_a_run_that_runs_out_of_memory_says_it_once_and_goes_on_in_halves(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, notes = list[int](), list[str]()
+
+    def short(network: Any, crops: Tensor, precision: Any) -> Tensor:
+        at_once.append(len(crops) // 2)
+        if len(crops) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+        return embed_crops(network, crops, precision)
+
+    class Notes(Progress):
+        def note(self, line: str) -> None:
+            notes.append(line)
+
+    monkeypatch.setattr("iddc.training.gradients.embed_crops", short)
+    fit(photos, tiny(), start(tmp_path, tiny()), QUIET, report=Notes())
+    assert at_once[:3] == [3, 2, 1]
+    assert max(at_once[1:]) == 2
+    halved = "not enough free memory: the same again with 2 images at once"
+    assert [line for line in notes if "memory" in line] == [halved]
+
+
+def test_a_loss_that_does_not_fit_in_memory_is_a_setup_error() -> None:
+    with pytest.raises(SetupError, match="loss of a whole batch"), failures_in_words():
+        raise torch.OutOfMemoryError
 
 
 def test_the_gradients_are_those_of_the_plain_objective(crops: Tensor) -> None:
@@ -294,19 +363,6 @@ def test_the_objective_falls(crops: Tensor) -> None:
     assert losses[-1] < losses[0] - 0.2
 
 
-def test_a_cluster_that_wins_no_pixel_for_a_window_counts_as_dead(
-    crops: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("iddc.training.learner.LIVE_WINDOW", 4)
-    learner = Learner(tiny(training={"learning_rate": 1e-12}), Plan(100, 1), ONE, 0)
-    bias = learner.network.head[-1].bias
-    alive = []
-    for winner in (0, 0, 1, 1, 1, 1):  # of all pixels
-        bias.data[:] = torch.eye(4)[winner] * 1e3
-        alive.append(learner.learn(crops, [5])["live_clusters"])
-    assert alive == [1, 1, 2, 2, 2, 1]
-
-
 def test_a_head_without_weights_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
         Learner(tiny(head="centroids"), Plan(1, 1), ONE, 0)
@@ -402,6 +458,25 @@ def test_kept_embeddings_are_those_of_the_crops_in_half_precision(photos: list[I
         expected = torch.stack([network.embed(crops) for crops in batch.crops])
     for found in (views.inputs(keys, batch), views.inputs(keys[::-1], collate_views([])).flip(0)):
         assert torch.equal(found, expected.half().float())
+
+
+def test_runs_that_share_embeddings_make_them_once_and_end_with_the_same_bits(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = repeating().model_copy(update={"head": "linear"})
+    alone = start(tmp_path, other, "alone")
+    fit(photos, other, alone, QUIET)
+    shared: Kept = {}
+    fit(photos, repeating(), start(tmp_path, repeating(), "first"), QUIET, shared=shared)
+    assert len(shared) == 2 * len(photos)
+    monkeypatch.setattr("iddc.training.features.embed_crops", refuse)
+    second = start(tmp_path, other, "second")
+    fit(photos, other, second, QUIET, shared=shared)
+    assert weights(second) == weights(alone)
+
+
+def refuse(*_: object) -> Tensor:
+    raise AssertionError("this has been done before")
 
 
 @pytest.mark.parametrize("room", [0, 3, 7])
@@ -790,35 +865,6 @@ def test_a_damaged_checkpoint_is_one_sentence(photos: list[ImageFile], tmp_path:
 
 
 # What goes wrong ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_stops_before_it_does_harm(
-    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    calls = 0
-    sound = Objective.__call__
-
-    def poisoned(self: Objective, *args: Any) -> Terms:
-        nonlocal calls
-        calls += 1
-        terms = sound(self, *args)
-        if calls < 3:
-            return terms
-        if where == "loss":
-            return Terms(terms.positive, terms.negative, terms.regularizer, terms.total * torch.nan)
-        zero = terms.total - terms.total  # its value is 0, the gradient of its root infinite
-        return Terms(terms.positive, terms.negative, terms.regularizer, terms.total + zero.sqrt())
-
-    monkeypatch.setattr(Objective, "__call__", poisoned)
-    with start(tmp_path, tiny()) as run, pytest.raises(NumericError, match="step 3") as caught:
-        fit(photos, tiny(), run, QUIET)
-    assert caught.value.exit_code == 5
-    state = load_state(run, digest(photos))
-    assert state is not None
-    assert state["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state["network"].values())
-    assert len(log(run)) == 2
 
 
 def test_an_image_that_breaks_off_is_listed_once_and_left_out(

@@ -19,11 +19,14 @@ from iddc.config import PredictionConfig
 from iddc.windows import (
     STRIP_VALUES,
     Predictor,
+    Request,
+    cluster_ids,
     cluster_map,
     predict_probs,
     probability_rows,
-    resize_rows,
+    size_for_windows,
     window_starts,
+    winners,
 )
 
 CPU = torch.device("cpu")
@@ -88,6 +91,30 @@ def slow_probs(
     return interpolate(canvas / count, out_size)
 
 
+def test_without_windows_an_image_as_large_as_the_overlap_is_one_window() -> None:
+    config = PredictionConfig(window=0, overlap=8)
+    clusters = cluster_map(Cells(), noise(8, 8), config, (8, 8), device=CPU)
+    assert clusters.shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "enlarged"),
+    [
+        ((100, 50), 32, (100, 50)),
+        ((10, 20), 32, (32, 64)),
+        ((20, 10), 32, (64, 32)),
+        ((3, 4), 10, (10, 13)),
+        ((2, 100), 8, (8, 128)),
+        ((2, 1000), 8, (8, 1000)),
+        ((5, 7), 0, (5, 7)),
+    ],
+)
+def test_an_image_is_enlarged_to_its_window_and_a_strip_to_16_of_them(
+    size: tuple[int, int], window: int, enlarged: tuple[int, int]
+) -> None:
+    assert size_for_windows(size, window) == enlarged
+
+
 @given(size=st.integers(1, 500), window=st.integers(1, 224), overlap=st.integers(0, 223))
 def test_windows_cover_every_pixel_and_stay_inside(size: int, window: int, overlap: int) -> None:
     overlap = min(overlap, window - 1)
@@ -146,22 +173,6 @@ def test_without_windows_the_grid_is_resized_at_once(
     assert torch.allclose(found, interpolate(grid, out_size), atol=1e-5)
 
 
-@given(
-    in_size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    out_size=st.tuples(st.integers(1, 120), st.integers(1, 120)),
-    cuts=st.lists(st.integers(1, 20), min_size=1, max_size=50),
-)
-def test_resizing_in_strips_equals_resizing_the_whole(
-    in_size: tuple[int, int], out_size: tuple[int, int], cuts: list[int]
-) -> None:
-    whole = torch.rand(2, *in_size, generator=torch.Generator().manual_seed(0))
-    strips = whole.split(
-        [*np.diff([0, *[c for c in np.cumsum(cuts) if c < in_size[0]], in_size[0]])], 1
-    )
-    resized = list(resize_rows(strips, in_size, out_size))
-    assert torch.allclose(torch.cat(resized, 1), interpolate(whole, out_size), atol=1e-5)
-
-
 def test_flipping_matters_and_makes_mirror_images_agree() -> None:
     image, predictor = noise(24, 40), Cells()
     flipped = PredictionConfig(window=0, flip=True)
@@ -205,6 +216,58 @@ def test_windows_go_through_the_predictor_in_batches_of_the_size_asked_for() -> 
     assert sizes == [8, 8, 4]  # 10 windows, each with its mirror image
 
 
+def test_windows_of_several_images_share_a_batch_and_each_image_has_its_own_clusters() -> None:
+    sizes = []
+
+    class Counting(Cells):
+        def probs(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return super().probs(images)
+
+    config = PredictionConfig(window=16, overlap=4, flip=False)
+    # 4, 6, 4 and 1 windows; those of the last are smaller.
+    images = [noise(*size, seed=i) for i, size in enumerate([(20, 20), (20, 40), (20, 20), (9, 9)])]
+    requests = [Request(image, (31, 17)) for image in images]
+    found = list(cluster_ids(Counting(), requests, config, device=CPU, batch_size=10))
+    assert sizes == [10, 4, 1]
+    for ids, image in zip(found, images, strict=True):
+        assert np.array_equal(
+            ids.numpy(), cluster_map(Cells(), image, config, (31, 17), device=CPU)
+        )
+
+
+def test_short_memory_halves_the_batch_and_changes_no_probability() -> None:
+    config, image, notes = PredictionConfig(window=10, overlap=0), noise(20, 50), list[str]()
+    expected = slow_probs(Cells(), image, config, (20, 50)).argmax(0)
+
+    class Large(Cells):
+        def probs(self, images: Tensor) -> Tensor:
+            if len(images) > 2 * 3:
+                raise torch.OutOfMemoryError
+            return super().probs(images)
+
+    request = Request(image, (20, 50))
+    (ids,) = cluster_ids(Large(), [request], config, device=CPU, batch_size=8, note=notes.append)
+    assert (ids == expected).float().mean() > 0.99
+    assert notes == [
+        f"not enough free memory: the same again with {n} images at once" for n in (4, 2)
+    ]
+
+
+@pytest.mark.parametrize("number", [2, 27, 255, 256, 257, 1000])
+def test_the_winner_is_the_first_of_the_largest(number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    probs = torch.randint(0, 50, (number, 9, 11), generator=generator).float()
+    assert np.array_equal(winners(probs).numpy(), probs.numpy().argmax(0))
+    reverse = torch.zeros(number, 1, 1)
+    reverse[-1] = 1
+    assert winners(reverse).item() == number - 1
+
+
+def test_a_pixel_that_is_no_number_gets_a_cluster_that_exists() -> None:
+    assert winners(torch.full((27, 1, 1), torch.nan)).item() == 26
+
+
 def test_predictions_build_no_graph_and_can_be_changed_by_the_caller() -> None:
     probs = predict_probs(Cells(), noise(8, 8), WHOLE, (16, 16), device=CPU)
     assert not probs.requires_grad
@@ -240,7 +303,7 @@ def test_enlarging_makes_no_tensor_larger_than_a_strip(config: PredictionConfig)
     with LargestTensor() as largest:
         for strip in probability_rows(Cells(), image, config, out_size, device=CPU):
             assert strip.shape[1] < 3000 / 4
-    assert largest.values <= STRIP_VALUES
+    assert largest.values <= STRIP_VALUES["cpu"]
 
 
 LARGE_IMAGE = """
@@ -254,27 +317,31 @@ class Cheap:
     def probs(self, images):
         return torch.ones(len(images), 27, 14, 14) / 27
 
-height, width, window = map(int, sys.argv[1:])
+height, width, window, *out = map(int, sys.argv[1:])
 image = torch.zeros(3, height, width, dtype=torch.uint8)
 config = PredictionConfig(window=window, overlap=0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-cluster_map(Cheap(), image, config, (6000, 8000), device=torch.device("cpu"))
+cluster_map(Cheap(), image, config, out, device=torch.device("cpu"))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "window", "limit"),
-    [((6000, 8000), 224, 700), ((448, 597), 0, 400)],
-    ids=["windows at full size", "one grid enlarged"],
+    ("size", "window", "out", "limit"),
+    [
+        ((6000, 8000), 224, (6000, 8000), 300),
+        ((448, 597), 0, (6000, 8000), 300),
+        ((1024, 2048), 224, (1024, 2048), 150),
+    ],
+    ids=["windows at full size", "one grid enlarged", "a frame of Cityscapes"],
 )
-def test_an_image_of_8000_x_6000_stays_below_a_memory_limit(
-    size: tuple[int, int], window: int, limit: int
+def test_a_large_image_stays_below_a_memory_limit(
+    size: tuple[int, int], window: int, out: tuple[int, int], limit: int
 ) -> None:
-    """In megabytes, above torch and the image. All probabilities would be 5184."""
+    """In megabytes, above torch and the image. All probabilities would be 5184, and 226."""
     done = subprocess.run(
-        [sys.executable, "-c", LARGE_IMAGE, *map(str, (*size, window))],
+        [sys.executable, "-c", LARGE_IMAGE, *map(str, (*size, window, *out))],
         capture_output=True,
         text=True,
         check=True,

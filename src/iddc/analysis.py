@@ -24,7 +24,7 @@ from iddc.images import ImageFile, open_image
 from iddc.metrics import IGNORE
 from iddc.network import build_network
 from iddc.progress import Progress
-from iddc.runs import disk_errors, write_atomic
+from iddc.runs import WRITTEN, disk_errors, write_atomic
 from iddc.segmenter import prepare
 from iddc.thresholds import BINS, Affinities, cluster_affinities
 
@@ -123,7 +123,7 @@ def analyze(
         out.mkdir(parents=True, exist_ok=True)
     facts = {"backbone": experiment.backbone, "num_clusters": experiment.num_clusters}
     facts |= {"bins": BINS, "centering": experiment.objective.centering}
-    text = json.dumps({**facts, **analysis.as_dict()}, indent=2)
+    text = json.dumps({**WRITTEN, **facts, **analysis.as_dict()}, indent=2)
     write_atomic(out / "affinities.json", text + "\n")
     return analysis
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from iddc.masks import write_image
 from iddc.progress import Progress
 from iddc.recipes import RECIPES
 from iddc.runs import Run
+from iddc.segmenter import Segmenter
 from iddc.training import fit
 
 SCENES = 30
@@ -70,7 +72,8 @@ def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
     files = find_images(scenes / "train").files
     dataset = open_dataset("folder", scenes, "val")
     scores = {}
-    for name, learn in {"k-means": fit_kmeans, "iddc": fit}.items():
+    learners: dict[str, Callable[..., Segmenter]] = {"k-means": fit_kmeans, "iddc": fit}
+    for name, learn in learners.items():
         if report:
             report.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
         with Run.start(out / name, experiment, source=str(scenes / "train"), overwrite=True) as run:

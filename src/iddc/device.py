@@ -1,13 +1,17 @@
-"""Where a run computes, and in which arithmetic."""
+"""Where a run computes, in which arithmetic, and in pieces that fit its memory."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from iddc.config import Precision
 from iddc.errors import ConfigError, SetupError
+
+T = TypeVar("T")
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,3 +62,44 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which layers compute in `precision`, auto being picked for the device."""
     dtype = AUTOCAST_TYPES.get(pick_precision(precision, device))
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def in_memory(
+    work: Callable[[int], T], at_once: int, total: int, note: Callable[[str], object]
+) -> tuple[T, int]:
+    """Do work in pieces, and all of it again in pieces of half the size while memory is short.
+
+    Args:
+        work: Given how many images a piece has. Its result must not depend on it.
+        at_once: How many it has at first.
+        total: How many images there are.
+        note: Told in one line of each repetition.
+
+    Returns:
+        The result, and how many images a piece had.
+
+    Raises:
+        SetupError: Memory is short for one image at a time.
+    """
+    while True:
+        try:
+            return work(at_once), at_once
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            if min(at_once, total) <= 1:
+                raise SetupError(
+                    "Not enough free memory for one image at a time. Use a smaller backbone, "
+                    "smaller crops or windows, or --device cpu."
+                ) from error
+        # Only here are the tensors free that the error held.
+        torch.cuda.empty_cache()
+        at_once = (min(at_once, total) + 1) // 2
+        note(f"not enough free memory: the same again with {at_once} images at once")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, of a GPU or of the machine."""
+    words = ("can't allocate memory", "out of memory")  # on a CPU, and on Apple's GPUs
+    short = any(word in str(error) for word in words)
+    return short or isinstance(error, torch.OutOfMemoryError | MemoryError)

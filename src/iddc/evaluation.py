@@ -7,28 +7,32 @@ centre, floor((i + 1/2) m / n), and where the centre lies between two, Pillow's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64, Integer
+import torch
+from jaxtyping import Int64, Integer, UInt8
 from PIL import Image
+from torch import Tensor
 
 from iddc.config import PredictionConfig, ProtocolName, RefineName
 from iddc.datasets import LabelledImages
 from iddc.datasets.folder import read_ids
 from iddc.errors import DataError
-from iddc.images import listed
+from iddc.images import ahead, listed
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
-from iddc.metrics import IGNORE, UNMATCHED, Confusion, Scores
+from iddc.metrics import IGNORE, LABELS, UNMATCHED, Confusion, Scores
 from iddc.progress import Progress
-from iddc.refine import refiner
 from iddc.runs import disk_errors
-from iddc.segmenter import Segmenter, prepare
-from iddc.windows import cluster_map
+from iddc.segmenter import Segmenter, request_of
+from iddc.windows import Request, as_array, cluster_ids
 
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
 """The colours of ignored pixels and of clusters that are matched to no class."""
@@ -169,24 +173,37 @@ def _count(
 ) -> Evaluation:
     """Evaluate; `named` gives clusters their classes too, `keep` gets the clusters as scored."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
+    taken: deque[tuple[str, UInt8[np.ndarray, "H W"]]] = deque()
+
+    def asked(index: int) -> tuple[str, UInt8[np.ndarray, "H W"], Request]:
+        sample = dataset[index]
+        image, label = _before_network(sample.image, sample.label, protocol)
+        return sample.name, _as_scored(label, protocol), _request(segmenter, image, protocol)
+
+    def requests() -> Iterator[Request]:
+        for _, (name, label, request) in ahead(asked, range(len(dataset))):
+            taken.append((name, label))
+            yield request
+
     if report:
         report.begin(len(dataset))
     try:
-        for index in range(len(dataset)):
-            sample = dataset[index]
-            image, label = _before_network(sample.image, sample.label, protocol)
-            clusters = _clusters(segmenter, image, protocol)
+        found = cluster_ids(
+            segmenter,
+            requests(),
+            protocol.prediction,
+            device=segmenter.device,
+            note=report.note if report else warnings.warn,
+        )
+        for index, ids in enumerate(found):
+            name, label = taken.popleft()
+            clusters = _as_scored(ids, protocol)
             try:
-                confusion += Confusion.count(
-                    clusters,
-                    _as_scored(label, protocol),
-                    segmenter.num_clusters,
-                    dataset.num_classes,
-                )
+                confusion += _confusion(clusters, label, *confusion.counts.shape)
             except DataError as error:
-                raise DataError(f"{sample.name}: {error}") from None
+                raise DataError(f"{name}: {error}") from None
             if keep:
-                write_ids(keep / f"{index}.png", clusters)
+                write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
             if report:
                 report.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
     finally:
@@ -236,38 +253,44 @@ def _before_network(
     return image, label[top : top + side, left : left + side]
 
 
-def _clusters(
-    segmenter: Segmenter, image: Image.Image, protocol: EvalProtocol
-) -> Integer[np.ndarray, "H W"]:
-    """Segment an image and bring the clusters to where they are scored."""
+def _request(segmenter: Segmenter, image: Image.Image, protocol: EvalProtocol) -> Request:
+    """Ask for the clusters of an image where its label is, or where the network sees it."""
     short_side = segmenter.experiment.views.short_side if protocol.working_size == "model" else 0
-    pixels = prepare(image, short_side, protocol.prediction.window)
-    shown = prepare(image, 0, 0) if protocol.scored_at == "label" else pixels
-    height, width = shown.shape[1:]
-    clusters = cluster_map(
-        segmenter,
-        pixels,
-        protocol.prediction,
-        (height, width),
-        device=segmenter.device,
-        refine=refiner(protocol.prediction.refine, shown),
-    )
-    return _as_scored(clusters, protocol)
+    square = protocol.scored_at == "square"
+    return request_of(image, short_side, protocol.prediction, at_working_size=square)
 
 
-def _as_scored(
-    ids: Integer[np.ndarray, "H W"], protocol: EvalProtocol
-) -> Integer[np.ndarray, "H2 W2"]:
+def _confusion(
+    clusters: Integer[Tensor, "H W"],
+    label: UInt8[np.ndarray, "H W"],
+    num_clusters: int,
+    num_classes: int,
+) -> Confusion:
+    """Count on the device of the clusters, which gives one small table."""
+    labels = torch.tensor(label, device=clusters.device)
+    pairs = clusters.long() * LABELS + labels
+    table = torch.bincount(pairs.flatten(), minlength=num_clusters * LABELS)
+    return Confusion.of_table(table.view(num_clusters, LABELS).cpu().numpy(), num_classes)
+
+
+def _as_scored(ids: Any, protocol: EvalProtocol) -> Any:
+    """An array or a tensor "H W" of ids, at the size at which it is scored."""
     side = protocol.side
     return ids if protocol.scored_at == "label" else _nearest(ids, (side, side))
 
 
-def _nearest(
-    ids: Integer[np.ndarray, "H W"], size: tuple[int, int]
-) -> Integer[np.ndarray, "H2 W2"]:
-    """Resize to (width, height). All ids as int32: Pillow rounds 16 bit unlike 8 bit."""
-    image = Image.fromarray(ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(image).astype(ids.dtype)
+def _nearest(ids: Any, size: tuple[int, int]) -> Any:
+    """Resize an array or a tensor "H W" of ids to (width, height)."""
+    height, width = ids.shape
+    return ids[_nearest_places(height, size[1])][:, _nearest_places(width, size[0])]
+
+
+@lru_cache(maxsize=16)
+def _nearest_places(size: int, out: int) -> Int64[np.ndarray, " out"]:
+    """Which of `size` pixels each of `out` new ones is: what Pillow makes of their numbers."""
+    numbers = Image.fromarray(np.arange(size, dtype=np.int32)[None])
+    resized = numbers.resize((out, 1), Image.Resampling.NEAREST)
+    return np.array(resized, np.int64).ravel()
 
 
 def _panel(

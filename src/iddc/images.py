@@ -6,24 +6,26 @@ first a tuple of `ImageFile`, each a place to read from and a name to write to.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import threading
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BufferedIOBase, BytesIO
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from iddc.errors import DataError, UnreadableImage
+from iddc.errors import DataError, UnreadableImage, one_line
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg"),
@@ -46,9 +48,20 @@ LABEL_FOLDERS = frozenset(
 MAX_PIXELS = 500_000_000
 """The largest image we open, 1.5 GB as RGB. A file that claims more is an attack or damaged."""
 
+MAX_BYTES = 2_000_000_000
+"""The largest file we open; the next two are for members of a zip, and for a list of paths."""
+_MAX_PACKED, _MAX_RATIO = 100_000_000, 100
+_MAX_LIST = 500_000_000
+_MAX_NAME = 230
+"""The longest part of a name, in bytes, to which a result adds its suffix: systems allow 255."""
 _CHECK_THREADS = 8
+_MOST_WORKERS = 8
 _LISTED = 5
 """How many names an error or a note lists before it says how many more there are."""
+
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -70,11 +83,24 @@ class ImageFile:
         return str(self.path) if self.member is None else f"{self.path}!{self.member}"
 
     def open(self) -> BufferedIOBase:
-        """Open the encoded image, read-only."""
+        """Open the encoded image, read-only.
+
+        Raises:
+            UnreadableImage: It is a pipe or a device, or too large.
+        """
+        status = self.path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise UnreadableImage("no regular file")
         if self.member is None:
+            if status.st_size > MAX_BYTES:
+                raise UnreadableImage(f"larger than {MAX_BYTES // 10**9} GB")
             return self.path.open("rb")
-        archive = _open_zip(self.path, self.path.stat().st_mtime_ns, os.getpid())
-        return cast("BufferedIOBase", archive.open(self.member))
+        archive = _open_zip(self.path, status.st_mtime_ns, os.getpid())
+        info = archive.getinfo(self.member)
+        most = min(MAX_BYTES, max(_MAX_PACKED, _MAX_RATIO * info.compress_size))
+        if info.file_size > most:
+            raise UnreadableImage(f"claims {info.file_size / 1e9:.3g} GB in the zip")
+        return cast("BufferedIOBase", archive.open(info))
 
     def read_bytes(self) -> bytes:
         """Read the encoded image."""
@@ -122,15 +148,17 @@ def find_images(source: Path, *, limit: int | None = None) -> FoundImages:
                 f"No such file or folder: {source}. Expected a folder of images, a zip, a text "
                 "file of paths, or one image."
             )
+        elif not source.is_file():
+            raise DataError(f"{source} is neither a folder nor a regular file.")
         elif suffix == ".zip":
             found = _find_in_zip(source)
         elif suffix in SUFFIXES:
-            found = FoundImages((ImageFile(source, PurePosixPath(source.name)),))
+            found = FoundImages((ImageFile(source, _fitting(PurePosixPath(source.name))),))
         else:
             found = _find_in_list(source)
     except OSError as error:
         raise DataError(f"Cannot read {source}: {error.strerror or error}.") from error
-    return replace(found, files=found.files[:limit])
+    return FoundImages(found.files[:limit], tuple(map(one_line, found.notes)))
 
 
 def open_image(file: ImageFile | Path) -> Image.Image:
@@ -171,6 +199,31 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def ahead(
+    function: Callable[[T], U], items: Iterable[T], workers: int = -1
+) -> Iterator[tuple[T, U]]:
+    """Each item and its result, in order, while threads work on the next few.
+
+    Decoding and encoding images let other threads run. Unlike `Executor.map`, results do not pile
+    up.
+
+    Args:
+        function: Called in a thread for each item.
+        items: Taken in the caller's thread, a few ahead of the results.
+        workers: Threads; 0: one; -1: one for each core, at most 8.
+    """
+    threads = min(_MOST_WORKERS, os.cpu_count() or 1) if workers < 0 else max(1, workers)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[T, Future[U]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 2 * threads:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        for first, result in waiting:
+            yield first, result.result()
 
 
 def check_images(
@@ -238,7 +291,9 @@ def _find_in_zip(path: Path) -> FoundImages:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info.filename for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged zips make Python raise almost anything
         raise DataError(f"{path} is not a zip that can be read: {error}.") from error
     names = {_safe_name(PurePosixPath(member.replace("\\", "/"))): member for member in members}
     found = {name: ImageFile(path, name, member) for name, member in names.items() if name.parts}
@@ -280,7 +335,8 @@ def _select(found: dict[PurePosixPath, ImageFile], source: Path, notes: list[str
 
 
 def _find_in_list(path: Path) -> FoundImages:
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    large = path.stat().st_size > _MAX_LIST
+    text = "\0" if large else path.read_bytes().decode("utf-8-sig", errors="replace")
     if "\0" in text or "\ufffd" in text:
         raise DataError(
             f"{path} is neither a folder, a zip, a text file of paths in UTF-8 nor an image "
@@ -310,7 +366,11 @@ def _find_in_list(path: Path) -> FoundImages:
 
 
 def _distinct(files: list[ImageFile], notes: list[str]) -> tuple[ImageFile, ...]:
-    """Rename a.jpg and a.png to a_jpg.jpg and a_png.png, whose results would share a name."""
+    """Rename a.jpg and a.png to a_jpg.jpg and a_png.png, whose results would share a name.
+
+    Names to which no suffix can be added are cut before; a folder in a list may have none.
+    """
+    files = [replace(file, name=_fitting(file.name)) for file in files]
     stems = [os.path.splitext(file.name)[0] for file in files]
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
@@ -333,8 +393,21 @@ def _distinct(files: list[ImageFile], notes: list[str]) -> tuple[ImageFile, ...]
 def _safe_name(path: PurePosixPath) -> PurePosixPath:
     """Drop what could lead out of a folder: roots, drives and `..`."""
     return PurePosixPath(
-        *(part for part in path.parts if part not in {"/", "\\", ".."} and not part.endswith(":"))
+        *(part for part in path.parts if part.strip("/\\") not in {"", ".."} and part[-1] != ":")
     )
+
+
+def _fitting(name: PurePosixPath) -> PurePosixPath:
+    """Shorten the parts of a name that are too long; they keep their suffixes."""
+
+    def cut(part: str) -> str:
+        data = os.fsencode(part)
+        if len(data) <= _MAX_NAME:
+            return part
+        start = data[: _MAX_NAME // 2].decode(errors="ignore")
+        return f"{start}~{hashlib.sha256(data).hexdigest()[:16]}{Path(part).suffix[-9:]}"
+
+    return PurePosixPath(*map(cut, name.parts or ("_",)))
 
 
 def _counts(items: Counter[str]) -> str:
@@ -434,9 +507,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _grey_8bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit or float grey to 8 bit by the rules of `to_rgb`."""
     tops: tuple[float, ...] = (1, 255, 65535) if image.mode == "F" else (65535,)
-    values = np.nan_to_num(np.asarray(image, np.float32), nan=0, posinf=0, neginf=0)
+    values: np.ndarray = np.nan_to_num(np.asarray(image, np.float32), nan=0, posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
     top = next((top for top in tops if low >= 0 and high <= top), None)
     if top is None:
-        values, top = values - low, high - low or 1
+        # Halves, which are exact: the span of all its numbers is more than a float can hold.
+        values, top = values / 2 - low / 2, high / 2 - low / 2 or 1
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))

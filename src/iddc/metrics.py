@@ -16,6 +16,8 @@ from iddc.errors import DataError
 
 IGNORE = 255
 """The label of pixels that are not scored."""
+LABELS = 256
+"""How many values a label has: classes, `IGNORE` and wrong ones."""
 UNMATCHED = -1
 """The class of a cluster that is matched to none."""
 
@@ -56,14 +58,23 @@ class Confusion:
         scored = labels != ignore
         found, true = clusters[scored].astype(np.int64), labels[scored].astype(np.int64)
         if wrong := _out_of_range(true, num_classes):
-            raise DataError(
-                f"A label has the value {wrong[0]}: expected classes 0 to {num_classes - 1}, "
-                f"or {ignore} for pixels to ignore. Check the label files and the class list."
-            )
+            raise _wrong_label(wrong[0], num_classes, ignore)
         if wrong := _out_of_range(found, num_clusters):
             raise ValueError(f"cluster {wrong[0]} of {num_clusters} does not exist")
         counts = np.bincount(found * num_classes + true, minlength=num_clusters * num_classes)
         return cls(counts.astype(np.int64).reshape(num_clusters, num_classes))
+
+    @classmethod
+    def of_table(cls, table: Int64[np.ndarray, "k 256"], num_classes: int) -> Confusion:
+        """Take how many pixels of each cluster carry each value of a label.
+
+        Raises:
+            DataError: A label is neither a class nor `IGNORE`.
+        """
+        found = np.flatnonzero(table.any(axis=0))
+        if len(wrong := found[(found >= num_classes) & (found != IGNORE)]):
+            raise _wrong_label(int(wrong[-1]), num_classes, IGNORE)
+        return cls(np.ascontiguousarray(table[:, :num_classes]))
 
     def __add__(self, other: Confusion) -> Confusion:
         if self.counts.shape != other.counts.shape:
@@ -150,6 +161,13 @@ class Scores:
             "iou": dict(zip(class_names, self.iou, strict=True)),
             "matching": [class_names[i] if i != UNMATCHED else None for i in self.matching],
         }
+
+
+def _wrong_label(value: int, num_classes: int, ignore: int) -> DataError:
+    return DataError(
+        f"A label has the value {value}: expected classes 0 to {num_classes - 1}, "
+        f"or {ignore} for pixels to ignore. Check the label files and the class list."
+    )
 
 
 def _out_of_range(values: Int64[np.ndarray, " n"], end: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,20 +24,41 @@ CODE_TEMPERATURE = 0.5
 """What STEGO divides the cosines of its codes by where it needs probabilities, for the CRF."""
 
 
-def conv_head(width: int, num_clusters: int) -> nn.Module:
+class ConvHead(nn.Sequential):
     """3x3 and 1x1 convolutions of D channels with ReLU, then 1x1 to K: the head of Tables 1-3."""
-    return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, 1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, num_clusters, 1),
-    )
+
+    def __init__(self, width: int, num_clusters: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, num_clusters, 1),
+        )
+
+    def at(
+        self, features: Float[Tensor, "b d h w"], places: Int64[Tensor, " m"]
+    ) -> Float[Tensor, "b k m"]:
+        """The logits of some patches, without computing those of the others."""
+        first: Any = self[0]
+        width = features.shape[3] + 2  # with the border that the 3x3 convolution adds
+        maps = functional.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2)
+        corners = places // features.shape[3] * width + places % features.shape[3]
+        offsets = (torch.arange(3)[:, None] * width + torch.arange(3)).flatten()
+        around = (corners[:, None] + offsets.to(corners)).flatten()
+        rows = maps[:, around].reshape(len(maps), len(places), -1)
+        weight = first.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden = functional.linear(rows, weight, first.bias).mT[..., None]
+        for layer in list(self)[1:]:
+            hidden = layer(hidden)
+        return hidden[..., 0]
 
 
-def linear_head(width: int, num_clusters: int) -> nn.Module:
+class LinearHead(nn.Conv2d):
     """One 1x1 convolution: the head of the ablations."""
-    return nn.Conv2d(width, num_clusters, 1)
+
+    def __init__(self, width: int, num_clusters: int) -> None:
+        super().__init__(width, num_clusters, 1)
 
 
 class Centroids(nn.Module):
@@ -97,8 +118,8 @@ class Codes(nn.Module):
 
 
 HEADS: dict[HeadName, Callable[[int, int], nn.Module]] = {
-    "conv": conv_head,
-    "linear": linear_head,
+    "conv": ConvHead,
+    "linear": LinearHead,
     "centroids": Centroids,
     "codes": Codes,
 }
@@ -146,6 +167,16 @@ class Network(nn.Module):
         """The logits of embeddings, for a backbone that runs apart from its head."""
         logits: Tensor = self.head(features)
         return logits
+
+    def logits_at(
+        self, features: Float[Tensor, "b d h w"], places: Int64[Tensor, " m"]
+    ) -> Float[Tensor, "b k m"]:
+        """The logits of some patches of each grid, numbered row by row."""
+        if isinstance(self.head, ConvHead):
+            return self.head.at(features, places)
+        # Every other head maps each patch by itself.
+        logits: Tensor = self.head(features.flatten(2)[:, :, places, None])
+        return logits[..., 0]
 
     def probs(
         self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]

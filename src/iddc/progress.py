@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from iddc.errors import one_line
+
 INTERVAL = 10
 """Seconds between two plain lines where there is no terminal."""
 _BAR = 20
@@ -29,7 +31,7 @@ class Progress:
 
     def update(self, done: int, where: str, text: str = "") -> None:
         """Tell how many parts are done, where we are (`epoch 3/5`) and what there is to know."""
-        now = time.monotonic()
+        now, text = time.monotonic(), one_line(text)
         rate = (now - self._started) / max(1, done - self._first)
         eta = f"eta {_minutes(rate * (self._total - done))}"
         if self._bar:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,17 +21,38 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from iddc import __version__
-from iddc.config import Experiment, Frozen
+from iddc.backbones import not_numbers, resolve
+from iddc.config import Experiment, Frozen, PredictionConfig, Runtime
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError, DataError
-from iddc.images import listed, open_image, to_rgb
+from iddc.images import ImageFile, check_images, find_images, listed, open_image, to_rgb
 from iddc.masks import LABELS, Labels, overlay, read_labels, write_labels
 from iddc.network import Network
+from iddc.progress import Progress
+from iddc.recipes import RECIPES
 from iddc.refine import refiner
-from iddc.runs import FORMAT_VERSION, disk_errors, explain, write_atomic
+from iddc.runs import (
+    WRITTEN,
+    Run,
+    changed,
+    disk_errors,
+    explain,
+    read_text,
+    refuse_newer,
+    write_atomic,
+)
 from iddc.views import working_size
-from iddc.windows import Predictor, cluster_map, most_probable, predict_probs, size_for_windows
+from iddc.windows import (
+    Predictor,
+    Request,
+    as_array,
+    cluster_ids,
+    most_probable,
+    probability_strips,
+    size_for_windows,
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,23 +93,141 @@ class Segmentation:
 
 
 class Segmenter:
-    """Segments images with any Predictor, as an experiment says. It is a Predictor itself.
+    """Learns to segment images without labels, and segments them. A trained one is a Predictor.
+
+    The constructor says what is to be learned, as the options of `iddc train` do, and reads no
+    image. `fit` trains, `load` reads what was trained, `of` takes a Predictor of any kind.
+
+    Example:
+        Drawn scenes and a tiny network without training, so that it takes a second; leave out
+        `backbone` and what follows it for photos.
+
+        >>> from pathlib import Path
+        >>> from iddc import Segmenter
+        >>> from iddc.datasets.synthetic import write_scenes
+        >>> write_scenes(Path("scenes"), count=6, seed=0, size=(96, 64))
+        >>> segmenter = Segmenter(
+        ...     num_clusters=4,
+        ...     backbone="untrained:test_vit",
+        ...     epochs=2,
+        ...     views={"crop_size": 64},
+        ... ).fit("scenes/train", device="cpu", progress=False)
+        >>> result = segmenter.predict("scenes/val/images/scene_00005.jpg")
+        >>> result.clusters.shape
+        (64, 96)
+        >>> segmenter.rename({0: "sky", 3: "sky"})
+        >>> segmenter.save("model")
+        >>> Segmenter.load("model", device="cpu").labels.classes.names
+        ('sky', 'cluster 1', 'cluster 2')
 
     Args:
-        network: What gives the probabilities. A module is put in evaluation mode and stays on its
-            device.
-        experiment: Of it count the working size, the windows and the precision.
-        labels: What the clusters are called; by their numbers if not given.
+        num_clusters: K; that of the recipe if not given.
+        recipe: A name of `RECIPES`, which sets every number that is not given.
+        changes: Fields of `Experiment` in place of the recipe's, such as `seed=1`; of a group, the
+            given fields alone: `objective={"negative_weight": 1.2}`.
+
+    Raises:
+        ConfigError: There is no such recipe or field, or a value is out of range.
     """
 
     def __init__(
-        self, network: Predictor, experiment: Experiment, labels: Labels | None = None
+        self, num_clusters: int | None = None, recipe: str = "folder", **changes: Any
     ) -> None:
-        self.network = network
-        self.experiment = experiment
-        self.labels = labels or Labels.numbered(network.num_clusters)
+        if recipe not in RECIPES:
+            raise ConfigError(f"Unknown recipe {recipe!r}. Known: {', '.join(RECIPES)}.")
+        if num_clusters is not None:
+            changes["num_clusters"] = num_clusters
+        self.experiment = changed(RECIPES[recipe].experiment(), changes, "Segmenter")
+        self._network: Predictor | None = None
+        self._labels: Labels | None = None
+
+    @classmethod
+    def of(
+        cls, network: Predictor, experiment: Experiment, labels: Labels | None = None
+    ) -> Segmenter:
+        """Segment with a Predictor that is there already.
+
+        Args:
+            network: What gives the probabilities. A module is put in evaluation mode and stays on
+                its device.
+            experiment: Of it count the working size, the windows and the precision.
+            labels: What the clusters are called; by their numbers if not given.
+        """
+        segmenter = cls()
+        segmenter.experiment = experiment
+        segmenter._network = network
+        segmenter._labels = labels or Labels.numbered(network.num_clusters)
         if isinstance(network, nn.Module):
             network.eval()
+        return segmenter
+
+    def fit(
+        self,
+        images: str | Path | Sequence[str | Path],
+        out: str | Path | None = None,
+        *,
+        progress: bool = True,
+        **runtime: Any,
+    ) -> Segmenter:
+        """Train on unlabelled images, as `iddc train` does; the names of an earlier fit are gone.
+
+        Args:
+            images: A folder with its subfolders, a zip, a text file of paths, or paths of images.
+            out: The folder of the run, with its log, from which an interrupted training goes on
+                when it is asked for again. Without it, nothing is kept on disk.
+            progress: Show on stderr how far the training is.
+            runtime: Fields of `Runtime`, such as `device="cuda"` or `workers=0`.
+
+        Returns:
+            The segmenter itself, trained.
+
+        Raises:
+            ConfigError: There is no such device, field or backbone, or `out` holds something else.
+            DataError, SetupError, NumericError, Interrupted: See `iddc.training.fit`.
+        """
+        from iddc.training import fit
+
+        try:
+            how = Runtime(**runtime)
+        except ValidationError as error:
+            raise ConfigError(f"fit: {explain(error)}") from None
+        pick_device(how.device)
+        backbone = resolve(self.experiment.backbone)
+        experiment = self.experiment.model_copy(update={"backbone": backbone})
+        if isinstance(images, str | Path):
+            source, found = str(Path(images).resolve()), find_images(Path(images)).files
+        else:
+            source = f"{len(images)} paths"
+            found = tuple(ImageFile(Path(path), PurePosixPath(path)) for path in images)
+        files, skipped = check_images(found, max_unreadable=how.max_unreadable)
+        report = Progress() if progress else None
+        if report and backbone != self.experiment.backbone:
+            report.note(f"backbone {self.experiment.backbone}: {backbone}")
+        with (
+            TemporaryDirectory() as folder,
+            Run.start(Path(out or folder), experiment, source=source) as run,
+        ):
+            trained = fit(files, experiment, run, how, skipped=skipped, report=report)
+        vars(self).update(vars(trained))
+        return self
+
+    @property
+    def network(self) -> Predictor:
+        """What gives the probabilities.
+
+        Raises:
+            ConfigError: Nothing was trained yet.
+        """
+        return _trained(self._network)
+
+    @property
+    def labels(self) -> Labels:
+        """What the clusters are called.
+
+        Raises:
+            ConfigError: Nothing was trained yet.
+        """
+        return _trained(self._labels)
 
     @property
     def num_clusters(self) -> int:
@@ -117,18 +259,46 @@ class Segmenter:
         Raises:
             UnreadableImage: The file cannot be decoded.
             DataError: The array is no image.
+            ConfigError: Nothing was trained yet.
         """
-        rgb = _as_image(image)
-        config = self.experiment.prediction
-        pixels = prepare(rgb, self.experiment.views.short_side, config.window)
-        size, refine = (rgb.height, rgb.width), refiner(config.refine, prepare(rgb, 0, 0))
+        (result,) = self.predict_all([image], with_probs=with_probs)
+        return result
+
+    def predict_all(
+        self,
+        images: Iterable[str | Path | Image.Image | np.ndarray | Tensor],
+        *,
+        with_probs: bool = False,
+        note: Callable[[str], object] = warnings.warn,
+    ) -> Iterator[Segmentation]:
+        """Segment images one after another; the network sees windows of several at once.
+
+        Args:
+            images: As `predict` takes them. They are read ahead of the results.
+            with_probs: See `predict`.
+            note: Told in one line when memory is short and fewer windows are seen at once.
+
+        Raises:
+            UnreadableImage, DataError, ConfigError: See `predict`.
+            SetupError: There is not enough memory.
+        """
+        config, taken = self.experiment.prediction, deque[Image.Image]()
+
+        def requests() -> Iterator[Request]:
+            for image in images:
+                rgb = _as_image(image)
+                taken.append(rgb)
+                yield request_of(rgb, self.experiment.views.short_side, config)
+
+        options: Any = {"device": self.device, "note": note}
         if with_probs:
-            probs = predict_probs(
-                self, pixels, config, size, device=self.device, refine=refine
-            ).cpu()
-            return Segmentation(rgb, most_probable(probs), self.labels, probs)
-        clusters = cluster_map(self, pixels, config, size, device=self.device, refine=refine)
-        return Segmentation(rgb, clusters, self.labels)
+            for request, strips in probability_strips(self, requests(), config, **options):
+                probs = torch.cat([strip.cpu() for strip in request.refine(strips)], dim=1)
+                yield Segmentation(taken.popleft(), most_probable(probs), self.labels, probs)
+            return
+        for ids in cluster_ids(self, requests(), config, **options):
+            clusters = as_array(ids, self.num_clusters)
+            yield Segmentation(taken.popleft(), clusters, self.labels)
 
     def rename(self, names: Mapping[int, str]) -> None:
         """Name clusters: `{3: "sky", 7: "sky", 12: "ignore"}` makes 3 and 7 one class.
@@ -138,7 +308,7 @@ class Segmenter:
         Raises:
             ConfigError: There is no such cluster, or a name is none.
         """
-        self.labels = self.labels.edit(names)
+        self._labels = self.labels.edit(names)
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and model.json, from which `load` needs nothing else.
@@ -157,12 +327,8 @@ class Segmenter:
             )
         state = self.network.state_dict()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        record = ModelFile(
-            format_version=FORMAT_VERSION,
-            iddc=__version__,
-            network=self.network.spec(),
-            experiment=self.experiment,
-        )
+        spec = self.network.spec()
+        record = ModelFile(**WRITTEN, network=spec, experiment=self.experiment)
         # model.json comes last: where it is, the model is complete.
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -187,10 +353,9 @@ class Segmenter:
         """
         folder, place = Path(folder), pick_device(device)
         record = _read_model_file(folder / "model.json")
-        network = Network.from_spec(record.network)
-        _load_weights(network, folder / "model.safetensors")
+        network = _rebuilt(record.network, folder / "model.safetensors")
         labels = read_labels(folder, network.num_clusters)
-        return cls(network.to(place), record.experiment, labels)
+        return cls.of(network.to(place), record.experiment, labels)
 
 
 class ModelFile(Frozen):
@@ -218,6 +383,34 @@ def prepare(image: Image.Image, short_side: int, window: int) -> UInt8[Tensor, "
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def request_of(
+    image: Image.Image, short_side: int, config: PredictionConfig, *, at_working_size: bool = False
+) -> Request:
+    """Ask for the clusters of an RGB image, at its own size or at that at which it is seen.
+
+    Args:
+        image: The image.
+        short_side: See `prepare`.
+        config: The windows and the refinement.
+        at_working_size: Whether the result is as large as the prepared image.
+    """
+    pixels = prepare(image, short_side, config.window)
+    height, width = pixels.shape[1:] if at_working_size else (image.height, image.width)
+    if config.refine == "none":
+        return Request(pixels, (height, width))
+    guide = pixels if at_working_size else prepare(image, 0, 0)
+    return Request(pixels, (height, width), refiner(config.refine, guide))
+
+
+def _trained(part: T | None) -> T:
+    """What only a trained segmenter has."""
+    if part is None:
+        raise ConfigError(
+            "This segmenter is not trained. Call fit(IMAGES) first, or take Segmenter.load(RUN)."
+        )
+    return part
+
+
 def _as_image(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(image, str | Path):
         return open_image(Path(image))
@@ -235,7 +428,7 @@ def _as_image(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Im
 
 def _read_model_file(path: Path) -> ModelFile:
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(read_text(path))
     except FileNotFoundError:
         raise DataError(
             f"No model in {path.parent}: expected model.json and model.safetensors, which "
@@ -243,28 +436,25 @@ def _read_model_file(path: Path) -> ModelFile:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(record, dict) or "format_version" not in record:
         raise DataError(f"{path} was not written by iddc: it has no format_version.")
-    if version > FORMAT_VERSION:
-        writer = record.get("iddc")
-        raise DataError(
-            f"{path} has format {version}, and this iddc {__version__} reads formats up to "
-            f"{FORMAT_VERSION}. Install {f'iddc {writer} or newer' if writer else 'a newer iddc'}."
-        )
+    refuse_newer(record, path)
     try:
         return ModelFile.model_validate(record)
     except ValidationError as error:
         raise DataError(f"{path}: {explain(error)}") from error
 
 
-def _load_weights(network: Network, path: Path) -> None:
-    """Load every tensor of the network, and no other."""
+def _rebuilt(spec: dict[str, Any], path: Path) -> Network:
+    """The network of `Network.spec` with every tensor of a file, and no other."""
     try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read: {error}. Copy it again.") from error
-    wanted = network.state_dict()
+    with torch.device("meta"):  # without memory: a foreign description may claim any size
+        wanted = Network.from_spec(spec).state_dict()
     wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     wrong += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
     wrong += [
@@ -272,9 +462,12 @@ def _load_weights(network: Network, path: Path) -> None:
         for name in wanted.keys() & found.keys()
         if found[name].shape != wanted[name].shape
     ]
+    wrong += not_numbers(found, wanted)
     if wrong:
         raise DataError(
             f"{path} does not fit model.json beside it: {listed(sorted(wrong))}. Both files must "
             "come from the same run."
         )
+    network = Network.from_spec(spec)
     network.load_state_dict(found)
+    return network

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from iddc.backbones.architecture import (
@@ -33,9 +35,9 @@ from iddc.backbones.known import (
     is_here,
     lookup,
 )
-from iddc.backbones.weights import load_weights, read_weights
+from iddc.backbones.weights import fitting_weights, load_weights, not_numbers, read_weights
 from iddc.errors import ConfigError, DataError, SetupError
-from iddc.runs import disk_errors, explain, write_atomic
+from iddc.runs import WRITTEN, disk_errors, explain, read_text, refuse_newer, write_atomic
 
 __all__ = [
     "BACKBONES",
@@ -46,14 +48,12 @@ __all__ = [
     "bundled_backbone",
     "is_here",
     "load_backbone",
+    "not_numbers",
     "reduced_backbone",
     "resolve",
     "save_backbone",
     "untrained_backbone",
 ]
-
-FORMAT_VERSION = 1
-"""The format of a weights folder. It rises when an older iddc would misread a newer folder."""
 
 _TENSORS = "backbone.safetensors"
 _UNTRAINED = "untrained:"
@@ -104,7 +104,7 @@ def load_backbone(name: str) -> Backbone:
                 "written by `iddc pretrain`, or a name of `iddc models`."
             )
         return _load_folder(BUNDLED)
-    if (Path(name) / DESCRIPTION).is_file():
+    if os.path.isfile(Path(name) / DESCRIPTION):
         return _load_folder(Path(name))
     if name.startswith(_UNTRAINED):
         return untrained_backbone(_timm_name(name.removeprefix(_UNTRAINED))).eval()
@@ -127,7 +127,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     from safetensors.torch import save
 
     tensors = {key: value.contiguous() for key, value in backbone.state_dict().items()}
-    record = {"format_version": FORMAT_VERSION, **backbone.architecture.model_dump(mode="json")}
+    record = {**WRITTEN, **backbone.architecture.model_dump(mode="json")}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / _TENSORS, save(tensors))
@@ -137,19 +137,21 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
 def _load_folder(folder: Path) -> Backbone:
     path = folder / DESCRIPTION
     try:
-        record = json.loads(path.read_text("utf-8"))
-        version = record.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path} has format {version!r}, and this iddc reads format {FORMAT_VERSION}."
-            )
+        record = json.loads(read_text(path))
+        refuse_newer(record, path)
+        del record["format_version"]
+        record.pop("iddc", None)  # the first weights folders do not say it
         architecture = Architecture.model_validate(record)
     except ValidationError as error:
         raise DataError(f"{path} does not describe a backbone: {explain(error)}") from error
-    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not a description written by `iddc pretrain`.") from error
+    state, source = read_weights(folder / _TENSORS), str(folder / _TENSORS)
+    with torch.device("meta"):  # without memory: a foreign description may claim any size
+        blank = build_backbone(architecture)
+    state = fitting_weights(blank, state, source)
     backbone = build_backbone(architecture)
-    load_weights(backbone, read_weights(folder / _TENSORS), str(folder / _TENSORS))
+    backbone.load_state_dict(state)
     return backbone.eval()
 
 
@@ -158,10 +160,9 @@ def _timm_name(label: str) -> str:
     known = lookup(label)
     if known is not None:
         return known.timm_name
-    path = Path(label)
-    if path.is_dir():
+    if os.path.isdir(label):
         raise DataError(f"The folder {label} is no weights folder: it holds no {DESCRIPTION}.")
-    if path.is_file():
+    if os.path.isfile(label):
         raise ConfigError(f"A file does not say its architecture: pass NAME={label}.")
     import timm
 

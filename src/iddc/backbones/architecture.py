@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +21,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Colour = tuple[float, float, float]
 Option = int | float | bool | str
+MAX_SIZE = 4096
+"""The largest image size, and the largest number among the options, of a saved network."""
+
+NO_OPTIONS = ("checkpoint_path", "cache_dir", "device", "dtype")
+"""Arguments of timm that load files, or say where a network is, and not what it is."""
 
 ANY_SIZE: tuple[dict[str, Option], ...] = (
     {"dynamic_img_size": True, "global_pool": ""},
@@ -34,11 +39,11 @@ ViT has its final norm where we read it; with average pooling timm moves it behi
 class Architecture(Frozen):
     """All that rebuilds a backbone without its weights. It is part of every saved model."""
 
-    timm_name: str
-    """The network's name in timm, without the tag of its weights."""
+    timm_name: str = Field(pattern="^[A-Za-z0-9_]+$")
+    """The network's name in timm, without the tag of its weights; no address of a hub."""
     options: dict[str, Option] = Field(default_factory=dict)
     """Keyword arguments of timm beside the name: depth, embed_dim, dynamic_img_size."""
-    image_size: int = Field(ge=0)
+    image_size: int = Field(ge=0, le=MAX_SIZE)
     """The side of the image whose positions are learned, in pixels; 0: none are learned."""
     stages: tuple[int, ...] = ()
     """The stages of a hierarchical network that are concatenated; none: plain, the last block."""
@@ -50,8 +55,19 @@ class Architecture(Frozen):
     """D, the channels of an embedding."""
     mean: Colour = IMAGENET_MEAN
     """Subtracted from the red, green and blue of an image in [0, 1]."""
-    std: Colour = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     """What the difference is divided by."""
+
+    @field_validator("options")
+    @classmethod
+    def _only_shape_the_network(cls, options: dict[str, Option]) -> dict[str, Option]:
+        """A saved model comes from anywhere: it must not name files, nor fill the memory."""
+        for name, value in options.items():
+            if name.startswith("pretrained") or name in NO_OPTIONS:
+                raise ValueError(f"{name} is no option of a network")
+            if isinstance(value, int) and abs(value) > MAX_SIZE:
+                raise ValueError(f"{name} must be at most {MAX_SIZE}, found {value}")
+        return options
 
 
 class Backbone(nn.Module):
@@ -202,6 +218,10 @@ def build_backbone(architecture: Architecture) -> Backbone:
 
     try:
         net = _create(architecture.timm_name, architecture.image_size, architecture.options)
+        patch_size, width = _measured(net, architecture.stages)
+        found = patch_size, architecture.components or width
+        if found != (architecture.patch_size, architecture.embed_dim):
+            raise ValueError(f"patch_size and embed_dim are {found}")
         return Backbone(architecture, net)
     except Exception as error:  # as above
         raise SetupError(
@@ -263,22 +283,28 @@ def _created(
     # timm calls the size fixed where positions are learned for it.
     image_size = cfg.input_size[-1] if cfg is not None and cfg.fixed_input_size else 0
     net = _create(name, image_size, options)
-    info = _info(net)
-    strides = [stage["reduction"] for stage in info]
+    strides = [stage["reduction"] for stage in _info(net)]
     plain = len({*strides}) == 1
     if plain and stages:
         raise ValueError("it has no stages to choose from: all its blocks have one stride")
     if not plain and not stages:
         stages = tuple(i for i, stride in enumerate(strides) if 8 <= stride <= 32)
+    patch_size, width = _measured(net, stages)
     architecture = Architecture(
         timm_name=name,
         options=options,
         image_size=image_size,
         stages=tuple(sorted(stages)),
-        patch_size=min(strides[stage] for stage in stages or (-1,)),
-        embed_dim=sum(info[stage]["num_chs"] for stage in stages or (-1,)),
+        patch_size=patch_size,
+        embed_dim=width,
     )
     return architecture, net
+
+
+def _measured(net: nn.Module, stages: tuple[int, ...]) -> tuple[int, int]:
+    """The finest stride and all channels of some stages; without any, of the last block."""
+    chosen = [_info(net)[stage] for stage in stages or (-1,)]
+    return min(stage["reduction"] for stage in chosen), sum(stage["num_chs"] for stage in chosen)
 
 
 def _create(name: str, image_size: int, options: Mapping[str, Option]) -> nn.Module:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         DataError: The file is missing, of another kind, cut short, or holds foreign objects.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):  # pathlib objects to names that are too long
         raise DataError(f"No weights file {file}.")
     if file.suffix == ".safetensors":
         saved: object = _read_safetensors(file)
@@ -67,6 +69,10 @@ def _read_safetensors(file: Path) -> object:
 
 def _read_pickle(file: Path) -> object:
     try:
+        if zipfile.is_zipfile(file):  # PyTorch never packs its tensors, and unpacks any
+            with zipfile.ZipFile(file) as archive:
+                if sum(item.file_size for item in archive.infolist()) > file.stat().st_size:
+                    raise ValueError("it claims more than it holds")
         # Full checkpoints of DINO and iBOT hold their options as a Namespace, which is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -90,7 +96,7 @@ def _unwrap(saved: object, file: Path) -> dict[str, Tensor]:
         raise DataError(
             f"{file} holds no weights: expected names and tensors, also under {', '.join(NESTS)}."
         )
-    foreign = [str(key) for key, value in saved.items() if not isinstance(value, Tensor)]
+    foreign = [str(key) for key, value in saved.items() if not _is_plain(value)]
     if foreign:
         raise DataError(f"{file} holds more than tensors beside its weights: {_listed(foreign)}.")
     state: dict[str, Tensor] = {}
@@ -104,11 +110,27 @@ def _unwrap(saved: object, file: Path) -> dict[str, Tensor]:
     return state
 
 
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with a number in the file for each of its elements."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
+
+
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Put a state dict of any known layout into a timm network; every tensor is accounted for.
+    """Put a state dict of any known layout into a timm network; see `fitting_weights`."""
+    net.load_state_dict(fitting_weights(net, state, source))
+
+
+def fitting_weights(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Translate a state dict of any known layout to a timm network's; every tensor counts.
 
     Args:
-        net: The network. It keeps its precision.
+        net: The network; it may be one without memory, on the device meta.
         state: Names and tensors, as `read_weights` gives them.
         source: Where they come from, for messages.
 
@@ -117,7 +139,10 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     """
     wanted: dict[str, Tensor] = net.state_dict()
     kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(DROPPED)}
-    found = translate(kept, net)
+    try:
+        found = translate(kept, net)
+    except (RuntimeError, ValueError, LookupError):  # tensors of odd shapes
+        found = kept
     problems = {
         "missing": wanted.keys() - found.keys(),
         "unexpected": found.keys() - wanted.keys(),
@@ -130,10 +155,21 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     if any(problems.values()):
         text = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
         raise DataError(f"{source} does not fit this architecture. Tensors {text}.")
-    broken = [key for key, value in found.items() if not value.isfinite().all()]
-    if broken:
-        raise DataError(f"{source} holds NaN or infinity in {_listed(broken)}.")
-    net.load_state_dict(found)
+    if broken := not_numbers(found, wanted):
+        raise DataError(f"{source} does not fit this architecture: {_listed(broken)}.")
+    return found
+
+
+def not_numbers(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Say which tensors hold NaN or infinity, or are no kind of number that is wanted there."""
+    problems = []
+    for name in found.keys() & wanted.keys():
+        value = found[name]
+        if value.is_floating_point() != wanted[name].is_floating_point():
+            problems.append(f"{name} is of type {value.dtype} instead of {wanted[name].dtype}")
+        elif not value.float().isfinite().all():
+            problems.append(f"{name} holds NaN or infinity")
+    return problems
 
 
 def translate(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def fit_kmeans(
         iterations=result.iterations,
         **config.model_dump(),
     )
-    segmenter = Segmenter(network, experiment)
+    segmenter = Segmenter.of(network, experiment)
     segmenter.save(run.path)
     run.finish()
     return segmenter

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +17,7 @@ from iddc.backbones import Backbone
 from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast
 from iddc.errors import UnreadableImage
-from iddc.images import ImageFile, Skipped, open_image
+from iddc.images import ImageFile, Skipped, ahead, open_image
 from iddc.progress import Progress
 from iddc.segmenter import prepare
 from iddc.windows import window_starts
@@ -30,9 +26,6 @@ _WINDOWS, _PATCHES = range(2)
 """The independent streams of random numbers of an image."""
 _WINDOWS_AT_ONCE = 16
 """Windows in one forward pass, if `micro_batch_size` is 0."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def sample_embeddings(
@@ -85,7 +78,7 @@ def sample_embeddings(
         if report:
             report.begin(len(shares))
             stack.callback(report.end)
-        decoded = ahead(windows_of, shares, decoding_threads(runtime))
+        decoded = ahead(windows_of, shares, runtime.workers)
         for done, (index, windows) in enumerate(decoded, start=1):
             if isinstance(windows, str):
                 unreadable.append(Skipped(files[index], windows))
@@ -148,7 +141,7 @@ def pooled_embeddings(
         if report:
             report.begin(len(files))
             stack.callback(report.end)
-        for place, found in ahead(square, range(len(files)), decoding_threads(runtime)):
+        for place, found in ahead(square, range(len(files)), runtime.workers):
             check()
             if isinstance(found, str):
                 unreadable.append((place, found))
@@ -188,24 +181,3 @@ def draw_windows(
     drawn = rng.permutation(len(corners))[: math.ceil(min_pixels / (tall * wide))]
     chosen = (corners[i] for i in drawn)
     return torch.stack([image[:, top : top + tall, left : left + wide] for top, left in chosen])
-
-
-def decoding_threads(runtime: Runtime) -> int:
-    """As many as asked for, or one for each core, at most 8."""
-    return runtime.workers if runtime.workers >= 0 else min(8, os.cpu_count() or 1)
-
-
-def ahead(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[tuple[T, U]]:
-    """Each item and its result, in order, while threads work on the next few.
-
-    Decoding images lets other threads run. Unlike `Executor.map`, results do not pile up.
-    """
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        waiting: deque[tuple[T, Future[U]]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 2 * threads:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        for first, result in waiting:
-            yield first, result.result()

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.baselines.correspondence import Patches, correspondence_loss, nearest, probe_loss
-from iddc.baselines.sampling import ahead, decoding_threads, pooled_embeddings
+from iddc.baselines.sampling import pooled_embeddings
 from iddc.config import Experiment, Runtime, StegoConfig
 from iddc.device import pick_device
 from iddc.errors import ConfigError, DataError, Interrupted, NumericError
-from iddc.images import ImageFile, Skipped
+from iddc.images import ImageFile, Skipped, ahead
 from iddc.network import Codes, build_network
 from iddc.progress import Progress
 from iddc.recipes.stego import stego_config
-from iddc.runs import FORMAT_VERSION, Run
+from iddc.runs import Run
 from iddc.runs.configfile import differences
 from iddc.segmenter import Segmenter
 from iddc.training.checkpoint import digest, load_state, save_state
@@ -128,7 +128,7 @@ def fit_stego(
             if stop.signum or done % runtime.checkpoint_every == 0 or done == config.steps:
                 save()
             check()
-        segmenter = Segmenter(learner.network, experiment)
+        segmenter = Segmenter.of(learner.network, experiment)
         segmenter.save(run.path)
         run.finish()
         return segmenter
@@ -219,7 +219,7 @@ class Learner:
         def make(step: tuple[list[Key], list[Key]]) -> ViewBatch:
             return collate_views([dataset[key] for key in step[1]])
 
-        for (keys, _), made in ahead(make, missing(), decoding_threads(self._runtime)):
+        for (keys, _), made in ahead(make, missing(), self._runtime.workers):
             for place, reason in made.failures:
                 raise DataError(
                     f"{self._files[place]} could be read when the run began, and now cannot: "
@@ -315,7 +315,6 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """What to save, beside what `fit_stego` knows."""
         return {
-            "format_version": FORMAT_VERSION,
             "config": self.config.model_dump(),
             "step": self.done,
             "head": self._head.state_dict(),

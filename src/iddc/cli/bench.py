@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 from tyro.conf import arg
 
 from iddc.cli.inform import print_table
 from iddc.cli.learn import say
 from iddc.cli.options import Command, Flat
-from iddc.config import Runtime
+from iddc.config import BenchPart, Runtime
 from iddc.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure the parts of a training step on this machine, beside the plain way.
+    """Measure each part of the work on this machine, beside the plain way: six minutes on a CPU.
 
-    Prints how many times the plain way takes longer, and writes that, the memory that both take
-    and the limit of the machine to DIR. Let nothing else run meanwhile.
+    Prints how many times the plain way takes longer, and how much of the limit of the machine is
+    reached; writes that, and the memory that both take, to DIR. Inputs are drawn. Let nothing else
+    run meanwhile.
     """
 
     out: Annotated[Path, arg(metavar="DIR")]
     """The folder to write: a page (.md) and its figures (.json), named after the hardware."""
+    parts: Annotated[tuple[BenchPart, ...], arg(help_behavior_hint="(default: all)")] = ()
+    """What is measured."""
     batch_size: int = 64
-    """Images of a batch. With 64, the plain way needs about 2.5 GB."""
+    """Images of a training batch. With 64, the plain way needs about 2.5 GB."""
     repeats: int = 7
-    """How often each way is done; the median counts."""
+    """How often each way is done, what takes long only three times; the median counts."""
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset({"device"})
 
@@ -42,19 +45,23 @@ class Bench(Command):
 
     def __call__(self) -> int:
         """Measure."""
-        from iddc.bench import HEADER, bench
+        from iddc.bench import HEADER, bench, cells
         from iddc.device import pick_device
+        from iddc.progress import Progress
 
         machine, rows = bench(
             self.out,
             pick_device(self.runtime.device),
+            names=self.parts or get_args(BenchPart),
             batch_size=self.batch_size,
             repeats=self.repeats,
+            report=Progress(),
         )
-        print_table(HEADER[:4], [row.cells()[:4] for row in rows])
+        print_table(HEADER[:6], [cells(row)[:6] for row in rows])
+        bf16 = f"{machine.bf16_flops / 1e9:.0f} in bf16" if machine.bf16_flops else "no bf16"
         say(
             machine.hardware,
-            f"{machine.fp32_flops / 1e9:.0f} GFLOP/s in fp32",
+            f"{machine.fp32_flops / 1e9:.0f} GFLOP/s in fp32, {bf16}",
             f"{machine.bandwidth / 1e9:.1f} GB/s",
             f"see {self.out}",
         )

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import secrets
+import sys
+import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from iddc.cli.inform import Informing, print_json, print_table
 from iddc.cli.options import RunPath
-from iddc.errors import ConfigError, DataError
+from iddc.errors import ConfigError, DataError, SetupError
 from iddc.runs import Run
 
 if TYPE_CHECKING:
+    from iddc.labelling.samples import Sample
     from iddc.masks import Labels
 
 MAX_CLUSTERS = 65535
+_DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}
+"""Where none of them is set, Linux has no screen, and a browser would take the terminal."""
+
+
+def _page(metavar: str, default: str) -> Any:
+    """An option of the page."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Label(Informing):
     """Name clusters, merge them, ignore them. Predict uses the names; nothing is trained again.
 
-    The names are in RUN/labels.json. Without an option they are listed.
+    The names are in RUN/labels.json. Without an option a page opens where they are edited with
+    sample images in view (extra `label`); it is served to this machine only, until Ctrl-C.
     """
 
     run: RunPath
@@ -37,6 +51,15 @@ class Label(Informing):
     """The colour of a cluster's class; 3= gives it ours."""
     undo: bool = False
     """Take the last change back."""
+    listed: Annotated[bool, arg(name="list")] = False
+    """Print the names."""
+    images: Annotated[Path | None, _page("IMAGES", "those of the run, if still there")] = None
+    """Where the page's samples are from: a folder, a zip, a text file of paths, or one image."""
+    port: Annotated[int, _page("N", "a free one")] = 0
+    """The port of the page, on 127.0.0.1."""
+    no_open: bool = False
+    """Print the address of the page, and open no browser: what a browser is started with can be
+    seen by other users of the machine."""
 
     def __call__(self) -> int:
         """List, edit or undo."""
@@ -46,11 +69,21 @@ class Label(Informing):
             raise ConfigError(
                 "--undo takes a change back and goes with no other. Give one of them."
             )
-        run = Run.open(self.run).path
+        with_page = not (self.undo or names or colours or self.listed or self.json)
+        if not with_page and (self.images or self.port or self.no_open):
+            raise ConfigError(
+                "--images, --port and --no-open are for the page, which --set, --colour, --undo, "
+                "--list and --json do without. Leave one or the other out."
+            )
+        opened = Run.open(self.run)
+        run = opened.path
         num_clusters = _num_clusters(run / "model.json")
 
         from iddc.masks import LABELS, edit_labels, read_labels
 
+        if with_page:
+            read_labels(run, num_clusters)  # damage is said here, not on the page
+            self._serve(opened, num_clusters)
         if self.undo:
             labels = edit_labels(run, num_clusters, lambda labels: labels.undo())
         elif names or colours:
@@ -60,7 +93,7 @@ class Label(Informing):
         if self.json:
             print_json(labels.model_dump(mode="json", exclude={"history"}))
             return 0
-        if not (self.undo or names or colours):
+        if self.listed and not (self.undo or names or colours):
             _print_list(labels)
             print()
         classes = labels.classes
@@ -71,6 +104,39 @@ class Label(Informing):
             f"    next: iddc predict {run} IMAGES --out DIR"
         )
         return 0
+
+    def _serve(self, run: Run, num_clusters: int) -> None:
+        """Open the page, and answer it until Ctrl-C."""
+        try:
+            from iddc.labelling.server import HOST, listen, make_app, make_server
+        except ModuleNotFoundError as error:
+            raise SetupError(
+                "The page needs FastAPI and uvicorn, which are not installed. Install them with "
+                "`pip install 'iddc[label]'`, or name clusters with --set."
+            ) from error
+        token = secrets.token_urlsafe(32)
+        with listen(self.port) as listening:
+            app = make_app(run.path, num_clusters, _samples(run, self.images), token)
+            address = f"http://{HOST}:{listening.getsockname()[1]}/{token}/"
+            print(f"{address}    Ctrl-C ends it", flush=True)
+            if not self.no_open and (sys.platform == "darwin" or _DISPLAYS & os.environ.keys()):
+                webbrowser.open(address)
+            with suppress(KeyboardInterrupt):
+                make_server(app).run(sockets=[listening])
+        print()
+
+
+def _samples(run: Run, images: Path | None) -> Sequence[Sample]:
+    """Some of the images that were given, or of the run's, as its model sees them."""
+    from iddc.labelling.samples import predict_samples
+    from iddc.progress import Progress
+    from iddc.report.sides import find_samples
+    from iddc.segmenter import Segmenter
+
+    files, reason = find_samples(run, images)
+    if reason:
+        print(f"note: {reason} Give others with --images.", file=sys.stderr)
+    return predict_samples(Segmenter.load(run.path).predict, files, Progress()) if files else ()
 
 
 def _by_cluster(option: str, words: Sequence[str], example: str) -> dict[int, str]:

@@ -223,8 +223,7 @@ def say(*parts: str) -> None:
 def say_next(run: Path, images: Path, dataset: DatasetName = "folder") -> None:
     """Say where the model is and what to do next."""
     if dataset == "folder":
-        masks = run.with_name(f"{run.name}-masks")
-        words = ["predict", run, images, "--out", masks]
+        words = ["report", run]
     else:
         words = ["evaluate", run, "--data", images, "--dataset", dataset]
     say(f"{run / 'model.safetensors'}    next: {shlex.join(['iddc', *map(str, words)])}")

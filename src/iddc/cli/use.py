@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -19,17 +20,19 @@ from iddc.cli.learn import refuse_inside, say
 from iddc.cli.options import Flat, ImagesPath, Limited, RunPath
 from iddc.config import DatasetName, PredictionConfig, ProtocolName, RefineName, Runtime
 from iddc.errors import ConfigError, DataError, UnreadableImage
-from iddc.runs import Run, disk_errors, explain, write_atomic
+from iddc.runs import WRITTEN, Run, disk_errors, explain, refuse_newer, write_atomic
 from iddc.runs.files import TEMPORARY
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from iddc.datasets import LabelledImages, Sample
     from iddc.images import ImageFile
     from iddc.masks import Collection, Labels
-    from iddc.segmenter import Segmenter
+    from iddc.segmenter import Segmentation, Segmenter
 
 MaskFormat = Literal[
-    "png", "palette", "overlay", "coco", "coco-polygons", "cvat", "labelstudio", "npz"
+    "png", "palette", "overlay", "coco", "coco-polygons", "cvat", "labelstudio", "npz", "geotiff"
 ]
 ModelsOwn = arg(metavar="N", help_behavior_hint="(default: the model's own)")
 CLAIM = "predictions.json"
@@ -52,7 +55,8 @@ class Predict(Limited):
     formats: tuple[MaskFormat, ...] = ("png",)
     """png: class ids, 8 or 16 bit, 255 or 65535 ignored; palette: the same, shown in colours;
     overlay: on the image; coco, coco-polygons, cvat, labelstudio: one file for that program; npz:
-    probabilities, 2 bytes a pixel and cluster."""
+    probabilities, 2 bytes a pixel and cluster; geotiff, which goes with no other: ids of GeoTIFFs
+    at their place on Earth (extra `geo`)."""
     shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
     """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
     window: Annotated[int | None, ModelsOwn] = None
@@ -74,9 +78,20 @@ class Predict(Limited):
                 f"--formats: expected at least one of {', '.join(get_args(MaskFormat))}."
             )
         first, step = parse_shard(self.shard)
+        if "geotiff" in self.formats:
+            if self.formats != ("geotiff",):
+                raise ConfigError("--formats: geotiff reads rasters, and goes with no other.")
+            from iddc.cli.geo import predict_rasters
+
+            return predict_rasters(self, self._segmenter())
 
         from iddc.images import check_images, find_images
+        from iddc.video import is_video
 
+        if is_video(self.images):
+            from iddc.cli.video import predict_video
+
+            return predict_video(self, self._segmenter())
         found = find_images(self.images, limit=self.limit)
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -85,12 +100,8 @@ class Predict(Limited):
         files, unreadable = check_images(own, max_unreadable=allowed)
 
         from iddc.masks import FORMATS, Collection
-        from iddc.segmenter import Segmenter
 
-        segmenter = Segmenter.load(Run.open(self.run).path, self.runtime.device)
-        segmenter.experiment = segmenter.experiment.model_copy(
-            update={"prediction": self._prediction(segmenter)}
-        )
+        segmenter = self._segmenter()
         collection = Collection(self.images, self.out, self.formats, segmenter.labels.classes)
         claim(self.out, self.run, self.images, segmenter)
         for item in unreadable:
@@ -116,6 +127,15 @@ class Predict(Limited):
             )
         return 0
 
+    def _segmenter(self) -> Segmenter:
+        from iddc.segmenter import Segmenter
+
+        segmenter = Segmenter.load(Run.open(self.run).path, self.runtime.device)
+        segmenter.experiment = segmenter.experiment.model_copy(
+            update={"prediction": self._prediction(segmenter)}
+        )
+        return segmenter
+
     def _prediction(self, segmenter: Segmenter) -> PredictionConfig:
         given = {"window": self.window, "overlap": self.overlap, "refine": self.refine}
         own = segmenter.experiment.prediction.model_dump()
@@ -136,32 +156,52 @@ class Predict(Limited):
 
         `own` counts the images of this shard and `total` those of all, unreadable ones too.
         """
-        from iddc.images import open_image
+        from iddc.images import ahead, open_image
         from iddc.progress import Progress
 
-        done, kept, progress = len(files), 0, Progress()
-        progress.begin(len(files))
-        try:
-            for index, file in enumerate(files, start=1):
-                if collection.has(file):
-                    kept += 1
-                    continue
-                try:
-                    image = open_image(file)
-                except UnreadableImage as error:
-                    collection.leave_out(file, str(error).removeprefix(f"{file}: "))
+        missing = [file for file in files if not collection.has(file)]
+        done, progress = len(files), Progress()
+        opened: deque[ImageFile] = deque()
+
+        def decoded(file: ImageFile) -> Image | str:
+            try:
+                return open_image(file)
+            except UnreadableImage as error:
+                return str(error).removeprefix(f"{file}: ")
+
+        def images() -> Iterator[Image]:
+            nonlocal done
+            for file, image in ahead(decoded, missing):
+                if isinstance(image, str):
+                    collection.leave_out(file, image)
                     done -= 1
-                    self._refuse_many(own - done, total)
-                    continue
-                result = segmenter.predict(image, with_probs=collection.needs_probs)
-                collection.add(file, result)
-                progress.update(index, f"{index}/{len(files)}", str(file.name))
+                    if self._too_many(own - done, total):
+                        return  # those before it are still written
+                else:
+                    opened.append(file)
+                    yield image
+
+        def segmented() -> Iterator[tuple[ImageFile, Segmentation]]:
+            probs = collection.needs_probs
+            for result in segmenter.predict_all(images(), with_probs=probs, note=progress.note):
+                yield opened.popleft(), result
+
+        progress.begin(len(missing))
+        try:
+            # Files are decoded and encoded in threads, while the network computes in this one.
+            written = ahead(lambda item: collection.add(*item), segmented())
+            for index, ((file, _), _) in enumerate(written, start=1):
+                progress.update(index, f"{index}/{len(missing)}", str(file.name))
         finally:
             progress.end()
-        return done, kept
+        self._refuse_many(own - done, total)
+        return done, len(files) - len(missing)
+
+    def _too_many(self, skipped: int, total: int) -> bool:
+        return skipped > self.runtime.max_unreadable * total
 
     def _refuse_many(self, skipped: int, total: int) -> None:
-        if skipped > self.runtime.max_unreadable * total:
+        if self._too_many(skipped, total):
             raise DataError(
                 f"{skipped} of {total} images cannot be read, more than the "
                 f"{self.runtime.max_unreadable:.0%} allowed by --max-unreadable. See "
@@ -212,8 +252,12 @@ def claim(out: Path, run: Path, images: Path, segmenter: Segmenter) -> None:
         except ValueError:
             kept = {}
     if kept is None:
-        write_atomic(path, json.dumps(record, indent=2) + "\n")
-    elif kept != record:
+        write_atomic(path, json.dumps({**WRITTEN, **record}, indent=2) + "\n")
+        return
+    if isinstance(kept, dict):
+        refuse_newer(kept, path, ConfigError)
+        kept = {key: value for key, value in kept.items() if key not in WRITTEN}
+    if kept != record:
         raise ConfigError(
             f"{out} holds the masks of another model, of other names, of other images or of other "
             "windows. Choose another folder, or delete it."

@@ -28,7 +28,7 @@ from pydantic import (
 
 from iddc.errors import ConfigError, DataError
 from iddc.masks.colours import palette
-from iddc.runs import FORMAT_VERSION, explain, write_atomic
+from iddc.runs import WRITTEN, explain, read_text, refuse_newer, write_atomic
 from iddc.runs.files import locked
 
 LABELS = "labels.json"
@@ -39,7 +39,6 @@ MAX_NAME = 100
 """The longest name, in characters."""
 MAX_HISTORY = 100
 """How many edits can be undone."""
-_MAX_BYTES = 50_000_000
 
 
 def cluster_names(num: int) -> tuple[str, ...]:
@@ -94,8 +93,6 @@ class Labels(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    format_version: int = FORMAT_VERSION
-    """Of the RUN folder."""
     id2label: dict[int, Name]
     """The name of every cluster."""
     colours: dict[int, Colour] = {}
@@ -232,19 +229,14 @@ def read_labels(folder: Path, num_clusters: int) -> Labels:
     """
     path = folder / LABELS
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} is too large for a file of names. Move it away.")
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(read_text(path))
     except FileNotFoundError:
         return Labels.numbered(num_clusters)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}). Repair it or move it away.") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format {version}, and this iddc reads formats up to {FORMAT_VERSION}. "
-            "Install a newer iddc."
-        )
+    if isinstance(record, dict):
+        refuse_newer(record, path)
+        record = {key: value for key, value in record.items() if key not in WRITTEN}
     try:
         labels = Labels.model_validate(record)
     except ValidationError as error:
@@ -263,7 +255,8 @@ def write_labels(folder: Path, labels: Labels) -> None:
     Raises:
         SetupError: It cannot be written.
     """
-    write_atomic(folder / LABELS, labels.model_dump_json(indent=2) + "\n")
+    record = {**WRITTEN, **labels.model_dump(mode="json")}
+    write_atomic(folder / LABELS, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def edit_labels(folder: Path, num_clusters: int, change: Callable[[Labels], Labels]) -> Labels:

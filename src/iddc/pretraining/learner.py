@@ -11,13 +11,12 @@ import torch
 from iddc.backbones import untrained_backbone
 from iddc.config import PretrainConfig
 from iddc.device import autocast
-from iddc.errors import NumericError
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.dino import Dino
 from iddc.pretraining.losses import GlobalBatch
 from iddc.pretraining.photos import Photos
-from iddc.runs import FORMAT_VERSION
 from iddc.training.distributed import Processes
+from iddc.training.health import not_finite
 
 
 def build_method(config: PretrainConfig) -> Contrast | Dino:
@@ -71,10 +70,7 @@ class Learner:
             counts: How many images each process has.
 
         Returns:
-            What the log says of the step.
-
-        Raises:
-            NumericError: The loss or a gradient is not finite. The weights have not changed.
+            What the log says of the step. Where a number is not finite, no weight has changed.
         """
         step, method, processes = self.done, self.method, self.processes
         self._optimizer.zero_grad()
@@ -89,20 +85,19 @@ class Learner:
         parts = processes.gather(values.detach()[None], [1] * processes.size).sum(0)
         found = torch.stack([parts.sum(), *parts, norm]).tolist()
         numbers = dict(zip(("loss", *terms, "gradient_norm"), found, strict=True))
-        _check_finite(numbers, step + 1, self.config)
         rate, decay = method.rates(step)
         for group in self._optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
-        method.before_update(step)
-        self._optimizer.step()
-        method.after_update(step)
+        if not not_finite(numbers):
+            method.before_update(step)
+            self._optimizer.step()
+            method.after_update(step)
         self.done += 1
         return {**numbers, "learning_rate": rate}
 
     def state(self, files: str) -> dict[str, Any]:
         """All that is needed to go on. Random numbers follow from the seed and the step."""
         return {
-            "format_version": FORMAT_VERSION,
             "step": self.done,
             "threads": torch.get_num_threads(),
             "files": files,
@@ -115,12 +110,3 @@ class Learner:
         self.method.load_state_dict(state["method"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
-
-
-def _check_finite(numbers: dict[str, float], step: int, config: PretrainConfig) -> None:
-    bad = [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
-    if bad:
-        raise NumericError(
-            f"Not finite at step {step}: {', '.join(bad)}. The state before it is saved. Try "
-            f"--precision fp32 or a lower --{config.method}.learning-rate."
-        )

@@ -19,7 +19,7 @@ import torch
 
 from iddc.backbones import Backbone, load_backbone, save_backbone
 from iddc.config import PretrainConfig, Runtime
-from iddc.errors import ConfigError, DataError, Interrupted, NumericError, SetupError
+from iddc.errors import ConfigError, DataError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped
 from iddc.pretraining.folder import WeightsFolder, hardware, write_card
 from iddc.pretraining.learner import Learner, build_method
@@ -27,6 +27,7 @@ from iddc.pretraining.photos import Photos, decode_photos, find_photos
 from iddc.progress import Progress
 from iddc.training.checkpoint import digest, load_state, save_state
 from iddc.training.distributed import joined
+from iddc.training.health import Health
 from iddc.training.loop import LeftOut
 from iddc.training.stopping import StopRequest
 
@@ -67,7 +68,8 @@ def pretrain(
             holds something else.
         DataError: There are too few images, or too many of them cannot be used.
         SetupError: The machine lacks memory or disk space.
-        NumericError: The loss or a gradient is not finite. The state before it is on disk.
+        NumericError: The loss or a gradient is not finite for some steps in a row. The last
+            checkpoint stays; diagnosis.json says what was seen.
         Interrupted: SIGINT or SIGTERM came. The state after the step is on disk.
     """
     files = [file for source in sources.values() for file in source]
@@ -105,8 +107,13 @@ def pretrain(
             report.begin(learner.steps, learner.done)
             stack.callback(report.end)
 
+        unreadable = {index for index, _ in photos.failures}
+        names = [str(file.name) for i, file in enumerate(files) if i not in unreadable]
+        advice = f"--precision fp32 or a lower --{config.method}.learning-rate"
+        health = Health(folder, learner.steps, processes, advice, report)
+
         def save() -> None:
-            if first:
+            if first and health.good:
                 save_state(folder, cast("Any", learner.state(digest(files))))
 
         batches = _batches(learner, _threads(runtime))
@@ -117,13 +124,11 @@ def pretrain(
             counts = [row[0] for row in table]
             try:
                 numbers = learner.learn(batch, counts)
-            except NumericError:
-                save()
-                raise
             except torch.OutOfMemoryError as error:
                 raise SetupError(
                     "The GPU has not enough free memory. Give a smaller --batch-size."
                 ) from error
+            numbers = health.judge(step + 1, numbers, (names[index] for index in batch.ids))
             if first:
                 seconds = round(time.monotonic() - started, 4)
                 folder.log(step=step + 1, images=sum(counts), **numbers, seconds=seconds)

@@ -71,15 +71,19 @@ def nt_xent(embeddings: Float[Tensor, "n 2 d"], temperature: float) -> Float[Ten
 
 
 def point_nce(embeddings: Float[Tensor, "n 2 p d"], temperature: float) -> Float[Tensor, ""]:
-    """Tell a point, seen in the other crop, from the other points of its image, both ways.
+    """Tell a point, seen in the other crop, from the points of all other images, both ways.
 
-    Points of other images are no negatives: light and colour of the whole photo would tell them
-    apart, and clusters would follow that (decision 006).
+    Other points of the same image are no negatives: they may show the same thing.
     """
-    rows = normalize(embeddings, dim=-1)
-    logits = rows[:, 0] @ rows[:, 1].mT / temperature
-    place = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
-    ways = (functional.cross_entropy(way, place) for way in (logits.mT, logits))
+    images, points = len(embeddings), embeddings.shape[2]
+    first, second = normalize(embeddings, dim=-1).transpose(0, 1).flatten(1, 2)
+    logits = first @ second.T / temperature
+    image = torch.arange(images, device=logits.device).repeat_interleave(points)
+    same = image[:, None] == image
+    same.fill_diagonal_(False)
+    logits = logits.masked_fill(same, float("-inf"))
+    place = torch.arange(len(logits), device=logits.device)
+    ways = (functional.cross_entropy(way, place) for way in (logits, logits.T))
     return torch.stack([*ways]).mean()
 
 

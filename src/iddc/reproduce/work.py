@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from iddc.config import Experiment, RefineName, Runtime
 from iddc.datasets import LabelledImages, open_dataset, train_images
 from iddc.device import pick_device
 from iddc.errors import DataError, IddcError, SetupError
-from iddc.evaluation import PROTOCOLS, Evaluation, evaluate
+from iddc.evaluation import PROTOCOLS, evaluate
 from iddc.images import ImageFile
 from iddc.progress import Progress
 from iddc.recipes.tables import Method
@@ -32,6 +32,7 @@ from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
 from iddc.training import fit
 from iddc.training.distributed import Processes
+from iddc.training.features import Kept
 from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views
 
@@ -54,6 +55,8 @@ class Bench:
     """To score on."""
     runtime: Runtime
     report: Progress | None
+    kept: dict[str, Kept] = field(default_factory=dict)
+    """What runs of the same backbone, views and seed share: of one such group at a time."""
 
     @classmethod
     def open(cls, name: str, data: Path, runtime: Runtime, report: Progress | None) -> Bench:
@@ -72,16 +75,25 @@ class Bench:
             return run
         runtime = self.runtime.model_copy(update={"snapshots": job.row.snapshots})
         learn, options = FITTERS[job.row.method], (job.stego,) if job.stego else ()
+        shared = {"shared": self._kept(experiment)} if job.row.method == "iddc" else {}
         source = f"{job.dataset}:{job.data.resolve()}"
         with Run.start(path, experiment, source=source) as run:
-            learn(self.files, experiment, run, runtime, *options, report=self.report)
+            learn(self.files, experiment, run, runtime, *options, **shared, report=self.report)
         return run
+
+    def _kept(self, experiment: Experiment) -> Kept:
+        key = experiment.model_dump_json(include={"backbone", "views", "seed"})
+        key += experiment.training.precision
+        if key not in self.kept:
+            self.kept.clear()
+            self.kept[key] = {}
+        return self.kept[key]
 
     def score(self, job: Job, run: Run) -> dict[str, Any]:
         """The scores of a run, from its folder if they are there.
 
-        Beside what `iddc evaluate` writes, they have the pixels of each cluster and of each class,
-        and of a run with snapshots the scores after each epoch.
+        Beside what `iddc evaluate` writes, those of a run with snapshots have the scores after
+        each epoch.
         """
         key = {
             "data": str(job.data.resolve()),
@@ -118,8 +130,7 @@ class Bench:
 
     def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
         protocol = PROTOCOLS[job.protocol].refined(job.refine)
-        found = evaluate(segmenter, self.dataset, protocol, report=self.report)
-        return {**found.as_dict(), **_sizes(found)}
+        return evaluate(segmenter, self.dataset, protocol, report=self.report).as_dict()
 
     def seconds(self, experiment: Experiment) -> float:
         """How long a training takes, guessed from steps of a few images; 0 if they fail."""
@@ -165,10 +176,5 @@ def missing(refine: RefineName, backbone: str | None) -> str:
 
 
 def _is(entry: dict[str, Any], key: dict[str, Any]) -> bool:
-    """Whether an entry of scores.json is of this key and has all that a table shows."""
+    """Whether an entry of scores.json is of this key; those of older versions lack the pixels."""
     return "cluster_pixels" in entry and all(entry.get(name) == key[name] for name in SCORE_KEY)
-
-
-def _sizes(found: Evaluation) -> dict[str, list[int]]:
-    counts = found.confusion.counts
-    return {"cluster_pixels": counts.sum(1).tolist(), "class_pixels": counts.sum(0).tolist()}

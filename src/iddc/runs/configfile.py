@@ -13,19 +13,41 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from iddc import config
+from iddc import __version__, config
 from iddc.config import Experiment
-from iddc.errors import ConfigError
+from iddc.errors import ConfigError, DataError, IddcError
+from iddc.runs.files import read_text
 
 FORMAT_VERSION = 1
-"""The format of a RUN folder. It rises when an older iddc would misread a newer folder."""
+"""The format of all our files. It rises when an older iddc would misread a newer file."""
+WRITTEN: dict[str, Any] = {"format_version": FORMAT_VERSION, "iddc": __version__}
+"""What each of our files says of itself."""
 
-_MAX_BYTES = 1_000_000
-_ABOUT_THE_RUN = frozenset({"format_version", "iddc", "images"})
+_MAX_BYTES = 100_000
+_ABOUT_THE_RUN = frozenset({*WRITTEN, "images"})
 """What `RUN/config.yaml` holds beside the fields of the experiment."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only: a few lines of aliases, or one of digits, can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="an alias", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > 64:
+            raise yaml.MarkedYAMLError(problem="a huge number", problem_mark=node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load_config(
@@ -44,10 +66,24 @@ def load_config(
     recipe = fields.get("recipe")
     known = isinstance(recipe, str) and recipe in recipes
     base = recipes[str(recipe)]() if known else Experiment()
+    return changed(base, fields, path)
+
+
+def changed(base: Experiment, fields: Mapping[Any, Any], source: object) -> Experiment:
+    """An experiment with other values of some fields; of a group, the given fields alone change.
+
+    Args:
+        base: Where all other values come from.
+        fields: Names and values, as in a configuration file.
+        source: Who gives them, for the error.
+
+    Raises:
+        ConfigError: There is no such field, or a value is wrong.
+    """
     try:
         return Experiment.model_validate(_merged(base.model_dump(), fields))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        raise ConfigError(f"{source}: {explain(error)}") from None
 
 
 def read_record(path: Path) -> dict[Any, Any]:
@@ -61,30 +97,47 @@ def read_record(path: Path) -> dict[Any, Any]:
             raise ConfigError(f"{path} is a folder; expected a file such as {path}/config.yaml.")
         if not path.is_file():
             raise ConfigError(f"No configuration file {path}.")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path} is too large for a configuration file.")
-        record = yaml.safe_load(path.read_text("utf-8"))
+        text = read_text(path, _MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except ValueError as error:
+        raise ConfigError(f"{path} is not UTF-8 text.") from error
+    try:
+        record = yaml.load(text, _Loader)
+    except Exception as error:  # odd values make PyYAML raise almost anything
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
         raise ConfigError(f"{path} is not a plain YAML file{line}.") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{path}: expected `name: value` lines, found {_SHORT.repr(record)}.")
-    version = record.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version < 1:
-        raise ConfigError(f"{path}: format_version must be a number, found {_SHORT.repr(version)}.")
-    if version > FORMAT_VERSION:
-        newer = re.fullmatch(r"\d[\w.+]{0,30}", str(record.get("iddc")))
-        raise ConfigError(
-            f"{path} has format {version}, and this iddc reads formats up to {FORMAT_VERSION}. "
-            f"Install {f'iddc {newer[0]}' if newer else 'a newer iddc'}."
-        )
+    refuse_newer(record, path, ConfigError)
     return record
 
 
-def _merged(base: dict[str, Any], given: dict[Any, Any]) -> dict[Any, Any]:
+def refuse_newer(record: Mapping[Any, Any], path: Path, error: type[IddcError] = DataError) -> None:
+    """Refuse a file that a newer iddc wrote, and name the version that reads it.
+
+    Args:
+        record: Its content. Without format_version it has the first format.
+        path: Its name.
+        error: What is raised.
+
+    Raises:
+        IddcError: The format is newer than ours, or no number.
+    """
+    version = record.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version < 1:
+        raise error(f"{path}: format_version must be a number, found {_SHORT.repr(version)}.")
+    if version > FORMAT_VERSION:
+        writer = re.fullmatch(r"\d[\w.+]{0,30}", str(record.get("iddc")))
+        newer = f"iddc {writer[0]} or newer" if writer else "a newer iddc"
+        raise error(
+            f"{path} has format {version}, and this iddc {__version__} reads formats up to "
+            f"{FORMAT_VERSION}. Install {newer}."
+        )
+
+
+def _merged(base: dict[str, Any], given: Mapping[Any, Any]) -> dict[Any, Any]:
     """Replace the values of `base` by the given ones, group by group."""
     result: dict[Any, Any] = dict(base)
     for key, value in given.items():
@@ -115,7 +168,7 @@ def explain(error: ValidationError) -> str:
 
 def option(place: tuple[int | str, ...]) -> str:
     """Write a field as the command line spells it: objective.negative-weight."""
-    return ".".join(str(part).replace("_", "-") for part in place)
+    return ".".join(str(part)[:60].replace("_", "-") for part in place)
 
 
 def _fields(title: str, problem: Any) -> list[str]:

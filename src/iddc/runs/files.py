@@ -7,6 +7,7 @@ import fcntl
 import os
 import platform
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,14 @@ TEMPORARY = ".iddc-*.tmp"
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "it is larger than this disk or your limit (ulimit -f) allows",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "you may not write there; choose another folder or change its permissions",
     errno.EPERM: "you may not write there; choose another folder or change its permissions",
     errno.ENOENT: "its folder is gone; do not move it while iddc runs",
 }
+
+_MAX_TEXT = 50_000_000
 
 _LOCKED: set[int] = set()
 
@@ -37,6 +41,25 @@ def _unlock_in_child() -> None:
 
 # A forked data worker would inherit the lock, and keep it for seconds after a killed parent.
 os.register_at_fork(after_in_child=_unlock_in_child)
+
+
+def read_text(path: Path, most: int = _MAX_TEXT) -> str:
+    """Read a file of text in UTF-8, but wait for no pipe and fill no memory.
+
+    Args:
+        path: The file.
+        most: The largest size, in bytes.
+
+    Raises:
+        OSError: It cannot be read, is larger, or is no regular file.
+        ValueError: It is not UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it is too large, {status.st_size} bytes", str(path))
+    return path.read_text("utf-8")
 
 
 def write_atomic(path: Path, data: bytes | memoryview | str) -> None:

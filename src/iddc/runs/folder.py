@@ -7,6 +7,7 @@ skipped.csv      the images that were left out, and why
 checkpoint/      the training state; it goes when the model is complete
 model.json       with model.safetensors, the result; a run that has it and no checkpoint is finished
 scores.json      one entry per data set, split, protocol and refinement
+diagnosis.json   what was seen when the loss or a gradient was not finite any more
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ import yaml
 from iddc import __version__
 from iddc.config import Experiment
 from iddc.errors import ConfigError, DataError
-from iddc.runs.configfile import FORMAT_VERSION, differences, load_config, read_record
-from iddc.runs.files import TEMPORARY, disk_errors, locked, write_atomic
+from iddc.runs.configfile import WRITTEN, differences, load_config, read_record, refuse_newer
+from iddc.runs.files import TEMPORARY, disk_errors, locked, read_text, write_atomic
 
 SCORE_KEY = ("data", "dataset", "split", "protocol", "refinement")
 """What tells one entry of scores.json from another."""
@@ -44,7 +45,9 @@ _OURS = (
     "log.jsonl",
     "skipped.csv",
     "scores.json",
+    "diagnosis.json",
     "labels.json",
+    "report.html",
     "versions.json",
     "tensorboard",
     "snapshots",
@@ -185,16 +188,16 @@ class Run:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        if new:  # config.yaml first: without it, a folder that holds anything is not ours
+            write_atomic(self._config, yaml.safe_dump({**WRITTEN, **asked}, sort_keys=False))
+            self._write_json("versions.json", _versions())
+        with disk_errors(self.path):
             self.checkpoint.parent.mkdir(exist_ok=True)
             for path in self.checkpoint.parent.glob(TEMPORARY):
                 path.unlink()
-        if new:
-            self._write_json("versions.json", _versions())
-            record = {"format_version": FORMAT_VERSION, "iddc": __version__, **asked}
-            write_atomic(self._config, yaml.safe_dump(record, sort_keys=False))
 
     def _write_json(self, name: str, record: Mapping[str, Any]) -> None:
-        text = json.dumps({"format_version": FORMAT_VERSION, **record}, indent=2)
+        text = json.dumps({**WRITTEN, **record}, indent=2)
         write_atomic(self.path / name, text + "\n")
 
     def close(self) -> None:
@@ -217,6 +220,7 @@ class Run:
     def finish(self) -> None:
         """Drop the training state, as the model is complete."""
         with disk_errors(self.checkpoint):
+            (self.path / "diagnosis.json").unlink(missing_ok=True)
             self.checkpoint.unlink(missing_ok=True)
             if self.checkpoint.parent.exists():
                 shutil.rmtree(self.checkpoint.parent)
@@ -231,8 +235,12 @@ class Run:
         """Keep the lines up to a step: a resumed run writes the later ones again."""
         path = self.path / "log.jsonl"
         if path.exists():
-            lines = path.read_text("utf-8").splitlines(keepends=True)
+            lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
             write_atomic(path, "".join(line for line in lines if _step(line) <= step))
+
+    def write_diagnosis(self, **facts: Any) -> None:
+        """Write diagnosis.json: what was seen when the numbers were not finite any more."""
+        self._write_json("diagnosis.json", facts)
 
     def write_skipped(self, rows: Iterable[tuple[str, str]]) -> None:
         """Write skipped.csv: the name of each image left out, and the reason."""
@@ -265,9 +273,17 @@ class Run:
         if not path.exists():
             return []
         try:
-            record = json.loads(path.read_text("utf-8"))
+            record = json.loads(read_text(path))
+            refuse_newer(record, path)
             return [dict(entry) for entry in record["scores"]]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise DataError(
                 f"{path} is not what iddc wrote. Move it away and evaluate again."
             ) from error
@@ -277,7 +293,7 @@ def _step(line: str) -> float:
     """The step of a line of log.jsonl; none for a line cut short by a crash."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf
 
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from iddc.config import Experiment
+from iddc.device import lacks_memory
 from iddc.errors import SetupError
 from iddc.images import ImageFile
 from iddc.schedules import Plan
@@ -93,20 +94,20 @@ def _serve(reader: Connection, writer: Connection, _worker: int) -> None:
 
 @contextmanager
 def failures_in_words() -> Iterator[None]:
-    """Turn the death of a worker, or a lack of GPU memory, into one sentence.
+    """Turn the death of a worker, or a lack of memory, into one sentence.
 
     Raises:
         SetupError: Instead of the errors of PyTorch, which come at any moment.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise SetupError(
-            "The GPU has not enough free memory. Give a smaller --micro-batch-size: "
-            "it does not change the result."
-        ) from error
     except Exception as error:
         if "DataLoader worker" not in str(error):
+            if lacks_memory(error):
+                raise SetupError(
+                    "Not enough free memory for the loss of a whole batch. Give a smaller "
+                    "--training.batch-size, which changes the result, or --device cpu."
+                ) from error
             raise
         reason = str(error).strip().splitlines()[-1]  # a traceback ends with it
         raise SetupError(

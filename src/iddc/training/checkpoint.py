@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iddc.errors import DataError
 from iddc.images import ImageFile
-from iddc.runs import FORMAT_VERSION, Run, disk_errors, write_atomic
+from iddc.runs import WRITTEN, Run, disk_errors, refuse_newer, write_atomic
 
 
 class State(TypedDict):
@@ -23,7 +23,6 @@ class State(TypedDict):
     Random numbers are no part of it: they follow from the seed and the step.
     """
 
-    format_version: int
     step: int
     """Steps done."""
     threads: int
@@ -33,8 +32,8 @@ class State(TypedDict):
     network: dict[str, Tensor]
     """The head, and the backbone if it trains."""
     optimizer: dict[str, Any]
-    last_won: Tensor
-    """The last step in which each cluster won a pixel."""
+    shares: Tensor
+    """The part of the patches that each cluster won in the last steps."""
     thresholds: tuple[float | str, float | str]
     """t+ and t-; `auto` before the first step."""
     left_out: dict[str, str]
@@ -49,7 +48,7 @@ def save_state(run: Run, state: State) -> None:
     """
     # Through memory, because torch.save turns a full disk into an error without its cause.
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({**WRITTEN, **state}, buffer)
     write_atomic(run.checkpoint, buffer.getbuffer())
 
 
@@ -76,13 +75,12 @@ def load_state(run: Run, files: str) -> State | None:
         return None
     try:
         state: State = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-        version, kept = state["format_version"], state["files"]
+        refuse_newer(state, run.checkpoint)
+        kept = state["files"]
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as e:
         raise DataError(
             f"{run.checkpoint} cannot be read. Delete it to train from the start."
         ) from e
-    if version > FORMAT_VERSION:
-        raise DataError(f"{run.checkpoint} was written by a newer iddc. Install that one.")
     if kept != files:
         raise DataError(
             f"The images are not those that {run.path} was trained on until it was interrupted. "

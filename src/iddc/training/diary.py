@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from iddc.config import Experiment
 from iddc.errors import SetupError
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
+from iddc.training.health import RECENT
 
 
 class Diary:
@@ -18,11 +20,18 @@ class Diary:
     """
 
     def __init__(
-        self, run: Run, plan: Plan, num_clusters: int, report: Progress | None, *, tensorboard: bool
+        self,
+        run: Run,
+        plan: Plan,
+        experiment: Experiment,
+        report: Progress | None,
+        *,
+        tensorboard: bool,
     ) -> None:
         self._run = run
         self._plan = plan
-        self._num_clusters = num_clusters
+        self._experiment = experiment
+        self._warned = False
         self._report = report
         self._summary = _summary_writer() if tensorboard else None
         self._board: Any = None
@@ -45,10 +54,31 @@ class Diary:
         if self._report:
             terms = ("loss", "positive", "negative", "regularizer")
             texts = [f"{name} {numbers[name]:.2f}" for name in terms if name in numbers]
-            if numbers:
-                alive = f"{numbers['live_clusters']:.0f} of {self._num_clusters}"
+            if "live_clusters" in numbers:
+                alive = f"{numbers['live_clusters']:.0f} of {self._experiment.num_clusters}"
                 texts.append(f"{alive} clusters alive")
+                self._warn(done, numbers["live_clusters"])
             self._report.update(done, f"epoch {epoch}/{self._plan.epochs}", "  ".join(texts))
+
+    def _warn(self, done: int, live: float) -> None:
+        """Say once that most clusters die, and at the end that they are dead."""
+        number, end = self._experiment.num_clusters, done == self._plan.steps
+        soon = done < RECENT or self._warned
+        if 2 * live >= number or (soon and not end):
+            return
+        self._warned = True
+        objective = self._experiment.objective
+        hints = [
+            f"--objective.{name} {value}"
+            for name, value in (("regularizer", "weibull"), ("centering", "batch"))
+            if getattr(objective, name) != value
+        ]
+        weight = f"a larger --objective.regularizer-weight than {objective.regularizer_weight:g}"
+        hints += [weight, "a smaller --num-clusters"]
+        self.note(
+            f"warning: after step {done} only {live:.0f} of {number} clusters have a tenth of an "
+            f"even share of the patches. Try {', '.join(hints[:-1])} or {hints[-1]}."
+        )
 
     def note(self, line: str) -> None:
         """Say something that is not about one step."""

@@ -7,13 +7,15 @@ neither the photos nor the backbone, only what was kept of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
 from iddc.config import Experiment
+from iddc.device import in_memory
 from iddc.network import Network
 from iddc.training.gradients import embed_crops
 from iddc.views import ViewBatch
@@ -23,6 +25,9 @@ MEMORY = 4 * 2**30
 
 Key = tuple[int, int]
 """An epoch, of those with views of their own, and the index of an image."""
+Kept = dict[Key, Float16[Tensor, "2 d h w"]]
+"""The embeddings of both crops. Runs on the same images with the same backbone, views, precision
+and seed may share one, which saves all but the first of them the backbone's work."""
 
 
 class RepeatedViews:
@@ -33,17 +38,27 @@ class RepeatedViews:
     """
 
     def __init__(
-        self, network: Network, experiment: Experiment, device: torch.device, at_once: int
+        self,
+        network: Network,
+        experiment: Experiment,
+        device: torch.device,
+        at_once: int,
+        shared: Kept | None = None,
+        note: Callable[[str], object] = warnings.warn,
     ) -> None:
         self._network = network
-        self._at_once = at_once
+        # On a CPU each image alone: to the last bit, it does not matter which others are missing.
+        self._at_once = 1 if device.type == "cpu" else at_once
+        self._note = note
         self._device = device
         self._precision = experiment.training.precision
         self._repeat = experiment.views.repeat
         self._fixed = bool(self._repeat) and not experiment.training.end_to_end
+        self._shared: Kept = {} if shared is None else shared
         self._kept: dict[Key, Float16[Tensor, "2 d h w"] | None] = {}
         self._room = 0
         if self._fixed:
+            self._kept.update(self._shared)
             backbone = network.backbone
             numbers = 2 * backbone.embed_dim * backbone.num_patches(experiment.views.crop_size)
             neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -77,19 +92,22 @@ class RepeatedViews:
             row = self._kept.get(key)
             if row is None:
                 row = fresh.get(key[1])
+            if row is None:
+                continue
             if key in self._kept:
-                self._kept[key] = row
-            if row is not None:
-                rows.append(row.to(self._device).float())
+                self._kept[key] = self._shared[key] = row
+            rows.append(row.to(self._device).float())
         return torch.stack(rows) if rows else made.crops
 
     def _embedded(self, crops: UInt8[Tensor, "b 2 3 S S"]) -> list[Float16[Tensor, "2 d h w"]]:
-        # On a CPU each image alone: to the last bit, it does not matter which others are missing.
-        at_once = 1 if self._device.type == "cpu" else self._at_once
-        pairs: list[Tensor] = []
-        with torch.no_grad():
+        def embed(at_once: int) -> list[Tensor]:
+            pairs: list[Tensor] = []
             for part in torch.split(crops, at_once) if len(crops) else ():
                 rows = part.to(self._device).flatten(0, 1)
                 features = embed_crops(self._network, rows, self._precision).half().cpu()
                 pairs += torch.split(features, 2)
+            return pairs
+
+        with torch.no_grad():
+            pairs, self._at_once = in_memory(embed, self._at_once, len(crops), self._note)
         return pairs

@@ -9,17 +9,18 @@ respect to the logits once; each micro-batch then sends its rows of that gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.backbones import Backbone
 from iddc.config import Precision
-from iddc.device import autocast, pick_precision
+from iddc.device import autocast, in_memory, pick_precision
 from iddc.losses import Objective, Pixels, Terms
 from iddc.network import Network
 from iddc.training.distributed import Processes
@@ -34,8 +35,10 @@ class StepResult:
 
     terms: Terms
     """Of the global batch, without graph."""
-    won: Bool[Tensor, " k"]
-    """The clusters that are the most probable one of at least one pixel."""
+    shares: Float[Tensor, " k"]
+    """The part of the patches of which each cluster is the most probable one."""
+    images_at_once: int
+    """Images in one forward pass that fit in memory: `micro_batch_size`, or fewer."""
 
 
 def backpropagate(
@@ -50,6 +53,7 @@ def backpropagate(
     precision: Precision = "fp32",
     train_backbone: bool = False,
     places: Int64[Tensor, "2 m"] | None = None,
+    note: Callable[[str], object] = warnings.warn,
 ) -> StepResult:
     """Add the gradients of the objective on the global batch to the parameters.
 
@@ -63,28 +67,48 @@ def backpropagate(
         objective: Eq. (8).
         processes: This process among all.
         counts: How many images each process has.
-        micro_batch_size: Images in one forward pass.
+        micro_batch_size: Images in one forward pass, fewer where memory is short.
         precision: The backbone's arithmetic.
         train_backbone: Whether gradients reach the backbone.
         places: The patches of the first and of the second crop that the loss compares; None: all.
+        note: Told in one line when memory is short.
     """
     device = processes.device
     empty = not len(inputs)  # no image fell to this process: a blank one tells the shapes
     blank = inputs.new_zeros(1, *inputs.shape[1:])
-    chunks = torch.split(blank if empty else inputs, micro_batch_size)
-    keep_graph = len(chunks) == 1
+    images = blank if empty else inputs
+    trained = list((network if train_backbone else network.head).parameters())
+    graph: list[Tensor] = []  # the logits, if all images fit in one forward pass
 
     def embed(chunk: Tensor) -> Tensor:
         rows = chunk.to(device).flatten(0, 1)
         return rows if rows.is_floating_point() else embed_crops(network, rows, precision)
 
-    with torch.set_grad_enabled(keep_graph and train_backbone):
-        features = [embed(chunk) for chunk in chunks]
-    with torch.set_grad_enabled(keep_graph):
-        logits = [network.logits_from(part) for part in features]
+    def forward(at_once: int) -> tuple[Tensor, Tensor]:
+        chunks = torch.split(images, at_once)
+        keep = len(chunks) == 1
+        with torch.set_grad_enabled(keep and train_backbone):
+            features = [embed(chunk) for chunk in chunks]
+        with torch.set_grad_enabled(keep):
+            logits = [_logits(network, part, places) for part in features]
+        graph[:] = logits if keep else []
+        return torch.cat([part.detach() for part in features]), torch.cat(logits).detach()
 
-    def gathered(parts: Sequence[Tensor]) -> Tensor:
-        rows = torch.cat([part.detach() for part in parts])
+    def backward(at_once: int) -> None:
+        for parameter in trained:
+            parameter.grad = None  # of an attempt that ran out of memory
+        if graph and len(images) <= at_once:
+            torch.autograd.backward(graph.pop(), own)
+            return
+        graph.clear()
+        pairs = (torch.split(maps, 2 * at_once) for maps in (features, own))
+        for chunk, part, rows in zip(torch.split(images, at_once), *pairs, strict=True):
+            inner = embed(chunk) if train_backbone else part
+            torch.autograd.backward(_logits(network, inner, places), rows)
+
+    (features, logits), at_once = in_memory(forward, micro_batch_size, len(images), note)
+
+    def gathered(rows: Tensor) -> Tensor:
         pairs = rows.reshape(-1, 2, *rows.shape[1:])
         return processes.gather(pairs[: len(inputs)], counts)
 
@@ -97,44 +121,51 @@ def backpropagate(
     if train_backbone and pick_precision(precision, device) == "fp16":
         scale = _power_of_two_to_one(gradient)
     own = (processes.own(gradient, counts) * scale).flatten(0, 1)
-    for i, rows in enumerate(torch.split(own, 2 * micro_batch_size) if not empty else ()):
-        if keep_graph:
-            torch.autograd.backward(logits[i], rows)
-        else:
-            part = embed(chunks[i]) if train_backbone else features[i]
-            torch.autograd.backward(network.logits_from(part), rows)
-    trained = list((network if train_backbone else network.head).parameters())
+    if not empty:
+        _, at_once = in_memory(backward, at_once, len(images), note)
     processes.add_gradients(trained)
     if scale != 1:
         for parameter in trained:
             if parameter.grad is not None:
                 parameter.grad /= scale
-    winners = all_logits.detach().argmax(dim=2).flatten()
-    won = torch.zeros(network.num_clusters, dtype=torch.bool, device=device)
+    winners = all_logits.detach().argmax(dim=2).flatten()  # of the patches compared
+    shares = winners.bincount(minlength=network.num_clusters) / len(winners)
     values = Terms(*(term.detach() for term in vars(terms).values()))
-    return StepResult(values, won.index_fill(0, winners, 1))
+    return StepResult(values, shares, at_once)
 
 
 def embed_crops(
     network: Network, crops: UInt8[Tensor, "n 3 S S"], precision: Precision
 ) -> Float[Tensor, "n d h w"]:
     """The raw embeddings of crops, in single precision."""
+    # As in prediction: convolutions are faster when the channels of a pixel lie together.
+    crops = crops.contiguous(memory_format=torch.channels_last)
     parts = torch.split(crops, CPU_CROPS) if crops.device.type == "cpu" else (crops,)
     with autocast(crops.device, precision):
         return torch.cat([network.embed(part).float() for part in parts])
 
 
+def _logits(
+    network: Network, features: Float[Tensor, "b2 d h w"], places: Int64[Tensor, "2 m"] | None
+) -> Float[Tensor, "b2 k m"]:
+    """The logits of the patches that the loss compares; rows are first and second crops in turn."""
+    if places is None:
+        return network.logits_from(features).flatten(2)
+    here = places.to(features.device)
+    crops = [network.logits_at(features[crop::2], here[crop]) for crop in (0, 1)]
+    return torch.stack(crops, dim=1).flatten(0, 1)
+
+
 def _pixels(
     features: Float[Tensor, "b 2 d h w"],
-    logits: Float[Tensor, "b 2 k h w"],
+    logits: Float[Tensor, "b 2 k m"],
     places: Int64[Tensor, "2 m"] | None,
 ) -> tuple[Pixels, Pixels]:
     def crop(index: int) -> Pixels:
-        embeddings, scores = (maps[:, index].flatten(2).mT for maps in (features, logits))
+        embeddings = features[:, index].flatten(2).mT
         if places is not None:
-            here = places[index].to(features.device)
-            embeddings, scores = embeddings[:, here], scores[:, here]
-        return Pixels(normalize(embeddings, dim=-1), scores.softmax(dim=-1))
+            embeddings = embeddings[:, places[index].to(features.device)]
+        return Pixels(normalize(embeddings, dim=-1), logits[:, index].mT.softmax(dim=-1))
 
     return crop(0), crop(1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,34 +12,41 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from iddc.config import Experiment
-from iddc.errors import ConfigError, NumericError
+from iddc.errors import ConfigError
 from iddc.losses import Objective
 from iddc.network import build_network
-from iddc.runs import FORMAT_VERSION
 from iddc.schedules import Plan, backbone_trains, poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.training.checkpoint import State
 from iddc.training.distributed import Processes
-from iddc.training.features import RepeatedViews
+from iddc.training.features import Kept, RepeatedViews
 from iddc.training.gradients import backpropagate, embed_crops, images_at_once
+from iddc.training.health import RECENT, live_clusters, not_finite
 from iddc.views import draw_places, draw_rolls
 
 SAMPLE = 2**14
 """Embeddings, of all images of the first step together, from which thresholds are estimated."""
-LIVE_WINDOW = 50
-"""A cluster is alive if it was the most probable one of some pixel in this many last steps."""
 
 
 class Learner:
     """The network and its optimiser, and how many steps they have done."""
 
     def __init__(
-        self, experiment: Experiment, plan: Plan, processes: Processes, micro_batch_size: int
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        processes: Processes,
+        micro_batch_size: int,
+        shared: Kept | None = None,
+        note: Callable[[str], object] = warnings.warn,
     ) -> None:
         self.experiment = experiment
         self.plan = plan
         self.processes = processes
+        self.note = note
         self.done = 0
+        self.whole = True
+        """No step is half done. The death of a data worker can interrupt it anywhere."""
         self.network = build_network(experiment).to(processes.device)
         processes.align(self.network)
         # The backbone never updates batch statistics or drops anything, even when it trains: a
@@ -62,11 +70,9 @@ class Learner:
             end_to_end=experiment.training.end_to_end,
         )
         self.views = RepeatedViews(
-            self.network, experiment, processes.device, self.micro_batch_size
+            self.network, experiment, processes.device, self.micro_batch_size, shared, note
         )
-        self.last_won = torch.full(
-            (experiment.num_clusters,), -LIVE_WINDOW, device=processes.device
-        )
+        self.shares = torch.zeros(experiment.num_clusters, device=processes.device)
 
     def learn(
         self,
@@ -80,10 +86,7 @@ class Learner:
             counts: How many images each process has.
 
         Returns:
-            What the log says of the step.
-
-        Raises:
-            NumericError: The loss or a gradient is not finite. Nothing has changed.
+            What the log says of the step. Where a number is not finite, no weight has changed.
         """
         step, batch = self.done, sum(counts)
         if batch < 2:
@@ -103,7 +106,9 @@ class Learner:
             places = draw_places(patches, training.patches, experiment.seed, step)
         found = {}
         if "auto" in thresholds_of(self.objective.config):
-            self._estimate_thresholds(inputs, counts)
+            if not self._estimate_thresholds(inputs, counts):
+                self.done += 1
+                return {"embeddings": math.nan}
             positive, negative = thresholds_of(self.objective.config)
             found = {"positive_threshold": positive, "negative_threshold": negative}
         self.optimizer.zero_grad()  # to None: Adam leaves a frozen backbone alone
@@ -118,8 +123,10 @@ class Learner:
             precision=training.precision,
             train_backbone=train_backbone,
             places=places,
+            note=self.note,
         )
-        last_won = self.last_won.masked_fill(result.won, step + 1)
+        self.micro_batch_size = result.images_at_once
+        shares = self.shares.lerp(result.shares, 1 / min(step + 1, RECENT))
         gradients = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
         values = {
             "loss": result.terms.total,
@@ -127,22 +134,24 @@ class Learner:
             "negative": result.terms.negative,
             "regularizer": result.terms.regularizer,
             "gradient_norm": torch.stack(gradients).norm(),
-            "live_clusters": (last_won > step + 1 - LIVE_WINDOW).sum().float(),
+            "live_clusters": live_clusters(shares),
         }
         # One transfer from the GPU for all of them.
         numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        _check_finite(numbers, step + 1)
         factor = poly(self.plan.progress(step, training.schedule_step), training.power)
         rates = (training.learning_rate, training.backbone_learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
-        self.optimizer.step()
-        self.last_won = last_won
+        self.whole = False
+        if not not_finite(numbers):
+            self.optimizer.step()
+            self.shares = shares
         self.done += 1
+        self.whole = True
         return {**numbers, "learning_rate": rates[0] * factor, **found}
 
-    def _estimate_thresholds(self, inputs: Tensor, counts: Sequence[int]) -> None:
-        """Put numbers in place of `auto`, from the images of the first step."""
+    def _estimate_thresholds(self, inputs: Tensor, counts: Sequence[int]) -> bool:
+        """Put numbers in place of `auto`, from images; whether their embeddings are finite."""
         experiment, device = self.experiment, self.processes.device
         start, share = sum(counts[: self.processes.rank]), max(1, SAMPLE // sum(counts))
         sample = [torch.zeros(0, self.network.backbone.embed_dim, device=device)]
@@ -158,11 +167,14 @@ class Learner:
         everyone = self.processes.gather(
             rows, [row[0] for row in self.processes.exchange([len(rows)])]
         )
+        if not everyone.isfinite().all():
+            return False
         self.objective = Objective(
             resolve_thresholds(
                 experiment.objective, everyone, experiment.num_clusters, seed=experiment.seed
             )
         )
+        return True
 
     @property
     def trained(self) -> nn.Module:
@@ -172,13 +184,12 @@ class Learner:
     def state(self, files: str, left_out: dict[str, str]) -> State:
         """What to save. See `State`."""
         return State(
-            format_version=FORMAT_VERSION,
             step=self.done,
             threads=torch.get_num_threads(),
             files=files,
             network=self.trained.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            last_won=self.last_won,
+            shares=self.shares,
             thresholds=thresholds_of(self.objective.config),
             left_out=left_out,
         )
@@ -187,17 +198,8 @@ class Learner:
         """Go on from a saved state."""
         self.trained.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.last_won = state["last_won"].to(self.last_won)
+        self.shares = state["shares"].to(self.shares)
         positive, negative = state["thresholds"]
         thresholds = {"positive_threshold": positive, "negative_threshold": negative}
         self.objective = Objective(self.objective.config.model_copy(update=thresholds))
         self.done = state["step"]
-
-
-def _check_finite(numbers: dict[str, float], step: int) -> None:
-    bad = [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
-    if bad:
-        raise NumericError(
-            f"Not finite at step {step}: {', '.join(bad)}. The state before it is saved. Try "
-            "--training.precision fp32 or a lower --training.learning-rate."
-        )

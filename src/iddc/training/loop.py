@@ -7,6 +7,7 @@ and the step, so a run that was killed goes on to the same weights. Labels are n
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -14,7 +15,7 @@ from itertools import chain
 import torch
 
 from iddc.config import Experiment, Runtime
-from iddc.errors import DataError, Interrupted, NumericError
+from iddc.errors import DataError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped
 from iddc.progress import Progress
 from iddc.runs import Run
@@ -24,6 +25,8 @@ from iddc.training.batches import failures_in_words, loaded_batches
 from iddc.training.checkpoint import digest, load_state, save_snapshot, save_state
 from iddc.training.diary import Diary
 from iddc.training.distributed import joined
+from iddc.training.features import Kept
+from iddc.training.health import Health
 from iddc.training.learner import Learner
 from iddc.training.stopping import StopRequest
 
@@ -35,6 +38,7 @@ def fit(
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
     skipped: Sequence[Skipped] = (),
+    shared: Kept | None = None,
     report: Progress | None = None,
 ) -> Segmenter:
     """Train a segmenter on unlabelled images (Sec. 3) and leave it in the run's folder.
@@ -48,12 +52,14 @@ def fit(
         run: The folder; see `Run.start`.
         runtime: How this machine works; it does not change the result.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
+        shared: Embeddings of repeated views, kept for further runs like this one.
         report: Shows the progress.
 
     Raises:
         DataError: Fewer than 2 images, or too many of them cannot be read.
         SetupError: The machine lacks memory, disk space or an optional package.
-        NumericError: The loss or a gradient is not finite. The state before it is on disk.
+        NumericError: The loss or a gradient is not finite for some steps in a row. The last
+            checkpoint stays; diagnosis.json says what was seen.
         Interrupted: SIGINT or SIGTERM came. The state after the step is on disk.
     """
     if len(files) < 2:
@@ -71,10 +77,11 @@ def fit(
         first = processes.rank == 0  # the one that writes
         diary = None
         if first:
-            diary = Diary(
-                run, plan, experiment.num_clusters, report, tensorboard=runtime.tensorboard
-            )
-        learner = Learner(experiment, plan, processes, runtime.micro_batch_size)
+            diary = Diary(run, plan, experiment, report, tensorboard=runtime.tensorboard)
+        advice = "--training.precision fp32 or a lower --training.learning-rate"
+        health = Health(run, plan.steps, processes, advice, report)
+        note = diary.note if diary else warnings.warn
+        learner = Learner(experiment, plan, processes, runtime.micro_batch_size, shared, note)
         left_out = LeftOut(files, skipped, runtime.max_unreadable)
         state = processes.from_first(load_state(run, digest(files)) if first else None)
         if state:
@@ -91,30 +98,35 @@ def fit(
             run.write_skipped(left_out.reasons.items())
 
         def save() -> None:
-            if first:
+            if first and health.good:
                 save_state(run, learner.state(digest(files), left_out.reasons))
+
+        def save_after(_kind: object, error: BaseException | None, _trace: object) -> None:
+            """Keep the steps done when images cannot be read or a data worker dies."""
+            disk_or_signal = isinstance(error, SetupError | Interrupted)
+            if isinstance(error, Exception) and not disk_or_signal and learner.whole:
+                save()
 
         batches = stack.enter_context(
             loaded_batches(
                 files, experiment, plan, learner.done, processes, runtime.workers, learner.views
             )
         )
+        stack.push(save_after)
         for step in range(learner.done, plan.steps):
             started = time.monotonic()
             keys, batch = next(batches)
             inputs = learner.views.inputs(keys, batch)
             table = processes.exchange([len(inputs), len(batch.failures), stop.signum])
             counts = [row[0] for row in table]
-            try:
-                if any(row[1] for row in table):
-                    left_out.add(processes.gather_objects(batch.failures))
-                    if first:
-                        run.write_skipped(left_out.reasons.items())
-                    left_out.check()
-                numbers = learner.learn(inputs, counts)
-            except (DataError, NumericError):
-                save()
-                raise
+            if any(row[1] for row in table):
+                left_out.add(processes.gather_objects(batch.failures))
+                if first:
+                    run.write_skipped(left_out.reasons.items())
+                left_out.check()
+            names = (str(files[index].name) for _, index in keys)
+            numbers = learner.learn(inputs, counts)
+            numbers = health.judge(step + 1, numbers, names, shares=learner.shares.tolist())
             if diary:
                 seconds = time.monotonic() - started
                 diary.write(step + 1, numbers, images=sum(counts), seconds=seconds)
@@ -131,7 +143,7 @@ def fit(
                     "to resume.",
                     signum=signum,
                 )
-        segmenter = Segmenter(learner.network, experiment)
+        segmenter = Segmenter.of(learner.network, experiment)
         if first:
             segmenter.save(run.path)
             run.finish()

@@ -1,0 +1,126 @@
+"""The command that turns a model into one file: export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from iddc.cli.learn import say
+from iddc.cli.options import Command, RunPath
+from iddc.config import ExportFormat
+from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage
+from iddc.runs import Run, disk_errors, write_atomic
+from iddc.runs.configfile import read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+    from iddc.images import ImageFile
+
+NUM_CHECKED = 8
+"""How many images --check takes, spread over all of them."""
+TARGET = 0.999
+"""The share of pixels in which an exported file must agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a model as one file that runs without iddc: image in, cluster probabilities out.
+
+    FILE takes uint8 RGB of any size and gives the probability of every cluster at every pixel. It
+    sees the whole image at once, without windows and mirror image. Names and colours are in FILE,
+    and beside it in FILE's name with .labels.json. See docs/deployment.md.
+    """
+
+    run: RunPath
+    to: ExportFormat
+    """onnx needs the extra `export`."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """The file to write, .onnx or .pt2; one that is there is replaced."""
+    check: Annotated[tuple[Path, ...] | None, arg(metavar="IMAGES", help_behavior_hint="")] = None
+    """Compare FILE with PyTorch on 8 images, without IMAGES on those of the run; where they
+    disagree in more than 0.1% of the pixels, nothing is written (exit 5)."""
+
+    def __call__(self) -> int:
+        """Export."""
+        run = Run.open(self.run).path
+        _check_suffix(self.out, self.to)
+
+        from iddc import export
+        from iddc.segmenter import Segmenter
+
+        segmenter = Segmenter.load(run, "cpu")
+        chosen = None if self.check is None else _choose(self.check or _images_of(run))
+        data = export.export(segmenter, self.to)
+        if chosen is not None:
+            found = export.check(segmenter, data, self.to, _opened(chosen))
+            outcome = (
+                f"{found.num_images} images",
+                f"largest error of a probability {found.error:.1e}",
+                f"the same cluster in {found.agreement:.3%} of the pixels",
+            )
+            if not found.agreement >= TARGET:
+                raise NumericError(
+                    f"{self.out} was not written: on {', '.join(outcome)}, expected at least "
+                    f"{TARGET:.1%}. Report this with the versions of `iddc doctor`."
+                )
+            say(*outcome)
+        names = json.dumps(export.label_maps(segmenter.labels), indent=2, ensure_ascii=False)
+        with disk_errors(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.out.with_suffix(".labels.json"), names + "\n")
+        write_atomic(self.out, data)
+        say(f"{self.out}, {len(data) / 1e6:,.1f} MB    next: see docs/deployment.md")
+        return 0
+
+
+def _check_suffix(out: Path, to: ExportFormat) -> None:
+    """Refuse other names, so that no other file is replaced by mistake."""
+    suffix = {"onnx": ".onnx", "torch-export": ".pt2"}[to]
+    if out.suffix.lower() != suffix:
+        raise ConfigError(f"--out: a file for {to} ends in {suffix}, found {out.name!r}.")
+
+
+def _images_of(run: Path) -> tuple[Path]:
+    """Where the images of a run come from, if they are still there."""
+    record = read_record(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    images = record.get("images")
+    source = images.get("source") if isinstance(images, dict) else None
+    if not isinstance(source, str) or not Path(source).exists():
+        raise DataError(
+            f"The images of {run} are not here any more{f' ({source})' if source else ''}. Give "
+            "others: --check IMAGES."
+        )
+    return (Path(source),)
+
+
+def _choose(sources: Sequence[Path]) -> list[ImageFile]:
+    """Some images of all, evenly spread."""
+    from iddc.images import find_images
+
+    files = [file for source in sources for file in find_images(source).files]
+    return files[:: max(1, len(files) // NUM_CHECKED)]
+
+
+def _opened(files: Sequence[ImageFile]) -> Iterator[Image.Image]:
+    """The first of them that can be read, at least one."""
+    from iddc.images import open_image
+
+    opened = 0
+    for file in files:
+        try:
+            yield open_image(file)
+        except UnreadableImage:
+            continue
+        opened += 1
+        if opened == NUM_CHECKED:
+            return
+    if not opened:
+        raise DataError(f"No readable image to check with; the first is {files[0]}.")
