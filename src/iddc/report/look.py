@@ -1,0 +1,192 @@
+"""What a run does on some images, without labels: shares, doubts, regions, affinities.
+
+Each image is seen whole, reduced to at most 640 pixels and not mirrored, on the grid of patches.
+That is one forward pass; masks as `iddc predict` makes them are drawn for the samples only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from iddc.device import autocast
+from iddc.errors import UnreadableImage
+from iddc.images import ImageFile, open_image
+from iddc.network import Network
+from iddc.progress import Progress
+from iddc.segmenter import Segmenter, prepare
+from iddc.thresholds import Affinities
+
+IMAGES, PATCHES = 64, 64
+"""How many images are looked at, and of how many patches of each the affinities are compared."""
+SIDE = 640
+"""The longer side of an image as it is looked at and shown, in pixels."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image."""
+
+    name: str
+    image: Image.Image
+    """Its longer side has at most SIDE pixels."""
+    clusters: Integer[np.ndarray, "h w"]
+    """Of its patches."""
+    mask: Integer[np.ndarray, "H W"] | None
+    """Of its pixels, as `iddc predict` finds them; of samples only."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The largest connected part of a cluster in an image."""
+
+    cluster: int
+    image: int
+    """Its place in `Look.seen`."""
+    patches: Bool[np.ndarray, "h w"]
+    confidence: float
+    """The mean probability of the cluster."""
+    embedding: Float[Tensor, " d"]
+    """The mean of those of its patches, each of length 1."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run does on some images."""
+
+    seen: tuple[Seen, ...]
+    counts: Integer[np.ndarray, " k"]
+    """In how many patches each cluster is the most probable one."""
+    images: Integer[np.ndarray, " k"]
+    """In how many images it is so somewhere."""
+    frequencies: Float[np.ndarray, " k"]
+    """p_c, the mean probability of each cluster."""
+    given: Float[np.ndarray, "k k"]
+    """Where the cluster of the row wins, the mean probability of each; zero where it never does."""
+    regions: tuple[Region, ...]
+    typical: Float[np.ndarray, " r"]
+    """The cosine of the embeddings of each region and of all patches of its cluster."""
+    affinities: Affinities
+    """Of pairs of patches of one and of two clusters of this run."""
+
+    @property
+    def shares(self) -> Float[np.ndarray, " k"]:
+        """Of all patches, as fractions."""
+        shares: np.ndarray = self.counts / self.counts.sum()
+        return shares
+
+
+def look_at(
+    segmenter: Segmenter,
+    files: Sequence[ImageFile],
+    *,
+    samples: int,
+    report: Progress | None = None,
+) -> Look | None:
+    """Look at up to IMAGES of the images, evenly spread; None if none can be read.
+
+    Args:
+        segmenter: A loaded run.
+        files: The images.
+        samples: How many of them get a mask, evenly spread too.
+        report: Shows the progress.
+    """
+    network = segmenter.network
+    assert isinstance(network, Network)  # what `Segmenter.load` gives
+    chosen = _spread(len(files), IMAGES)
+    shown = {chosen[place] for place in _spread(len(chosen), samples)}
+    k, rng = segmenter.num_clusters, np.random.default_rng(0)
+    counts, images = np.zeros(k, np.int64), np.zeros(k, np.int64)
+    mass, total = torch.zeros(k, k), torch.zeros(k, network.backbone.embed_dim)
+    seen: list[Seen] = []
+    regions: list[Region] = []
+    drawn: list[tuple[Tensor, Tensor]] = []
+    if report:
+        report.begin(len(chosen))
+    for done, index in enumerate(chosen, start=1):
+        try:
+            image = open_image(files[index])
+        except UnreadableImage:
+            continue
+        small = image.copy()
+        small.thumbnail((SIDE, SIDE))
+        probs, vectors = _embedded(segmenter, network, small)
+        confidence, ids = (values.cpu() for values in probs.max(0))
+        mass.index_add_(0, ids.flatten(), probs.flatten(1).T.cpu())
+        total.index_add_(0, ids.flatten(), vectors.flatten(1).T)
+        found = np.bincount(ids.flatten(), minlength=k)
+        counts += found
+        images += found > 0
+        for cluster in np.flatnonzero(found).tolist():
+            part = _largest(ids.numpy() == cluster)
+            inside = torch.from_numpy(part)
+            mean = vectors[:, inside].mean(1)
+            sure = float(confidence[inside].mean())
+            regions.append(Region(cluster, len(seen), part, sure, mean))
+        mask = None
+        if index in shown:
+            clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
+            mask = np.asarray(clusters.resize(small.size, Image.Resampling.NEAREST))
+        seen.append(Seen(str(files[index].name), small, ids.numpy(), mask))
+        places = torch.from_numpy(rng.permutation(ids.numel())[:PATCHES])
+        drawn.append((vectors.flatten(1).T[places], ids.flatten()[places]))
+        if report:
+            report.update(done, "looking", f"image {done} of {len(chosen)}")
+    if report:
+        report.end()
+    if not seen:
+        return None
+    means = normalize(total, dim=1)
+    return Look(
+        seen=tuple(seen),
+        counts=counts,
+        images=images,
+        frequencies=mass.double().sum(0).numpy() / counts.sum(),
+        given=mass.numpy() / np.maximum(counts, 1)[:, None],
+        regions=tuple(regions),
+        typical=np.array(
+            [float(normalize(r.embedding, dim=0) @ means[r.cluster]) for r in regions]
+        ),
+        affinities=_affinities(drawn, centred=segmenter.experiment.objective.centering == "batch"),
+    )
+
+
+def _spread(number: int, wanted: int) -> list[int]:
+    """Up to `wanted` places of `number`, evenly spread, in order."""
+    taken = min(number, wanted)
+    return [place * number // taken for place in range(taken)]
+
+
+def _embedded(
+    segmenter: Segmenter, network: Network, image: Image.Image
+) -> tuple[Float[Tensor, "k h w"], Float[Tensor, "d h w"]]:
+    """The probabilities of the patches of an image, and their embeddings of length 1."""
+    device = segmenter.device
+    pixels = prepare(image, segmenter.experiment.views.short_side, 0)[None].to(device)
+    with torch.no_grad(), autocast(device, segmenter.experiment.training.precision):
+        features = network.embed(pixels)
+        logits = network.logits_from(features)
+    return logits[0].float().softmax(0), normalize(features[0].float(), dim=0).cpu()
+
+
+def _largest(where: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The largest connected part; parts that touch at a corner only are two."""
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(where)  # type: ignore[attr-defined]  # no stubs
+    part: np.ndarray = parts == np.bincount(parts[where]).argmax()
+    return part
+
+
+def _affinities(drawn: Sequence[tuple[Tensor, Tensor]], *, centred: bool) -> Affinities:
+    vectors, ids = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    if centred:
+        vectors = normalize(vectors - vectors.mean(0), dim=1)
+    return Affinities.of(vectors, ids)

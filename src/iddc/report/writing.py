@@ -1,0 +1,114 @@
+"""Look at one run or two, and write what was found as one file."""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from iddc import __version__
+from iddc.progress import Progress
+from iddc.report import drawings, gallery, tables
+from iddc.report.look import look_at
+from iddc.report.sides import Match, Side, colours_of_partners, find_samples, match, open_side
+from iddc.runs import Run, write_atomic
+from iddc.segmenter import Segmenter
+
+REPORT = "report.html"
+"""The file in RUN."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a report is, and why it shows no image if it shows none."""
+
+    path: Path
+    why: str
+
+
+def write_report(
+    run: Run,
+    *,
+    compare: Run | None = None,
+    images: Path | None = None,
+    samples: int = 12,
+    device: str = "auto",
+    report: Progress | None = None,
+) -> Written:
+    """Write RUN/report.html, one file that needs nothing else.
+
+    Args:
+        run: A finished run.
+        compare: Another one, to be shown beside it on the same images.
+        images: What is looked at, if not the images of the training.
+        samples: How many images are shown with their masks.
+        device: See `pick_device`.
+        report: Shows the progress.
+
+    Raises:
+        DataError: A model, scores or the given images cannot be read.
+        ConfigError, SetupError: See `pick_device`; or the report cannot be written.
+    """
+    found, why = find_samples(run, images)
+    runs = [run, compare] if compare else [run]
+    paths = [each.path.resolve() for each in runs]
+    names = [path.name for path in paths]
+    if len({*names}) < len(names):
+        names = ["/".join(path.parts[-2:]) for path in paths]
+    sides: list[Side] = []
+    matched = None
+    for each, name in zip(runs, names, strict=True):
+        segmenter = Segmenter.load(each.path, device)
+        look = look_at(segmenter, found, samples=samples, report=report) if found else None
+        colours = segmenter.labels.cluster_colours
+        if sides and look and sides[0].look:
+            matched = match(sides[0].look, look)
+            colours = colours_of_partners(sides[0].colours, matched.partner)
+        sides.append(open_side(each, name, segmenter, look, colours))
+    if found and not sides[0].look:
+        why = "None of the images can be read."
+    path = run.path / REPORT
+    write_atomic(path, _page(sides, matched, why))
+    return Written(path, why)
+
+
+def _page(sides: Sequence[Side], matched: Match | None, why: str) -> str:
+    environment = Environment(
+        loader=PackageLoader("iddc.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # In prose a number keeps its sign on its line.
+    environment.filters["percent"] = lambda share: tables.percent(share).replace(" ", "\N{NBSP}")
+    script = files("iddc.report").joinpath("page", "script.js").read_text("utf-8")
+    looks = [(side, side.look) for side in sides if side.look]
+    return environment.get_template("page.html").render(
+        version=__version__,
+        script=Markup(script),
+        digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sides=sides,
+        two=len(sides) > 1,
+        why=why,
+        agreement=matched and matched.agreement,
+        facts=[tables.facts(side) for side in sides],
+        summary=tables.summary(sides),
+        figures=gallery.figures(sides),
+        legends=[gallery.legend(side) for side in sides],
+        cards=gallery.cards(sides, matched),
+        cluster_tables=[tables.cluster_table(*known) for known in looks],
+        sizes=[drawings.sizes(*known) for known in looks],
+        affinities=[drawings.affinities(*known) for known in looks],
+        thresholds=any(side.thresholds for side in sides),
+        training=drawings.training(sides),
+        curve_table=tables.curve_table(sides),
+        scores=list(tables.scores(sides)),
+        choices=tables.choices(sides),
+    )
