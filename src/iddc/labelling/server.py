@@ -1,0 +1,271 @@
+"""The server of the page: one run, this machine only, and only for who knows the token.
+
+No request names a file: the page, the samples and labels.json are all there is. Every edit says
+which state of the labels it was made from, and is refused if that is no longer the present one, so
+that of two browsers, or a browser and a command line, none takes the other's names away.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from iddc.errors import ConfigError, DataError, IddcError, SetupError
+from iddc.labelling.samples import TILE, Sample, find_examples, shares
+from iddc.masks import IGNORED, LABELS, Labels, cluster_names, edit_labels, read_labels
+from iddc.masks.ids import encode
+from iddc.masks.labels import MAX_NAME
+
+HOST = "127.0.0.1"
+MAX_BODY = 1_000_000
+"""The longest request, in bytes: an edit of some thousand clusters."""
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",  # the address holds the token
+    "X-Content-Type-Options": "nosniff",
+}
+_PAGE = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+
+class Stale(ConfigError):
+    """An edit was made from labels that somebody has changed since."""
+
+
+class _Seen(BaseModel):
+    """What every change says: which state of the labels it was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+
+
+class _Edit(_Seen):
+    """Names and colours by cluster, as `Labels.edit` takes them."""
+
+    names: dict[int, str] = {}
+    colours: dict[int, str] = {}
+
+
+Asked = TypeVar("Asked", bound=_Seen)
+
+
+def listen(port: int) -> socket.socket:
+    """Take a port of this machine, which no other machine reaches; 0: a free one.
+
+    Raises:
+        ConfigError: There is no such port.
+        SetupError: Another program has it, or it may not be used.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port: expected 0 to 65535, found {port}.")
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SetupError(
+            f"Port {port} cannot be used: {reason}. Choose another, or leave --port out."
+        ) from error
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """What answers for the page; `run(sockets=[...])` ends with KeyboardInterrupt at Ctrl-C."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    return uvicorn.Server(config)
+
+
+def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str) -> FastAPI:
+    """The page of a run at /TOKEN/, with what it reads and sends.
+
+    Args:
+        run: The folder whose labels.json is edited.
+        num_clusters: K of its model.
+        samples: The images to show; without any, clusters can still be named.
+        token: Without it, every request is answered with 403.
+    """
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    page = files("iddc.labelling") / "page"
+    contents = {name: (page / (name or "page.html")).read_bytes() for name in _PAGE}
+    facts = _facts(run, num_clusters, samples)
+    images = [encode(sample.image, ".jpg") for sample in samples]
+    model = _stamp(run)
+
+    def refuse_another_model() -> None:
+        if _stamp(run) != model:
+            raise DataError(f"{run} was trained again. End `iddc label` and start it anew.")
+
+    def change(asked: _Seen, edit: Callable[[Labels], Labels]) -> Response:
+        def checked(labels: Labels) -> Labels:
+            refuse_another_model()
+            if _version(labels) != asked.version:
+                raise Stale(
+                    "The names were changed in another window or on the command line. Your change "
+                    "is not saved: look at the present names, and make it again."
+                )
+            return edit(labels)
+
+        refuse_another_model()  # or we would wait for a training that holds the lock
+        return _state(edit_labels(run, num_clusters, checked))
+
+    @app.middleware("http")
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        given, slash, rest = request.scope["path"].removeprefix("/").partition("/")
+        if slash and secrets.compare_digest(given.encode(), token.encode()):
+            request.scope["path"] = f"/{rest}"
+            response = await call_next(request)
+        else:
+            response = Response("Open the address that iddc label has printed.", 403)
+        response.headers.update(_HEADERS)
+        return response
+
+    # The last one added is the first one asked: no other name leads here (DNS rebinding).
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.exception_handler(IddcError)
+    def failed(_: Request, error: IddcError) -> Response:
+        status = 409 if isinstance(error, Stale) else 422 if isinstance(error, ConfigError) else 503
+        return _json({"error": str(error)}, status)
+
+    @app.get("/facts")
+    def get_facts() -> Response:
+        return _json(facts)
+
+    @app.get("/labels")
+    def get_labels() -> Response:
+        refuse_another_model()
+        return _state(read_labels(run, num_clusters))
+
+    @app.post("/edit")
+    def edit(body: Annotated[bytes, Depends(_body)]) -> Response:
+        asked = _parsed(_Edit, body)
+        return change(asked, lambda labels: labels.edit(asked.names, asked.colours))
+
+    @app.post("/undo")
+    def undo(body: Annotated[bytes, Depends(_body)]) -> Response:
+        return change(_parsed(_Seen, body), Labels.undo)
+
+    @app.get("/images/{index}")
+    def get_image(index: int) -> Response:
+        return Response(_item(images, index), media_type="image/jpeg")
+
+    @app.get("/clusters/{index}")
+    def get_clusters(index: int) -> Response:
+        """Two bytes a pixel, the low one first. Browsers may alter the pixels of an image."""
+        ids = _item(samples, index).clusters.astype("<u2").tobytes()
+        return Response(ids, media_type="application/octet-stream")
+
+    @app.get("/{name}")
+    def get_page(name: str) -> Response:
+        if name not in contents:
+            raise HTTPException(404)
+        return Response(contents[name], media_type=_PAGE[name])
+
+    @app.get("/")
+    def get_start() -> Response:
+        return get_page("")
+
+    return app
+
+
+def _facts(run: Path, num_clusters: int, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What does not change while the page is open."""
+    return {
+        "run": run.resolve().name,
+        "file": str(run / LABELS),
+        "next": f"iddc predict {run} IMAGES --out DIR",
+        "ignore": IGNORED,
+        "max_name": MAX_NAME,
+        "numbers": cluster_names(num_clusters),
+        "samples": [
+            {"name": sample.name, "width": sample.image.width, "height": sample.image.height}
+            for sample in samples
+        ],
+        "shares": shares(samples, num_clusters).tolist(),
+        "tile": TILE,
+        "examples": find_examples(samples, num_clusters),
+    }
+
+
+def _state(labels: Labels) -> Response:
+    """The labels as the page shows them, one entry per cluster."""
+    coloured = {labels.id2label[cluster] for cluster in labels.colours}
+    return _json(
+        {
+            "version": _version(labels),
+            "names": labels.names,
+            "colours": [f"#{bytes(colour).hex()}" for colour in labels.cluster_colours],
+            "chosen": [name in coloured for name in labels.names],
+            "classes": len(labels.classes.names),
+            "undo": bool(labels.history),
+        }
+    )
+
+
+def _version(labels: Labels) -> str:
+    return sha256(labels.model_dump_json().encode()).hexdigest()
+
+
+def _stamp(run: Path) -> tuple[int, int] | None:
+    """What tells the model of a run from a later one; None while there is none."""
+    try:
+        stat = (run / "model.json").stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _json(record: Any, status: int = 200) -> Response:
+    # Starlette's own writes UTF-8, which a file name may not be.
+    return Response(json.dumps(record), status, media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request, refused as soon as it is too long."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise HTTPException(413)
+    return bytes(body)
+
+
+def _parsed(kind: type[Asked], body: bytes) -> Asked:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError:
+        fields = ", ".join(kind.model_fields)
+        raise ConfigError(f"Expected a JSON object with {fields}, as the page sends it.") from None
+
+
+Item = TypeVar("Item")
+
+
+def _item(items: Sequence[Item], index: int) -> Item:
+    if not 0 <= index < len(items):
+        raise HTTPException(404)
+    return items[index]
