@@ -1,0 +1,246 @@
+"""A model as one file that other programs run: uint8 RGB of any size in, probabilities out.
+
+The graph sees the whole image at once: no sliding windows, no mirror image, no refinement. All
+else is as in `Segmenter.predict`, the working size and the resizing back included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iddc import __version__
+from iddc.config import ExportFormat, PredictionConfig
+from iddc.errors import ConfigError, SetupError
+from iddc.masks import Labels
+from iddc.network import Network
+from iddc.segmenter import Segmenter
+
+EXPORT_VERSION = 1
+"""The format of an exported file. It rises when its input, its output or its metadata change."""
+INPUT, OUTPUT = "image", "probs"
+"""The names of the input and of the output."""
+OPSET = 18
+"""Of ONNX: the first whose Resize can antialias."""
+METADATA = "iddc.json"
+"""The extra file that holds the metadata in a torch-export file; ONNX has a place for them."""
+
+Runner = Callable[[UInt8[np.ndarray, "1 H W 3"]], Float[np.ndarray, "1 k H W"]]
+"""An exported file at work."""
+
+
+class WholeImage(nn.Module):
+    """All of a prediction as one graph, in single precision.
+
+    Args:
+        network: What gives the probabilities of patches.
+        short_side: The working size: a larger image is reduced to it, antialiased (0: not).
+    """
+
+    def __init__(self, network: Network, short_side: int) -> None:
+        super().__init__()
+        self.network = network
+        self.short_side = short_side
+
+    def forward(self, image: UInt8[Tensor, "1 H W 3"]) -> Float[Tensor, "1 k H W"]:
+        """Give the probability of every cluster at every pixel."""
+        height, width = image.shape[1:3]
+        working, rounded = self.sizes(height, width)
+        pixels = image.permute(0, 3, 1, 2).float()
+        # As Pillow does it: along rows, then along columns, each to whole grey levels, a half up.
+        for size in ((height, working[1]), working):
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+            pixels = (pixels + 0.5001).floor()
+        pixels = functional.interpolate(pixels / 255, rounded, mode="bilinear")
+        return functional.interpolate(
+            self.network.probs(pixels), (height, width), mode="bilinear", align_corners=False
+        )
+
+    def sizes(self, height: int, width: int) -> tuple[list[int], list[int]]:
+        """The working size of an image, and that in whole patches; heights first.
+
+        Both are computed by tensors, not by Python. An exporter then takes them as values that it
+        does not know, and the graph is right for every size. In Python they would be branches on
+        the size, which the graph would keep as they fell for the example.
+        """
+        sides = torch.stack([torch.scalar_tensor(n, dtype=torch.float64) for n in (height, width)])
+        if self.short_side:  # the arithmetic of views.working_size, in its order
+            sides = (sides * (self.short_side / sides.min()).clamp(max=1)).round()
+        backbone = self.network.backbone
+        least = math.isqrt(backbone.num_patches(1))
+        steps = ((sides.long() + backbone.patch_size // 2) // backbone.patch_size).clamp(min=least)
+        working, grid = sides.long().tolist(), steps.tolist()
+        for side, step in zip(working, grid, strict=True):
+            torch._check(side >= 1)
+            torch._check(step >= least)
+        return working, [step * backbone.patch_size for step in grid]
+
+
+def export(segmenter: Segmenter, to: ExportFormat) -> bytes:
+    """Turn a model into the bytes of a file that runs without iddc.
+
+    Args:
+        segmenter: On the CPU; it must hold a Network.
+        to: onnx, or torch-export (`torch.export.load` reads it).
+
+    Raises:
+        ConfigError: The predictor is not a Network.
+        SetupError: The extra `export` is missing, or PyTorch cannot export this backbone.
+    """
+    network = segmenter.network
+    if not isinstance(network, Network):
+        raise ConfigError(
+            f"Only a Network can be exported, found {type(network).__name__}. Export your own "
+            "predictor yourself."
+        )
+    graph = WholeImage(network, segmenter.experiment.views.short_side).eval()
+    size: Any = torch.export.Dim
+    arguments: dict[str, Any] = {
+        "args": (torch.zeros(1, 97, 121, 3, dtype=torch.uint8),),
+        "dynamic_shapes": ({1: size("height", min=1), 2: size("width", min=1)},),
+    }
+    write = {"onnx": _onnx, "torch-export": _torch_export}[to]
+    if to == "onnx":
+        _require("onnx", "onnxscript")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the exporter, about its own future
+            return write(graph, arguments, metadata(segmenter))
+    except Exception as error:  # exporters raise almost anything
+        raise SetupError(
+            f"PyTorch {torch.__version__} cannot export {network.backbone.architecture.timm_name} "
+            f"for images of any size ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            "Try a newer PyTorch and timm."
+        ) from error
+
+
+def metadata(segmenter: Segmenter) -> dict[str, str]:
+    """What an exported file says about itself: by key, as ONNX stores it, JSON where it is more."""
+    return {
+        "format_version": str(EXPORT_VERSION),
+        "iddc": __version__,
+        "short_side": str(segmenter.experiment.views.short_side),
+        **{key: json.dumps(value) for key, value in label_maps(segmenter.labels).items()},
+    }
+
+
+def label_maps(labels: Labels) -> dict[str, dict[str, Any]]:
+    """Names as a configuration of `transformers` has them, and colours, all by cluster.
+
+    `label2id` gives a name that several clusters share its lowest cluster.
+    """
+    names = dict(enumerate(labels.names))
+    return {
+        "id2label": {str(cluster): name for cluster, name in names.items()},
+        "label2id": {name: cluster for cluster, name in reversed(names.items())},
+        "colours": {
+            str(cluster): f"#{bytes(colour).hex()}"
+            for cluster, colour in enumerate(labels.cluster_colours)
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an exported file compares with PyTorch on some images."""
+
+    num_images: int
+    error: float
+    """The largest difference of a probability."""
+    agreement: float
+    """The share of pixels with the same most probable cluster, in [0, 1]."""
+
+
+def check(
+    segmenter: Segmenter, data: bytes, to: ExportFormat, images: Iterable[Image.Image]
+) -> Check:
+    """Run an exported file beside `Segmenter.predict`, which sees the whole image as the file does.
+
+    Args:
+        segmenter: What was exported, on the CPU.
+        data: From `export`.
+        to: The format of `data`.
+        images: RGB, at least one.
+
+    Raises:
+        SetupError: The extra `export` is missing.
+    """
+    run = open_exported(data, to)
+    own = segmenter.experiment
+    experiment = own.model_copy(
+        update={
+            "prediction": PredictionConfig(window=0, flip=False),
+            "training": own.training.model_copy(update={"precision": "fp32"}),
+        }
+    )
+    whole = Segmenter.of(segmenter.network, experiment)
+    count, error, same, pixels = 0, 0.0, 0, 0
+    for image in images:
+        probs: Any = whole.predict(image, with_probs=True).probs
+        found = torch.from_numpy(run(np.asarray(image)[None])[0])
+        count, pixels = count + 1, pixels + image.width * image.height
+        error = max(error, float((found - probs).abs().max()))
+        same += int((found.max(0).indices == probs.max(0).indices).sum())
+    return Check(count, error, same / pixels)
+
+
+def open_exported(data: bytes, to: ExportFormat) -> Runner:
+    """Make an exported file runnable on the CPU.
+
+    Raises:
+        SetupError: The extra `export` is missing.
+    """
+    if to == "torch-export":
+        graph: Any = torch.export.load(BytesIO(data)).module()
+        return lambda image: graph(torch.tensor(image)).detach().numpy()
+    _require("onnxruntime")
+    import onnxruntime
+
+    runtime: Any = onnxruntime
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda image: session.run([OUTPUT], {INPUT: image})[0]
+
+
+def _onnx(graph: WholeImage, arguments: dict[str, Any], about: dict[str, str]) -> bytes:
+    program: Any = torch.onnx.export(
+        graph,
+        **arguments,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        verbose=False,
+    )
+    program.model.metadata_props.update(about)
+    data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+def _torch_export(graph: WholeImage, arguments: dict[str, Any], about: dict[str, str]) -> bytes:
+    program = torch.export.export(graph, **arguments, strict=False)
+    data = BytesIO()
+    torch.export.save(program, data, extra_files={METADATA: json.dumps(about)})
+    return data.getvalue()
+
+
+def _require(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise SetupError(
+            f"Exporting to ONNX and checking it need {' and '.join(missing)}, which is not "
+            "installed. Install it with `pip install 'iddc[export]'`."
+        )
