@@ -1,0 +1,151 @@
+"""Backbone, head and optimiser of a training step, beside the plain way."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from iddc.bench.inputs import Case, Inputs
+from iddc.bench.machine import Work, count_flops
+from iddc.bench.turns import Part, relative_error
+from iddc.config import Experiment
+from iddc.network import Network, build_network
+from iddc.schedules import Plan
+from iddc.training.distributed import Processes
+from iddc.training.gradients import embed_crops
+from iddc.training.learner import Learner
+from iddc.views import ViewDataset, collate_views, draw_places
+
+ROUNDED = 0.03
+"""The difference that is tolerated where our backbone computes in bf16 and the plain one in fp32,
+or where embeddings are kept in half precision."""
+
+
+def backbone_part(inputs: Inputs, case: Case) -> Part:
+    """The embeddings of both crops: one after the other in fp32, or together as training does."""
+    experiment = case.experiment(len(inputs.files))
+    network = build_network(experiment).to(inputs.device).eval()
+    views = ViewDataset(inputs.files, experiment.views, experiment.seed)
+    batch = collate_views([views[0, index] for index in range(len(inputs.files))])
+    crops = batch.crops.to(inputs.device)
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        return torch.stack([network.embed(crop) for crop in crops.unbind(1)], dim=1).flatten(0, 1)
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        return embed_crops(network, crops.flatten(0, 1), experiment.training.precision)
+
+    return Part(
+        name=f"backbone, {case.name}",
+        plain=plain,
+        ours=ours,
+        work=backbone_work(network, crops.shape[-1]) * (2 * len(crops)) + once(network.backbone),
+        difference=relative_error,
+        tolerance=ROUNDED,
+    )
+
+
+def backbone_work(network: Network, side: int) -> Work:
+    """One crop: its products, and its pixels and embeddings; the weights are not in it."""
+    crop = torch.zeros(1, 3, side, side, device=network.backbone.mean.device)
+    with torch.no_grad():
+        flops = count_flops(lambda: network.embed(crop))
+    numbers = network.backbone.num_patches(side) * network.backbone.embed_dim
+    return Work(bf16=flops, traffic=3 * side**2 + 4 * numbers)
+
+
+def head_part(inputs: Inputs, case: Case) -> Part:
+    """The logits of the patches that the loss compares, of both crops, and the head's gradients.
+
+    Plain: of all patches, one crop after the other; ours: as training does.
+    """
+    images = len(inputs.files)
+    experiment = case.experiment(images)
+    side, device = experiment.views.crop_size, inputs.device
+    network = build_network(experiment).to(device).train()
+    weights = list(network.head.parameters())
+    places = places_of(network, experiment, 0).to(device)
+    grid = round(network.backbone.num_patches(side) ** 0.5)
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(2, images, *shape, generator=generator).to(device)
+
+    features = some(network.backbone.embed_dim, grid, grid)
+    gradient = some(network.num_clusters, places.shape[1])
+
+    def plain() -> list[Tensor]:
+        logits = [
+            network.logits_from(rows).flatten(2)[:, :, here]
+            for rows, here in zip(features, places, strict=True)
+        ]
+        return [*torch.autograd.grad(torch.stack(logits), weights, gradient)]
+
+    def ours() -> list[Tensor]:
+        if experiment.training.patches:
+            logits = torch.cat([*map(network.logits_at, features, places)])
+        else:
+            logits = network.logits_from(features.flatten(0, 1)).flatten(2)
+        return [*torch.autograd.grad(logits, weights, gradient.flatten(0, 1))]
+
+    return Part(
+        name=f"head, {case.name}",
+        plain=plain,
+        ours=ours,
+        work=head_work(network, side, places.shape[1]) * (2 * images) + once(network.head) * 2,
+        difference=relative_error,
+        tolerance=1e-4,
+    )
+
+
+def head_work(network: Network, side: int, compared: int) -> Work:
+    """Some patches of one crop, forward and backward; the weights are not in it."""
+    width, patches = network.backbone.embed_dim, network.backbone.num_patches(side)
+    grid = round(patches**0.5)
+    features = torch.zeros(1, width, grid, grid, device=network.backbone.mean.device)
+    weights = list(network.head.parameters())
+    flops = count_flops(lambda: torch.autograd.grad(network.logits_from(features).sum(), weights))
+    return Work(
+        fp32=flops * compared // patches,
+        traffic=4 * compared * (width + 2 * network.num_clusters),
+    )
+
+
+def places_of(network: Network, experiment: Experiment, step: int) -> Int64[Tensor, "2 m"]:
+    """The patches of the first and of the second crop that a step compares."""
+    patches = network.backbone.num_patches(experiment.views.crop_size)
+    return draw_places(patches, experiment.training.patches, experiment.seed, step)
+
+
+def optimizer_part(inputs: Inputs, case: Case) -> Part:
+    """Adam on the head: every weight by itself, or as training does."""
+    experiment = case.experiment(len(inputs.files))
+    learner = Learner(experiment, Plan(1, 1), Processes(inputs.device), 0)
+    twin = build_network(experiment).to(inputs.device).head
+    rate = experiment.training.learning_rate
+    plain = torch.optim.Adam(twin.parameters(), lr=rate, foreach=False)
+    generator = torch.Generator().manual_seed(0)
+    for one, other in zip(twin.parameters(), learner.network.head.parameters(), strict=True):
+        one.grad = torch.randn(one.shape, generator=generator).to(one)
+        other.grad = one.grad.clone()
+
+    def run(optimizer: torch.optim.Optimizer, head: nn.Module) -> list[nn.Parameter]:
+        optimizer.step()
+        return list(head.parameters())
+
+    return Part(
+        name=f"optimizer, {case.name}",
+        plain=lambda: run(plain, twin),
+        ours=lambda: run(learner.optimizer, learner.network.head),
+        work=once(learner.network.head) * 7,  # read: and gradient, two moments; written: three
+        difference=relative_error,
+        tolerance=1e-6,
+    )
+
+
+def once(module: nn.Module) -> Work:
+    """Every weight, read or written once."""
+    return Work(traffic=sum(weight.nbytes for weight in module.parameters()))

@@ -1,0 +1,140 @@
+"""A whole training step, beside the plain way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from iddc.bench.data import decode_work, views_work
+from iddc.bench.inputs import Case, Inputs
+from iddc.bench.loss import loss_work, plain_objective
+from iddc.bench.machine import Work
+from iddc.bench.network import ROUNDED, backbone_work, head_work, once, places_of
+from iddc.bench.turns import Part, relative_error
+from iddc.config import Experiment
+from iddc.device import pick_precision
+from iddc.losses import Pixels
+from iddc.network import Network, build_network
+from iddc.schedules import Plan
+from iddc.training.batches import loaded_batches
+from iddc.training.distributed import Processes
+from iddc.training.features import RepeatedViews
+from iddc.training.learner import Learner
+from iddc.views import ViewDataset, collate_views, draw_rolls, epoch_batches
+
+STEPS = {"cpu": 1, "cuda": 10}
+"""Steps in one turn: on a GPU, the start of the decoding processes is shared."""
+
+
+def step_parts(inputs: Inputs, case: Case) -> Iterator[Part]:
+    """A step with new views, and one with views seen before where the recipe repeats them."""
+    yield step_part(inputs, case)
+    if case.experiment(2).views.repeat:
+        yield step_part(inputs, case, again=True)
+
+
+def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
+    """From the files of a batch to new weights of the head, by their loss and gradient's norm.
+
+    Args:
+        inputs: The images.
+        case: Backbone and recipe.
+        again: Whether the embeddings of the views are kept from an epoch before.
+    """
+    device, batch_size = inputs.device, len(inputs.files)
+    steps = STEPS.get(device.type, STEPS["cpu"])
+    files, experiment = inputs.files * steps, case.experiment(batch_size)
+    plan, processes = Plan(1, steps), Processes(device)
+    learner = Learner(experiment, plan, processes, 0)
+    network = build_network(experiment).to(device)
+    optimizer = torch.optim.Adam(network.head.parameters(), lr=experiment.training.learning_rate)
+
+    def ours(*, learn: bool = True) -> tuple[float, ...]:
+        if not again:  # nothing is kept yet
+            at_once = learner.micro_batch_size
+            learner.views = RepeatedViews(learner.network, experiment, device, at_once)
+        learner.done, numbers = 0, {}
+        with loaded_batches(files, experiment, plan, 0, processes, -1, learner.views) as batches:
+            for keys, batch in batches:
+                crops = learner.views.inputs(keys, batch)
+                if learn:
+                    numbers = learner.learn(crops, [len(crops)])
+        return tuple(numbers[name] for name in ("loss", "gradient_norm") if learn)
+
+    def plain() -> tuple[float, ...]:
+        batches = epoch_batches(len(files), batch_size, experiment.seed, 0)
+        loader = DataLoader(
+            ViewDataset(files, experiment.views, experiment.seed),
+            batch_sampler=[[(0, index) for index in batch] for batch in batches],
+            collate_fn=collate_views,
+        )
+        found: tuple[float, ...] = ()
+        for step, batch in enumerate(loader):
+            found = plain_step(network, batch.crops.to(device), experiment, optimizer, step)
+        return found
+
+    if again:
+        ours(learn=False)
+    exact = pick_precision(experiment.training.precision, device) == "fp32"
+    return Part(
+        name=f"step, {case.name}{', views seen before' if again else ''}",
+        plain=plain,
+        ours=ours,
+        work=step_work(inputs, network, experiment, again=again) * steps,
+        difference=relative_error,
+        tolerance=1e-5 if exact and not experiment.views.repeat else ROUNDED,
+        units=steps,
+    )
+
+
+def plain_step(
+    network: Network,
+    crops: UInt8[Tensor, "b 2 3 S S"],
+    experiment: Experiment,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> tuple[float, float]:
+    """One crop after the other in fp32, all pairs in memory, one backward pass, Adam."""
+    places = places_of(network, experiment, step).to(crops.device)
+    pixels = []
+    for images, here in zip(crops.unbind(1), places, strict=True):
+        with torch.no_grad():
+            features = network.embed(images)
+        embeddings, logits = (
+            maps.flatten(2).mT[:, here] for maps in (features, network.logits_from(features))
+        )
+        pixels.append(Pixels(normalize(embeddings, dim=-1), logits.softmax(dim=-1)))
+    objective = experiment.objective
+    rolls = draw_rolls(len(crops), objective.negatives, experiment.seed, step)
+    loss = plain_objective(objective, pixels[0], pixels[1], rolls)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norms = [weight.grad.norm() for weight in network.head.parameters() if weight.grad is not None]
+    optimizer.step()
+    return loss.item(), torch.stack(norms).norm().item()
+
+
+def step_work(inputs: Inputs, network: Network, experiment: Experiment, *, again: bool) -> Work:
+    """The sum of the parts of a step, or of those after the backbone."""
+    images, side = len(inputs.files), experiment.views.crop_size
+    compared = places_of(network, experiment, 0).shape[1]
+    width, terms = network.backbone.embed_dim, 1 + min(experiment.objective.negatives, images - 1)
+    work = (
+        head_work(network, side, compared) * (2 * images)
+        + loss_work(images, compared, width, network.num_clusters, terms)
+        + once(network.head) * 9  # for the head and for Adam
+    )
+    if again:
+        return work
+    return (
+        work
+        + decode_work(inputs.files)
+        + views_work(images, side)
+        + backbone_work(network, side) * (2 * images)
+        + once(network.backbone)
+    )
