@@ -1,0 +1,474 @@
+"""What a kill, a signal, a full disk and other mishaps leave behind: whole files, and a way on.
+
+Commands run in forked processes. A process may strike itself before any of its changes to the
+folder that it writes, which an audit hook counts: so the worst moments are hit, each time alike.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from iddc.__main__ import run as run_process
+from iddc.cli import main
+from iddc.datasets.synthetic import write_scenes
+from iddc.runs.files import TEMPORARY
+from iddc.views import ViewDataset
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+TRAIN = (
+    "train {photos} --out {out} --num-clusters 4 --backbone untrained:test_vit --epochs 2 "
+    "--views.crop-size 64 --views.short-side 64 --training.batch-size 5 --checkpoint-every 1 "
+    "--prediction.window 0 --prediction.flip False --workers 0 --device cpu"
+)
+PRETRAIN = (
+    "pretrain {photos} --out {out} --method contrast --network test_resnet --depth 0 --steps 3 "
+    "--batch-size 16 --contrast.small-size 32 --contrast.large-size 64 --contrast.warmup 1 "
+    "--contrast.recalibration-size 64 --contrast.recalibration-steps 1 --components 8 "
+    "--checkpoint-every 1 --workers 0 --device cpu"
+)
+
+BASELINE = (
+    "{photos} --out {out} --num-clusters 4 --backbone untrained:test_vit --workers 0 --device cpu"
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes to {out}: a new folder, or a finished run."""
+
+    words: str
+    in_run: bool = False
+
+
+COMMANDS = {
+    "train": Command(TRAIN),
+    "pretrain": Command(PRETRAIN),
+    "predict": Command("predict {run} {photos} --out {out} --formats png coco cvat --device cpu"),
+    "report": Command("report {out} --images {photos} --samples 2 --device cpu", in_run=True),
+    "label": Command(f"label {{out}} --set 0={'sky' * 30} 2={'road' * 20}", in_run=True),
+    "evaluate": Command("evaluate {out} --data {data} --save-masks --device cpu", in_run=True),
+    "kmeans": Command(f"baseline kmeans {BASELINE}"),
+    "stego": Command(f"baseline stego {BASELINE} --stego.steps 4 --stego.batch-size 8"),
+    "analyze": Command(
+        "analyze {photos} --out {out} --backbone untrained:test_vit --num-clusters 4 --device cpu"
+    ),
+}
+"""A line for each command that writes."""
+OFTEN = ("train", "pretrain", "predict", "report", "label")
+"""Those that are killed in every test run; all are in the soak."""
+
+
+@dataclass
+class World:
+    """What the commands read."""
+
+    data: Path
+    photos: Path
+    run: Path
+
+    def argv(self, command: Command, out: Path) -> list[str]:
+        places = {"data": self.data, "photos": self.photos, "run": self.run, "out": out}
+        return [word.format(**places) for word in command.words.split()]
+
+    def prepare(self, command: Command, out: Path) -> Path:
+        if command.in_run:
+            shutil.copytree(self.run, out)
+        return out
+
+
+@dataclass
+class End:
+    """How a process ended."""
+
+    code: int | None
+    said: str
+    changes: int
+    """How often it was about to change its folder."""
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+
+
+def process(
+    argv: list[str],
+    out: Path,
+    *,
+    at: int = 0,
+    strike: Callable[[], object] = kill,
+    first: Callable[[], object] = lambda: None,
+    after: float | None = None,
+) -> End:
+    """Run a command in a process of its own.
+
+    Args:
+        argv: The words after `iddc`.
+        out: The folder whose changes count.
+        at: Before which change `strike` is called; 0: never.
+        strike: What happens then.
+        first: Called in the process before the command.
+        after: Kill the process after so many seconds.
+    """
+    notes = out.with_name(f"{out.name}-said.txt"), out.with_name(f"{out.name}-changes.txt")
+
+    def work() -> None:
+        sys.stdout = sys.stderr = notes[0].open("w")
+        changes, busy = 0, False
+
+        def hear(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal changes, busy
+            writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
+            if busy or not (writes or event in CHANGES) or not str(args[0]).startswith(str(out)):
+                return
+            changes += 1
+            if changes == at:
+                busy = True
+                strike()
+                busy = False
+
+        sys.addaudithook(hear)
+        sys.argv = ["iddc", *argv]
+        first()
+        try:
+            run_process()
+        except SystemExit as end:
+            sys.stdout.flush()
+            notes[1].write_text(str(changes))
+            os._exit(int(end.code or 0))
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(after or 120)
+    child.kill()
+    child.join()
+    count = int(notes[1].read_text()) if notes[1].exists() else 0
+    said = notes[0].read_text() if notes[0].exists() else ""
+    for note in notes:
+        note.unlink(missing_ok=True)
+    return End(child.exitcode, said, count)
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files under their final names that cannot be read whole."""
+
+    def read(path: Path) -> object:
+        match path.suffix:
+            case ".json":
+                return json.loads(path.read_bytes())
+            case ".jsonl":  # the last line may be cut short: the next start drops it
+                return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+            case ".yaml":
+                return yaml.safe_load(path.read_text())
+            case ".png":
+                return Image.open(path).load()
+            case ".pt":
+                return torch.load(path, weights_only=True)
+            case ".safetensors":
+                return load_file(path)
+            case ".zip":
+                assert not zipfile.ZipFile(path).testzip()
+        return None
+
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.match(TEMPORARY) and path.parent.name != "cache":
+            try:
+                read(path)
+            except Exception as error:
+                found.append(f"{path.relative_to(folder)}: {error!r}")
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file, without what time it took and without what is left of killed processes."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != ".lock" and not path.match(TEMPORARY):
+            data = path.read_bytes()
+            if path.name in ("log.jsonl", "README.md"):
+                data = re.sub(rb'"seconds": [\d.]+|[\d.]+ minutes', b"", data)
+            found[str(path.relative_to(folder))] = data.replace(bytes(folder), b"OUT")
+    return found
+
+
+def give_again(argv: list[str], out: Path) -> None:
+    """The command once more, which may find that everything was done."""
+    end = process(argv, out)
+    finished = end.code == 2 and "holds a finished run" in end.said
+    assert end.code == 0 or finished, end.said
+
+
+def one_sentence(end: End) -> str:
+    """The error that was printed; there is one, in one line, without a traceback."""
+    (line,) = [line for line in end.said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in end.said
+    assert "bug" not in line
+    assert end.said.rstrip().endswith(line)
+    return line
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    write_scenes(folder / "data", count=20, seed=0, size=(80, 64))
+    world = World(folder / "data", folder / "data" / "train" / "images", folder / "run")
+    # Not in a process of its own: what is imported here, forked processes need not import.
+    assert main(world.argv(COMMANDS["train"], world.run)) == 0
+    return world
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a command leaves that nothing disturbs, and how it ends; each runs once."""
+    known: dict[str, tuple[dict[str, bytes], End, float]] = {}
+
+    def of(name: str) -> tuple[dict[str, bytes], End, float]:
+        if name not in known:
+            command = COMMANDS[name]
+            out = world.prepare(command, tmp_path_factory.mktemp("undisturbed") / "out")
+            started = time.monotonic()
+            end = process(world.argv(command, out), out)
+            assert end.code == 0, end.said
+            known[name] = contents(out), end, time.monotonic() - started
+        return known[name]
+
+    return of
+
+
+# SIGKILL ------------------------------------------------------------------------------------------
+
+
+def survives(world: World, name: str, out: Path, expected: dict[str, bytes], **how: Any) -> bool:
+    """Kill a command, look at what is there, give it again. Whether the kill came in time."""
+    command = COMMANDS[name]
+    argv = world.argv(command, world.prepare(command, out))
+    end = process(argv, out, **how)
+    assert end.code in (0, -signal.SIGKILL), end.said
+    assert damaged(out) == []
+    give_again(argv, out)
+    assert damaged(out) == []
+    assert contents(out) == expected
+    return end.code != 0
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_a_command_that_is_killed_leaves_whole_files_and_ends_as_if_it_were_not(
+    world: World, undisturbed: Any, tmp_path: Path, name: str
+) -> None:
+    expected, end, _ = undisturbed(name)
+    at = random.Random(name).randint(end.changes // 2, end.changes)
+    assert survives(world, name, tmp_path / "out", expected, at=at)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_before_any_change_of_a_file_does_no_harm(
+    world: World, undisturbed: Any, tmp_path: Path, name: str, record_property: Any
+) -> None:
+    expected, end, _ = undisturbed(name)
+    for at in range(1, end.changes + 1):
+        assert survives(world, name, tmp_path / "out", expected, at=at)
+        shutil.rmtree(tmp_path / "out")
+    record_property("did", f"{end.changes} kills")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_at_any_time_does_no_harm(
+    world: World, undisturbed: Any, tmp_path: Path, name: str, record_property: Any
+) -> None:
+    expected, _, seconds = undisturbed(name)
+    moments, kills = random.Random(name), 0
+    for _ in range(10):
+        after = moments.uniform(0.02, seconds)
+        kills += survives(world, name, tmp_path / "out", expected, after=after)
+        shutil.rmtree(tmp_path / "out")
+    assert kills
+    record_property("did", f"{kills} kills")
+
+
+def test_a_run_that_is_killed_again_and_again_goes_on(
+    world: World, undisturbed: Any, tmp_path: Path
+) -> None:
+    expected, end, _ = undisturbed("train")
+    argv = world.argv(COMMANDS["train"], tmp_path / "out")
+    for _ in range(4):  # each time a little further
+        assert process(argv, tmp_path / "out", at=end.changes // 3).code == -signal.SIGKILL
+        assert damaged(tmp_path / "out") == []
+    give_again(argv, tmp_path / "out")
+    assert contents(tmp_path / "out") == expected
+    assert not list(tmp_path.rglob(TEMPORARY))
+
+
+# Signals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain", "predict"])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_sentence_and_its_code_and_the_command_can_be_given_again(
+    world: World, undisturbed: Any, tmp_path: Path, name: str, signum: int, code: int
+) -> None:
+    expected, whole, _ = undisturbed(name)
+    out = tmp_path / "out"
+    argv = world.argv(COMMANDS[name], out)
+    end = process(argv, out, at=whole.changes // 2, strike=lambda: signal.raise_signal(signum))
+    assert end.code == code
+    assert re.search("Stopped|Interrupted", one_sentence(end))
+    assert damaged(out) == []
+    assert not list(out.rglob(TEMPORARY))
+    give_again(argv, out)
+    assert contents(out) == expected
+
+
+# The machine --------------------------------------------------------------------------------------
+
+
+def small_files_only(most: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("train", 100_000), ("pretrain", 300_000), ("predict", 400), ("label", 400)]
+)
+def test_a_disk_without_room_is_one_sentence_and_nothing_is_lost(
+    world: World, undisturbed: Any, tmp_path: Path, name: str, most: int
+) -> None:
+    """Writing stops in the middle of a file, as on a full disk."""
+    command, out = COMMANDS[name], tmp_path / "out"
+    argv = world.argv(command, world.prepare(command, out))
+    before = contents(out) if command.in_run else {}
+    end = process(argv, out, first=lambda: small_files_only(most))
+    assert end.code == 4, end.said
+    assert "Cannot write" in one_sentence(end)
+    assert damaged(out) == []
+    assert contents(out).items() >= before.items()
+    assert not list(out.rglob(TEMPORARY))
+    give_again(argv, out)
+    assert contents(out) == undisturbed(name)[0]
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain", "predict"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir(0o555)
+    if os.access(place, os.W_OK):  # as root, who may write everywhere but here
+        place = Path("/sys")
+    if os.access(place, os.W_OK) and not place.is_relative_to("/sys"):
+        pytest.skip("this user may write everywhere")
+    end = process(world.argv(COMMANDS[name], place / "out"), tmp_path / "out")
+    assert end.code == 4, end.said
+    assert re.search("may not write|read-only", one_sentence(end))
+
+
+def test_a_folder_that_is_deleted_while_it_is_written_is_one_sentence(
+    world: World, undisturbed: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    at = undisturbed("train")[1].changes // 2
+    argv = world.argv(COMMANDS["train"], out)
+    end = process(argv, out, at=at, strike=lambda: shutil.rmtree(out))
+    assert end.code == 4, end.said
+    assert "its folder is gone" in one_sentence(end)
+
+
+def test_a_photo_that_is_deleted_during_training_is_listed_and_left_out(
+    world: World, undisturbed: Any, tmp_path: Path
+) -> None:
+    out, photos = tmp_path / "out", Path(shutil.copytree(world.photos, tmp_path / "photos"))
+    name = sorted(path.name for path in photos.iterdir())[3]
+    argv = World(world.data, photos, world.run).argv(COMMANDS["train"], out)
+    options = ["--views.repeat", "0", "--max-unreadable", "0.1"]
+    at = undisturbed("train")[1].changes // 3
+    end = process([*argv, *options], out, at=at, strike=(photos / name).unlink)
+    assert end.code == 0, end.said
+    assert name in (out / "skipped.csv").read_text()
+    assert "model.safetensors" in contents(out)
+
+
+def test_a_worker_that_dies_costs_no_step(
+    world: World, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    argv = world.argv(COMMANDS["train"], out)
+    sound = ViewDataset.__getitem__
+
+    def die(self: ViewDataset, key: tuple[int, int]) -> Any:
+        if key[0] == 1:  # the second epoch
+            kill()
+        return sound(self, key)
+
+    options = ["--workers", "1", "--checkpoint-every", "100"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ViewDataset, "__getitem__", die)
+        end = process([*argv, *options], out)
+    assert end.code == 4, end.said
+    assert "--workers 0" in one_sentence(end)
+    steps = len((out / "log.jsonl").read_text().splitlines())
+    assert torch.load(out / "checkpoint" / "state.pt", weights_only=True)["step"] >= steps > 0
+    give_again(argv, out)
+    expected = undisturbed("train")[0]
+    assert contents(out)["model.safetensors"] == expected["model.safetensors"]
+
+
+def test_a_clock_that_jumps_back_changes_nothing(
+    world: World, undisturbed: Any, tmp_path: Path
+) -> None:
+    out, now = tmp_path / "out", [time.time()]
+
+    def back() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    def turn() -> None:
+        time.time = back
+
+    end = process(world.argv(COMMANDS["train"], out), out, first=turn)
+    assert end.code == 0, end.said
+    assert contents(out) == undisturbed("train")[0]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(0 <= line["seconds"] < 60 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_a_second_process_on_a_folder_is_refused_and_the_first_is_not_disturbed(
+    world: World, undisturbed: Any, tmp_path: Path, name: str
+) -> None:
+    expected, whole, _ = undisturbed(name)
+    out, seen = tmp_path / "out", tmp_path / "second.txt"
+    argv = world.argv(COMMANDS[name], out)
+
+    def second() -> None:
+        end = process(argv, out.with_name("unused"))
+        seen.write_text(f"{end.code} {one_sentence(end)}")
+
+    end = process(argv, out, at=whole.changes // 2, strike=second)
+    assert end.code == 0, end.said
+    assert re.match("2 .* is in use by process", seen.read_text())
+    assert contents(out) == expected
