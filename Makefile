@@ -28,9 +28,9 @@ mutants: .venv/ready
 
 # The tests with the oldest version of everything that pyproject.toml allows. Needs uv.
 test-oldest:
-	uv venv --quiet --allow-existing --python 3.11 .venv-oldest
+	uv venv --quiet --clear --python 3.11 .venv-oldest
 	uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable . --group dev
-	.venv-oldest/bin/python -m pytest -n 2
+	.venv-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
 # Done again only when pyproject.toml changes. With uv where it works, otherwise with pip,
 # which knows dependency groups since 25.1.

@@ -195,7 +195,7 @@ def damaged(folder: Path) -> list[str]:
 
     found = []
     for path in folder.rglob("*"):
-        if path.is_file() and not path.match(TEMPORARY) and path.parent.name != "cache":
+        if path.is_file() and "/.iddc-" not in str(path) and path.parent.name != "cache":
             try:
                 read(path)
             except Exception as error:
@@ -207,7 +207,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file, without what time it took and without what is left of killed processes."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != ".lock" and not path.match(TEMPORARY):
+        if path.is_file() and path.name != ".lock" and "/.iddc-" not in str(path):
             data = path.read_bytes()
             if path.name in ("log.jsonl", "README.md"):
                 data = re.sub(rb'"seconds": [\d.]+|[\d.]+ minutes', b"", data)
@@ -304,10 +304,10 @@ def test_a_kill_at_any_time_does_no_harm(
     expected, _, seconds = undisturbed(name)
     moments, kills = random.Random(name), 0
     for _ in range(10):
-        after = moments.uniform(0.02, seconds)
+        after = moments.uniform(0, seconds)
         kills += survives(world, name, tmp_path / "out", expected, after=after)
         shutil.rmtree(tmp_path / "out")
-    assert kills
+    assert kills or seconds < 0.5  # the shortest may always be done before
     record_property("did", f"{kills} kills")
 
 

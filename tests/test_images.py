@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -340,7 +341,13 @@ def test_a_red_image_is_red_in_every_format(tmp_path: Path, kind: str) -> None:
     assert np.abs(pixels - (255, 0, 0)).max() <= 4
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
+YCBCR = pytest.param(
+    "YCbCr", marks=pytest.mark.skipif(OLD_PILLOW, reason="Pillow < 13 reads none as TIFF")
+)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", YCBCR, "I;16", "I", "F"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     # 0 is black in all of them but CMYK, where it is white.
     Image.new(mode, (3, 2)).save(tmp_path / "a.tif")
@@ -471,7 +478,7 @@ def test_damaged_metadata_costs_neither_the_photo_nor_a_warning(tmp_path: Path) 
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(Image.fromarray(NOISE), "JPEG", exif=exif))
     assert open_image(path).size == (60, 40)
-    with pytest.warns(UserWarning, match="Tag data"), Image.open(path) as image:
+    with pytest.warns(UserWarning, match="Tag data|Truncated"), Image.open(path) as image:
         assert 0x0112 not in image.getexif()  # so it is damaged indeed
 
 
