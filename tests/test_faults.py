@@ -416,11 +416,14 @@ def test_a_worker_that_dies_costs_no_step(
     world: World, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    log = out / "log.jsonl"
     argv = world.argv(COMMANDS["train"], out)
     sound = ViewDataset.__getitem__
 
     def die(self: ViewDataset, key: tuple[int, int]) -> Any:
-        if key[0] == 1:  # the second epoch
+        if key[0] == 1:  # the second epoch, once the first has a step: workers run ahead
+            while not (log.exists() and log.read_text()):
+                time.sleep(0.01)
             kill()
         return sound(self, key)
 
@@ -430,7 +433,7 @@ def test_a_worker_that_dies_costs_no_step(
         end = process([*argv, *options], out)
     assert end.code == 4, end.said
     assert "--workers 0" in one_sentence(end)
-    steps = len((out / "log.jsonl").read_text().splitlines())
+    steps = len(log.read_text().splitlines())
     assert torch.load(out / "checkpoint" / "state.pt", weights_only=True)["step"] >= steps > 0
     give_again(argv, out)
     expected = undisturbed("train")[0]

@@ -27,6 +27,8 @@ pytestmark = [
 DISTINCT = 20
 ROOM = 8
 """Megabytes by which memory may grow: what the allocator keeps, not what images take."""
+FILES_AT_WORK = 4
+"""Open files by which a moment may differ: those of the threads that decode and write."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def flat(seen: list[tuple[float, int]]) -> str:
     early, late = (seen[: len(seen) // 4], seen[len(seen) // 4 :])
     quarter, end = early[-1][0], seen[-1][0]
     assert max(megabytes for megabytes, _ in late) - quarter < ROOM
-    assert max(files for _, files in late) <= max(files for _, files in early)
+    assert max(files for _, files in late) <= max(files for _, files in early) + FILES_AT_WORK
     return f"{len(seen):,} images, {quarter:.0f} MB at 25 %, {end:.0f} MB at the end"
 
 
