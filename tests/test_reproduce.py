@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from iddc.backbones import save_backbone, untrained_backbone
+from iddc.backbones import Backbone, save_backbone, untrained_backbone
 from iddc.cli import main
 from iddc.config import Experiment, Runtime, TrainingConfig
 from iddc.datasets.fake import write_fake
@@ -134,6 +135,31 @@ def test_finished_runs_and_their_scores_are_used_again(
     monkeypatch.setattr(work, "evaluate", refuse)
     again = smoke("table6", out)
     assert saved(again)["rows"] == saved(before)["rows"]
+
+
+def test_windows_are_embedded_once_and_scores_are_those_of_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    embed = Backbone.forward
+
+    def count(self: Backbone, images: Any) -> Any:
+        if torch.is_inference_mode_enabled():  # not in training
+            calls.append(len(images))
+        return embed(self, images)
+
+    def scores(forget: bool) -> tuple[list[float], int]:
+        calls.clear()
+        if forget:
+            monkeypatch.setattr(work, "remember", lambda *_: None)
+        result = smoke("table6", tmp_path / str(forget), seeds=2)
+        return [value for found in result.outcomes for value in found.values("miou")], sum(calls)
+
+    monkeypatch.setattr(Backbone, "forward", count)
+    (ours, once), (plain, often) = scores(forget=False), scores(forget=True)
+    assert ours == plain
+    runs = 2 * len(TABLES["table6"].rows)
+    assert 0 < once * runs == often
 
 
 def test_rows_of_two_tables_that_are_one_experiment_share_a_run(

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from iddc.backbones import load_backbone
 from iddc.baselines.kmeans import fit_kmeans
@@ -32,7 +35,7 @@ from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
 from iddc.training import fit
 from iddc.training.distributed import Processes
-from iddc.training.features import Kept
+from iddc.training.features import MEMORY, Kept
 from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views
 
@@ -57,6 +60,8 @@ class Bench:
     report: Progress | None
     kept: dict[str, Kept] = field(default_factory=dict)
     """What runs of the same backbone, views and seed share: of one such group at a time."""
+    seen: dict[bytes, dict[bytes, Tensor]] = field(default_factory=dict)
+    """Embeddings of the windows that are scored, of one frozen backbone at a time."""
 
     @classmethod
     def open(cls, name: str, data: Path, runtime: Runtime, report: Progress | None) -> Bench:
@@ -105,7 +110,7 @@ class Bench:
         entry = next((found for found in run.scores() if _is(found, key)), None)
         segmenter = None
         if entry is None:
-            segmenter = Segmenter.load(run.path, self.runtime.device)
+            segmenter = self._load(job, run)
             entry = key | self._evaluate(segmenter, job)
             run.add_score(**entry)
         if job.row.snapshots:
@@ -119,7 +124,7 @@ class Bench:
             kept = path.with_suffix(".json")
             entry = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
             if not _is(entry, key):
-                segmenter = segmenter or Segmenter.load(run.path, self.runtime.device)
+                segmenter = segmenter or self._load(job, run)
                 network: Any = segmenter.network
                 end_to_end = job.experiment.training.end_to_end
                 (network if end_to_end else network.head).load_state_dict(load_file(path))
@@ -127,6 +132,19 @@ class Bench:
                 write_atomic(kept, json.dumps(entry, indent=2) + "\n")
             scores.append({"epoch": int(path.stem), **{k: entry[k] for k in ("accuracy", "miou")}})
         return scores
+
+    def _load(self, job: Job, run: Run) -> Segmenter:
+        segmenter, training = Segmenter.load(run.path, self.runtime.device), job.experiment.training
+        if not training.end_to_end:
+            network: Any = segmenter.network
+            weights = blake2b(training.precision.encode())
+            for tensor in network.backbone.state_dict().values():
+                weights.update(tensor.contiguous().cpu().numpy().data)
+            if weights.digest() not in self.seen:
+                self.seen.clear()
+                self.seen[weights.digest()] = {}
+            remember(network.backbone, self.seen[weights.digest()])
+        return segmenter
 
     def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
         protocol = PROTOCOLS[job.protocol].refined(job.refine)
@@ -156,6 +174,22 @@ class Bench:
             epochs *= 1 + 2 * (training.backbone_until - training.backbone_from)
         size = min(training.batch_size, len(self.files))
         return plan.steps_per_epoch * epochs * size / number
+
+
+def remember(backbone: nn.Module, seen: dict[bytes, Tensor]) -> None:
+    """Make a frozen backbone embed the same pixels only once, up to MEMORY bytes."""
+    embed = backbone.forward
+
+    def embedded(images: Tensor) -> Tensor:
+        key = blake2b(images.contiguous().cpu().numpy().data).digest()
+        if key in seen:
+            return seen[key].to(images.device)
+        found: Tensor = embed(images)
+        if sum(map(attrgetter("nbytes"), seen.values())) + found.nbytes <= MEMORY:
+            seen[key] = found.cpu()
+        return found
+
+    backbone.forward = embedded
 
 
 def is_done(path: Path) -> bool:
