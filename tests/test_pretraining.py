@@ -441,6 +441,15 @@ def test_the_loss_of_a_batch_falls(photos: Photos, method: str, changes: dict[st
     assert losses[-1] < losses[0] - 0.3
 
 
+def test_without_points_the_whole_is_all_that_is_contrasted(photos: Photos) -> None:
+    config = tiny("contrast", contrast={"small_grid": 0, "large_every": 0})
+    learner = learner_of(photos, config)
+    numbers = step_of(learner)
+    assert numbers["loss"] == numbers["whole"] > 0
+    assert not [name for name in numbers if name.startswith("points")]
+    assert learner.method.result(photos).embed_dim == config.components
+
+
 def test_dino_holds_its_prototypes_in_the_first_epoch_and_moves_the_rest(photos: Photos) -> None:
     learner = learner_of(photos, tiny("dino", steps=8))
     student = learner.method.student

@@ -362,8 +362,8 @@ class ContrastConfig(Frozen):
     """By which NT-Xent and its dense form divide cosines."""
     small_size: int = Field(64, ge=32)
     """The side of a small crop, in pixels."""
-    small_grid: int = Field(3, ge=1, le=32)
-    """Small crops share this number of points, squared."""
+    small_grid: int = Field(3, ge=0, le=32)
+    """Small crops share this number of points, squared; 0: they have NT-Xent alone."""
     small_shares: tuple[float, ...] = ()
     """The share of each IMAGES argument in a small batch; none: as many images as it has."""
     large_every: int = Field(2, ge=0)

@@ -74,6 +74,8 @@ class Contrast(nn.Module):
             rows = self.whole(maps[-1].mean((2, 3)))
             loss = partial(nt_xent, temperature=config.temperature)
             terms["whole"] = everyone.loss(loss, rows.view(len(batch.ids), 2, -1))
+        if not points.numel():
+            return terms
         for stage, features in enumerate(maps):
             directions = normalize(features.float(), dim=1) * features.shape[1] ** 0.5
             seen = functional.grid_sample(
@@ -118,7 +120,7 @@ class Contrast(nn.Module):
         changes = {
             "jitter": contrast.recalibration_jitter,
             "gray": 0.0,
-            "large_every": min(2, contrast.large_every),
+            "large_every": 2,
             "large_size": contrast.recalibration_size,
             "large_min_side": contrast.recalibration_min_side,
         }
