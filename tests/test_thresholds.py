@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.config import ObjectiveConfig
+from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
 from iddc.thresholds import (
     BINS,
@@ -90,3 +96,31 @@ def test_only_auto_is_replaced_and_centring_is_that_of_the_objective() -> None:
 def test_fewer_distinct_embeddings_than_clusters_are_a_data_error() -> None:
     with pytest.raises(DataError, match="fewer clusters or give more varied images"):
         estimate_threshold(torch.eye(3).repeat(9, 1), 4)
+
+
+# The script that says what they cost --------------------------------------------------------------
+
+
+def test_what_thresholds_cost_is_measured_and_runs_are_used_again(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", 10, 0, (96, 64))
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "views: {crop_size: 64}\nhead: linear\nepochs: 1\ntraining: {precision: fp32}\n"
+    )
+    script = Path(__file__).parents[1] / "benchmarks" / "thresholds.py"
+    out = tmp_path / "thresholds"
+    command = [sys.executable, str(script), "--data", str(tmp_path / "scenes"), "--out", str(out)]
+    command += ["--backbones", "untrained:resnet10t", "--seeds", "2", "--grid", "0.0", "0.5"]
+    times = []
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, "--config", str(config)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (row,) = json.loads(out.with_suffix(".json").read_text())
+        times.append({path: path.stat().st_mtime_ns for path in out.glob("runs/*/model.*")})
+    assert times[0] == times[1]
+    assert len(times[0]) == 2 * 2 * 3  # model.json and its weights, seeds, thresholds
+    assert set(row["miou"]) == {"auto", "0.0", "0.5"}
+    assert all(0 < value < 1 for values in row["miou"].values() for value in values)
+    assert "untrained:resnet10t | " in out.with_suffix(".md").read_text()
