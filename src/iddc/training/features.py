@@ -13,15 +13,20 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 from iddc.config import Experiment
 from iddc.device import in_memory
 from iddc.network import Network
-from iddc.training.gradients import embed_crops
+from iddc.training.gradients import CPU_CROPS, embed_crops
 from iddc.views import ViewBatch
 
 MEMORY = 4 * 2**30
 """Bytes for what is kept, of all processes of this machine together."""
+
+CPU_IMAGES = CPU_CROPS // 2
+"""Images that a CPU embeds at once, no more and no fewer: the last ones get black crops beside
+them, so that to the last bit it does not matter which images are missing."""
 
 Key = tuple[int, int]
 """An epoch, of those with views of their own, and the index of an image."""
@@ -47,8 +52,7 @@ class RepeatedViews:
         note: Callable[[str], object] = warnings.warn,
     ) -> None:
         self._network = network
-        # On a CPU each image alone: to the last bit, it does not matter which others are missing.
-        self._at_once = 1 if device.type == "cpu" else at_once
+        self._at_once = CPU_IMAGES if device.type == "cpu" else at_once
         self._note = note
         self._device = device
         self._precision = experiment.training.precision
@@ -104,8 +108,10 @@ class RepeatedViews:
             pairs: list[Tensor] = []
             for part in torch.split(crops, at_once) if len(crops) else ():
                 rows = part.to(self._device).flatten(0, 1)
+                if self._device.type == "cpu":
+                    rows = pad(rows, (0,) * 7 + (2 * (at_once - len(part)),))
                 features = embed_crops(self._network, rows, self._precision).half().cpu()
-                pairs += torch.split(features, 2)
+                pairs += torch.split(features[: 2 * len(part)], 2)
             return pairs
 
         with torch.no_grad():
