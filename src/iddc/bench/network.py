@@ -97,7 +97,7 @@ def head_part(inputs: Inputs, case: Case) -> Part:
         ours=ours,
         work=head_work(network, side, places.shape[1]) * (2 * images) + once(network.head) * 2,
         difference=relative_error,
-        tolerance=1e-4,
+        tolerance=1e-3,  # one ReLU of 16 million that rounds to the other side of 0 is 3e-4
     )
 
 

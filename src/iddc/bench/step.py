@@ -27,8 +27,8 @@ from iddc.training.features import RepeatedViews
 from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views, draw_rolls, epoch_batches
 
-STEPS = {"cpu": 1, "cuda": 10}
-"""Steps in one turn: on a GPU, the start of the decoding processes is shared."""
+STEPS = {"cpu": 3, "cuda": 10}
+"""Steps in one turn: they share the start of the decoding processes."""
 
 
 def step_parts(inputs: Inputs, case: Case) -> Iterator[Part]:
@@ -39,7 +39,9 @@ def step_parts(inputs: Inputs, case: Case) -> Iterator[Part]:
 
 
 def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
-    """From the files of a batch to new weights of the head, by their loss and gradient's norm.
+    """From the files of a batch to new weights of the head.
+
+    The results are the loss and the gradient's norm of the first step: later ones magnify rounding.
 
     Args:
         inputs: The images.
@@ -58,13 +60,14 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
         if not again:  # nothing is kept yet
             at_once = learner.micro_batch_size
             learner.views = RepeatedViews(learner.network, experiment, device, at_once)
-        learner.done, numbers = 0, {}
+        learner.done = 0
+        found: list[dict[str, float]] = []
         with loaded_batches(files, experiment, plan, 0, processes, -1, learner.views) as batches:
             for keys, batch in batches:
                 crops = learner.views.inputs(keys, batch)
                 if learn:
-                    numbers = learner.learn(crops, [len(crops)])
-        return tuple(numbers[name] for name in ("loss", "gradient_norm") if learn)
+                    found.append(learner.learn(crops, [len(crops)]))
+        return tuple(found[0][name] for name in ("loss", "gradient_norm") if learn)
 
     def plain() -> tuple[float, ...]:
         batches = epoch_batches(len(files), batch_size, experiment.seed, 0)
@@ -73,10 +76,11 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
             batch_sampler=[[(0, index) for index in batch] for batch in batches],
             collate_fn=collate_views,
         )
-        found: tuple[float, ...] = ()
-        for step, batch in enumerate(loader):
-            found = plain_step(network, batch.crops.to(device), experiment, optimizer, step)
-        return found
+        found = [
+            plain_step(network, batch.crops.to(device), experiment, optimizer, step)
+            for step, batch in enumerate(loader)
+        ]
+        return found[0]
 
     if again:
         ours(learn=False)
