@@ -250,6 +250,23 @@ def test_a_file_that_is_no_source_is_an_error(
         find_images(tmp_path / name)
 
 
+# open_image: less than the whole
+
+
+@pytest.mark.parametrize(("needed", "size"), [(0, 1200), (300, 300), (301, 600), (2000, 1200)])
+def test_a_jpeg_comes_reduced_but_never_below_what_is_needed(
+    needed: int, size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (1600, 1200)).save(path)
+    assert open_image(path, needed).size == (size * 4 // 3, size)
+
+
+def test_other_formats_come_whole(tmp_path: Path) -> None:
+    Image.new("RGB", (800, 600)).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", 100).size == (800, 600)
+
+
 # open_image: what cannot be read
 
 

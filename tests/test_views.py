@@ -344,3 +344,17 @@ def test_a_real_photo_gives_two_different_crops(shared_data: Path) -> None:
     assert first.shape == second.shape == (3, 224, 224)
     assert first.float().std() > 20
     assert not torch.equal(first, second)
+
+
+def test_a_large_jpeg_gives_the_crops_of_the_whole_photo(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    coarse.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    config = ViewsConfig(short_side=200, crop_size=96)  # so the JPEG comes at a quarter
+    reduced, whole = (
+        ViewDataset([ImageFile(tmp_path / name, PurePosixPath(name))], config, 0)[0, 0].crops
+        for name in ("a.jpg", "a.png")
+    )
+    difference = (reduced.float() - whole.float()).abs()
+    assert 0 < difference.mean() < 1

@@ -128,6 +128,7 @@ class ViewDataset(Dataset[View]):
         self.files = files
         self.config = config
         self.seed = seed
+        self._min_side = math.ceil(config.short_side * max(1.0, config.max_scale))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -136,7 +137,7 @@ class ViewDataset(Dataset[View]):
         epoch, index = key
         file = self.files[index]
         try:
-            image = open_image(file)
+            image = open_image(file, self._min_side)
         except UnreadableImage as error:
             return View(index, None, str(error).removeprefix(f"{file}: "))
         crops = draw_crops(image.size, self.config, _generator(_CROPS, self.seed, epoch, index))

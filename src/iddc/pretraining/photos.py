@@ -118,7 +118,7 @@ def decode_photos(
 
     def decoded(file: ImageFile) -> UInt8[np.ndarray, "H W 3"] | str:
         try:
-            image = open_image(file)
+            image = open_image(file, short_side)
         except UnreadableImage as error:
             return str(error).removeprefix(f"{file}: ")
         if min(image.size) < min_side:
