@@ -87,17 +87,20 @@ def _seeds(
 ) -> Float[Tensor, "k d"]:
     """Draw vectors far from each other: greedy k-means++, the best of a few draws at a time."""
     num_vectors, trials = len(vectors), 2 + int(math.log(num_clusters))
-    first = torch.randint(num_vectors, (1,), generator=generator, device=vectors.device)
-    seeds, distance = [first], _distance(vectors, first)[:, 0]
-    while len(seeds) < num_clusters:
+    # One tensor: thousands of small ones between the large ones of a CPU's heap keep it from ever
+    # being used again.
+    seeds = torch.zeros(num_clusters, dtype=torch.long, device=vectors.device)
+    seeds[:1] = torch.randint(num_vectors, (1,), generator=generator, device=vectors.device)
+    distance = _distance(vectors, seeds[:1])[:, 0]
+    for found in range(1, num_clusters):
         if not distance.any():
-            raise _too_few(len(seeds), num_clusters)
+            raise _too_few(found, num_clusters)
         drawn = distance.multinomial(trials, replacement=True, generator=generator)
         distances = torch.minimum(distance[:, None], _distance(vectors, drawn))
         best = distances.sum(0).argmin()
-        seeds.append(drawn[best, None])
+        seeds[found] = drawn[best]
         distance = distances[:, best]
-    return vectors[torch.cat(seeds)]
+    return vectors[seeds]
 
 
 def _too_few(found: int, num_clusters: int) -> DataError:
