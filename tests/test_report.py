@@ -29,6 +29,7 @@ from iddc.recipes import RECIPES
 from iddc.report import REPORT, charts, write_report
 from iddc.report.look import _largest, look_at
 from iddc.report.sides import colours_of_partners, match
+from iddc.report.tables import nearest
 from iddc.runs import Run
 from iddc.segmenter import Segmenter, prepare
 
@@ -130,8 +131,31 @@ def test_sizes_and_confusion_are_those_of_the_probabilities(scenes: Path, tmp_pa
         own = wins.get(cluster, [])
         assert look.counts[cluster] == len(own)
         mean = np.mean(own, axis=0) if own else np.zeros(K)
-        assert look.given[cluster] == pytest.approx(mean, abs=1e-5)
+        assert look.given.toarray()[cluster] == pytest.approx(mean, abs=1e-5)
     assert look.frequencies == pytest.approx(np.mean(probs, axis=0), abs=1e-5)
+
+
+def test_of_many_clusters_the_highest_64_probabilities_of_a_patch_are_its_confusion(
+    scenes: Path, tmp_path: Path
+) -> None:
+    k = 20_000  # squared, 1.6 GB
+    segmenter = Segmenter.load(make_run(tmp_path / "run", scenes, num_clusters=k).path, "cpu")
+    file = find_images(scenes).files[0]
+    look = look_at(segmenter, [file], samples=0)
+    assert look is not None
+    with torch.no_grad(), Image.open(file.path) as image:
+        patches = segmenter.probs(prepare(image, 0, 0)[None])[0].flatten(1).T.numpy()
+    assert look.given.nnz <= 64 * len(patches)
+    cluster = int(look.counts.argmax())
+    expected: dict[int, float] = {}
+    own = [patch for patch in patches if patch.argmax() == cluster]
+    for patch in own:
+        for other in np.argsort(-patch)[:64].tolist():
+            expected[other] = expected.get(other, 0) + float(patch[other]) / len(own)
+    others = sorted((other for other in expected if other != cluster), key=lambda o: -expected[o])
+    found = nearest(look, cluster)
+    assert [share for _, share in found] == pytest.approx([expected[o] for o in others[:3]])
+    assert look.given[cluster, cluster] == pytest.approx(expected[cluster])
 
 
 def test_the_largest_part_is_connected_by_sides_not_corners() -> None:
@@ -152,7 +176,7 @@ def test_regions_are_one_per_cluster_and_image_and_typical_ones_are_near_the_mea
     places = [(region.image, region.cluster) for region in look.regions]
     assert len({*places}) == len(places) == look.images.sum()
     for region, cosine in zip(look.regions, look.typical, strict=True):
-        assert (look.seen[region.image].clusters[region.patches] == region.cluster).all()
+        assert (look.seen[region.image].clusters[look.patches(region)] == region.cluster).all()
         assert -1 <= cosine <= 1 + 1e-6
     assert [seen.mask is not None for seen in look.seen] == [True, False, True, False]
 
@@ -324,6 +348,16 @@ def test_a_thousand_clusters_of_noise_stay_below_20_megabytes(tmp_path: Path) ->
     never = [cells for cells in table.values() if cells[1] == "0.0 %" and cells[4] == "–"]
     assert len(never) > 100
     assert "and 960 more" in page
+
+
+def test_of_more_than_a_thousand_clusters_the_largest_have_bars(
+    scenes: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", scenes, num_clusters=1100)
+    page = text_of(run, images=next((scenes / "images").iterdir()), samples=0)
+    assert len(Tags(page).all("rect")) == 1000
+    assert "the 1,000 largest clusters" in page
+    assert len(rows(page, "All 1,100 clusters")) == 1101
 
 
 def test_a_cluster_that_never_occurs_is_listed_without_pictures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from iddc.segmenter import Segmenter
 
 K = 3
 FRAMES = [np.full((20 + 2 * index, 28, 3), 40 * index, np.uint8) for index in range(5)]
-"""They differ in size, as those of a stream may."""
+"""They differ in size, so that each is read by what it says of itself."""
 STAND_IN = """#!{python}
 import os, sys
 open({log!r}, "a").write(" ".join(sys.argv[1:]) + "\\n")
@@ -98,7 +99,7 @@ def test_the_name_of_a_video_is_no_option_and_no_address_and_nothing_is_fetched(
     list(video.frames(clip))
     said = (tmp_path / "bin" / "log").read_text()
     assert f"-i file:{clip} " in said
-    assert "-protocol_whitelist file,pipe" in said
+    assert "-protocol_whitelist file -format_whitelist mov," in said
 
 
 def test_a_reader_that_stops_early_ends_ffmpeg(tmp_path: Path, clip: Path) -> None:
@@ -214,7 +215,114 @@ def test_a_long_video_says_how_far_it_is(
     assert "frame 3" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_a_video_that_ffmpeg_complains_of_may_lack_frames_and_it_is_said(
+    model: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(model, clip, tmp_path / "out") == 0
+    assert "clip.MP4 may lack frames, ffmpeg says: the last thing" in capsys.readouterr().err
+
+
+def test_a_video_named_as_the_folder_above_writes_into_its_own(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    odd = clip.rename(tmp_path / "...mp4")
+    assert predict(model, odd, tmp_path / "out", "--limit", "1") == 0
+    assert [path.name for path in (tmp_path / "out" / "png").iterdir()] == ["000000.png"]
+
+
+def test_ctrl_c_does_not_reach_ffmpeg_which_would_end_as_if_the_video_were_damaged(
+    clip: Path, tmp_path: Path
+) -> None:
+    script = "#!/bin/sh\nread -r _ _ _ _ group _ < /proc/$$/stat\necho $group >&2\nexit 1\n"
+    (tmp_path / "bin" / "ffmpeg").write_text(script)
+    with pytest.raises(DataError) as caught:
+        list(video.frames(clip))
+    assert str(caught.value).split()[-1] != f"{os.getpgrp()}."
+
+
+needs_ffmpeg = pytest.mark.skipif(which("ffmpeg") is None, reason="ffmpeg is not installed")
+
+
+def encoded(path: Path, *options: str) -> Path:
+    """A clip of five frames of 64 x 48, or of other `options`."""
+    size = options or ("-s", "64x48")
+    raw = np.random.default_rng(0).integers(0, 256, (5, 48, 64, 3), np.uint8).tobytes()
+    given = "-v error -nostdin -f rawvideo -pix_fmt rgb24 -s 64x48 -r 5 -i pipe:0".split()
+    command = ["ffmpeg", *given, "-c:v", "mpeg4", *size, f"file:{path}"]
+    subprocess.run(command, input=raw, check=True)
+    return path
+
+
+LISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile {name}\n",
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{path}\n#EXT-X-ENDLIST\n",
+    "m3u8 of an address": "#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:{port}/a.ts\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_a_video_that_is_a_list_opens_no_other_file_and_no_address(
+    kind: str, suffix: str, tmp_path: Path
+) -> None:
+    other = encoded(tmp_path / "other.ts")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        port = listening.getsockname()[1]
+        path = tmp_path / f"list{suffix}"
+        path.write_text(LISTS[kind].format(name=other.name, path=other, port=port))
+        with pytest.raises(DataError, match="ffmpeg cannot read"):
+            list(video.frames(path))
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "name", ["-i.mp4", "%03d.mkv", "concat:a|b.avi", "http:a.mov", "pipe:0.mpg", "a b\n$(x).m4v"]
+)
+def test_the_name_of_a_video_is_a_name_for_ffmpeg(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoded(Path(name), "-s", "64x48", "-r", "25")
+    assert {frame.size for frame in video.frames(Path(name))} == {(64, 48)}
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("data", [b"", b"text", bytes(10_000), b"\0\0\0\x08ftypisom" * 9])
+def test_what_is_no_video_is_a_data_error(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(DataError, match="ffmpeg cannot read"):
+        list(video.frames(tmp_path / "a.mp4"))
+
+
+@needs_ffmpeg
+def test_a_frame_that_is_too_large_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encoded(tmp_path / "a.mkv")
+    monkeypatch.setattr(video, "MAX_FRAME", 64 * 48 - 1)
+    with pytest.raises(DataError, match="ffmpeg cannot read"):
+        list(video.frames(path))
+
+
+@needs_ffmpeg
+def test_the_frames_of_a_stream_that_changes_its_size_have_that_of_the_first(
+    tmp_path: Path,
+) -> None:
+    parts = [encoded(tmp_path / f"{side}.ts", "-s", f"{side}x{side}") for side in (32, 64)]
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    sizes = [frame.size for frame in video.frames(path)]
+    assert len(sizes) > 5
+    assert {*sizes} == {(32, 32)}
+
+
+@needs_ffmpeg
 def test_the_real_ffmpeg_gives_every_frame_in_order(tmp_path: Path) -> None:
     levels = np.arange(12, dtype=np.uint8) * 20
     raw = b"".join(np.full((16, 24, 3), level, np.uint8).tobytes() for level in levels)

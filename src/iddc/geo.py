@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from iddc.errors import SetupError, UnreadableImage
+from iddc.images import MAX_PIXELS
 from iddc.masks import Classes
 from iddc.runs import disk_errors
-from iddc.runs.files import open_atomic
+from iddc.runs.files import open_atomic, read_text
 
 MARGIN = 64
 """How far a tile sees beyond what is kept of it, in pixels, so that tiles meet without seams."""
@@ -22,6 +26,13 @@ PERCENTILES = (2, 98)
 """Of each band that has not 8 bits: what becomes 0 and 255."""
 OVERVIEW = 1024
 """The longest side of the reduced raster on which they are measured, in pixels."""
+MOST_PER_BYTE = 10_000
+"""Pixels that a byte of a file may claim, beyond `MAX_PIXELS`; empty tiles of 256 x 256 claim 4096.
+A file of 60 kB can claim 10^12, which no machine ever ends."""
+MAX_BLOCK = 2**26
+"""The most values of a tile of a file, which GDAL unpacks as a whole: 4 bands of 4096 x 4096."""
+ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+"""No files beside a raster: any may be a list of addresses, which GDAL would fetch."""
 
 
 def segment_raster(
@@ -29,10 +40,11 @@ def segment_raster(
 ) -> None:
     """Write the classes of a GeoTIFF as one of the same size, CRS and transform.
 
-    The first three bands are red, green and blue; of one or two bands the first is grey. Bands of
-    8 bits are taken as they are, others are stretched between two `PERCENTILES`. Where the raster
-    has no data the result has none: 255, or 65535 in 16 bits, as in ignored pixels. One tile is in
-    memory at a time.
+    The first three bands are red, green and blue; of one or two bands the first is grey, or indices
+    of colours. Bands of 8 bits are taken as they are, others are stretched between two
+    `PERCENTILES`. Where the raster has no data the result has none: 255, or 65535 in 16 bits, as in
+    ignored pixels. One tile is in memory at a time. Of the files beside a raster only its world
+    file is read, a.tfw of a.tif.
 
     Args:
         source: The GeoTIFF.
@@ -43,7 +55,8 @@ def segment_raster(
 
     Raises:
         SetupError: The extra `geo` is missing, or the file cannot be written.
-        UnreadableImage: GDAL cannot read the source, or it holds no real numbers.
+        UnreadableImage: GDAL cannot read the source, or it holds no real numbers, leads to other
+            files, or claims more pixels than its bytes can hold.
     """
     rasterio = _rasterio()
     kind = classes.of_cluster.dtype
@@ -51,35 +64,67 @@ def segment_raster(
     colours = {index: (*map(int, colour), 255) for index, colour in enumerate(classes.colours)}
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with _reading(source):
-        raster = rasterio.open(source, driver="GTiff")
-    with raster:
+    unplaced = rasterio.errors.NotGeoreferencedWarning
+    with (
+        warnings.catch_warnings(action="ignore", category=unplaced),
+        rasterio.Env(**ALONE),
+        _opened(source) as raster,
+    ):
         with _reading(source):
             to_rgb = _scaling(raster)
-        profile = {
-            "driver": "GTiff",
-            "height": raster.height,
-            "width": raster.width,
-            "count": 1,
-            "dtype": kind.name,
-            "crs": raster.crs,
-            "transform": raster.transform,
-            "nodata": none,
-            "compress": "deflate",
-            "tiled": True,
-            "blockxsize": 256,
-            "blockysize": 256,
-            "BIGTIFF": "IF_SAFER",
-        }
-        with open_atomic(target) as file, rasterio.open(file.name, "w", **profile) as result:
-            if kind == np.uint8:  # as far as GDAL's colour tables go
-                result.write_colormap(1, colours)
-            for kept, seen in _tiles(raster.height, raster.width, tile):
-                with _reading(source):
-                    image, valid = to_rgb(seen), raster.dataset_mask(window=kept)
-                ids = classify(image)[_inside(kept, seen)].copy()
-                ids[valid == 0] = none
-                result.write(ids, 1, window=kept)
+            profile = {
+                "driver": "GTiff",
+                "height": raster.height,
+                "width": raster.width,
+                "count": 1,
+                "dtype": kind.name,
+                "nodata": none,
+                "compress": "deflate",
+                "tiled": True,
+                "blockxsize": 256,
+                "blockysize": 256,
+                "BIGTIFF": "IF_SAFER",
+                **_placed(source, raster),
+            }
+        written = read = 0
+        with open_atomic(target) as file:
+            with rasterio.open(file.name, "w", **profile) as result:
+                if kind == np.uint8:  # as far as GDAL's colour tables go
+                    result.write_colormap(1, colours)
+                for kept, seen in _tiles(raster.height, raster.width, tile):
+                    with _reading(source):
+                        image, valid = to_rgb(seen), raster.dataset_mask(window=kept)
+                    ids = classify(image)[_inside(kept, seen)].copy()
+                    ids[valid == 0] = none
+                    result.write(ids, 1, window=kept)
+                    written = zlib.crc32(ids, written)
+            # rasterio closes a file as if all were well where the disk is full.
+            with suppress(rasterio.errors.RasterioError), rasterio.open(file.name) as result:
+                for kept, _ in _tiles(raster.height, raster.width, tile):
+                    read = zlib.crc32(result.read(1, window=kept), read)
+            if read != written:
+                raise OSError("it does not hold what was written; is the disk full?")
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[Any]:
+    """Open a GeoTIFF, if it is a file and leads to no other."""
+    with _reading(source):
+        if not source.is_file():
+            raise ValueError("it is no regular file")
+        # As an absolute path it is neither an address nor an option of GDAL.
+        raster = _rasterio().open(source.absolute(), driver="GTiff")
+    with raster:
+        with _reading(source):
+            if raster.tags(ns="OVERVIEWS"):
+                raise ValueError("it names another file as its overview")
+            claimed = raster.height * raster.width
+            if claimed > max(MAX_PIXELS, MOST_PER_BYTE * source.stat().st_size):
+                raise ValueError(f"it claims {claimed / 1e6:,.0f} megapixels")
+            together = raster.count if raster.interleaving.name == "pixel" else 1
+            if together * math.prod(raster.block_shapes[0]) > MAX_BLOCK:
+                raise ValueError(f"its tiles have more than {MAX_BLOCK // 10**6} million values")
+        yield raster
 
 
 @contextmanager
@@ -87,31 +132,46 @@ def _reading(source: Path) -> Iterator[None]:
     """Tell what cannot be read from what cannot be written, which is an OSError too."""
     try:
         yield
-    except _rasterio().errors.RasterioError as error:
-        raise UnreadableImage(f"{source}: GDAL says: {error}") from error
+    except Exception as error:  # damaged files make rasterio raise almost anything
+        reason = str(error) or type(error).__name__
+        raise UnreadableImage(f"{source}: cannot be read as a GeoTIFF: {reason}") from error
+
+
+def _placed(source: Path, raster: Any) -> dict[str, Any]:
+    """The place of a raster on Earth, if it is known, as the arguments of a new one."""
+    points, crs = raster.gcps
+    if points:
+        return {"gcps": points, "crs": crs}
+    world = source.with_suffix(".tfw")
+    if not raster.transform.is_identity:
+        return {"crs": raster.crs, "transform": raster.transform}
+    if not world.exists():
+        return {"crs": raster.crs}
+    import affine
+
+    return {"crs": raster.crs, "transform": affine.loadsw(read_text(world, 10_000))}
 
 
 Window = tuple[tuple[int, int], tuple[int, int]]
 """First and last row, first and last column, the last ones not included."""
 
 
-def _tiles(height: int, width: int, tile: int) -> list[tuple[Window, Window]]:
+def _tiles(height: int, width: int, tile: int) -> Iterator[tuple[Window, Window]]:
     """What is kept of each tile, and what it sees: the margins more, as far as the raster goes."""
     step = tile - 2 * MARGIN
 
-    def spans(size: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    def spans(size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         if size <= tile:
-            return [((0, size), (0, size))]
-        kept = [(start, min(start + step, size)) for start in range(0, size, step)]
-        # The last tiles are moved back, so that all are of one size.
-        firsts = [max(0, min(start - MARGIN, size - tile)) for start, _ in kept]
-        return [(span, (first, first + tile)) for span, first in zip(kept, firsts, strict=True)]
+            yield (0, size), (0, size)
+            return
+        for start in range(0, size, step):
+            # The last tiles are moved back, so that all are of one size.
+            first = max(0, min(start - MARGIN, size - tile))
+            yield (start, min(start + step, size)), (first, first + tile)
 
-    return [
-        ((rows, columns), (seen_rows, seen_columns))
-        for rows, seen_rows in spans(height)
-        for columns, seen_columns in spans(width)
-    ]
+    for rows, seen_rows in spans(height):
+        for columns, seen_columns in spans(width):
+            yield (rows, columns), (seen_rows, seen_columns)
 
 
 def _inside(kept: Window, seen: Window) -> tuple[slice, slice]:
@@ -121,10 +181,13 @@ def _inside(kept: Window, seen: Window) -> tuple[slice, slice]:
 
 def _scaling(raster: Any) -> Callable[[Window], Image.Image]:
     """What reads a window as RGB."""
+    if raster.colorinterp[0].name == "palette":
+        palette = np.array(list(raster.colormap(1).values()), np.uint8)[:, :3]
+        return lambda window: Image.fromarray(palette[raster.read(1, window=window)])
     bands = [1, 2, 3] if raster.count >= 3 else [1, 1, 1]
     kinds = {np.dtype(raster.dtypes[band - 1]) for band in bands}
     if any(kind.kind not in "uif" for kind in kinds):
-        raise UnreadableImage(f"{raster.name}: its bands hold {kinds.pop()}, no real numbers")
+        raise ValueError(f"its bands hold {kinds.pop()}, no real numbers")
     if kinds == {np.dtype(np.uint8)}:
         return lambda window: _image(raster.read(bands, window=window))
     scale = min(1, OVERVIEW / max(raster.height, raster.width))
@@ -134,13 +197,15 @@ def _scaling(raster: Any) -> Callable[[Window], Image.Image]:
     for band in overview:
         values = band.compressed()
         values = values[np.isfinite(values)]
-        limits.append(np.percentile(values, PERCENTILES) if len(values) else np.array([0.0, 1.0]))
+        # Halves, which are exact: the span of all its numbers is more than a float can hold.
+        limits.append(np.percentile(values / 2, PERCENTILES) if len(values) else np.zeros(2))
     low, high = np.array(limits).T[:, :, None, None]
-    width = np.where(high > low, high - low, 1)
+    width = np.where(high > low, high - low, 0.5)
 
     def read(window: Window) -> Image.Image:
-        values = np.nan_to_num(raster.read(bands, window=window).astype(np.float64))
-        return _image(np.rint(((values - low) / width).clip(0, 1) * 255).astype(np.uint8))
+        values = np.nan_to_num(raster.read(bands, window=window).astype(np.float64)) / 2
+        scaled = (values.clip(low, low + width) - low) / width * 255
+        return _image(np.rint(scaled).astype(np.uint8))
 
     return read
 

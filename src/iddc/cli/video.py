@@ -31,10 +31,10 @@ def predict_video(command: Predict, segmenter: Segmenter) -> int:
     claim(command.out, command.run, command.images, segmenter)
     files: list[ImageFile] = []
     done, kept, progress, shown = 0, 0, Progress(), time.monotonic()
-    for index, image in zip(count(), frames(command.images), strict=False):
+    for index, image in zip(count(), frames(command.images, progress.note), strict=False):
         if index == command.limit:
             break
-        name = PurePosixPath(command.images.stem, f"{index:06}.png")
+        name = PurePosixPath(command.images.stem.strip("."), f"{index:06}.png")
         files.append(ImageFile(command.images, name, f"{index:06}.png"))
         if index % step != first - 1:
             continue

@@ -16,6 +16,8 @@ from iddc.report.sides import Side
 from iddc.report.tables import number, percent
 from iddc.thresholds import BINS
 
+BARS = 1000
+"""How many clusters have a bar: the largest. A thousand bars are a third of a pixel wide each."""
 _TITLES = {
     "loss": "Loss",
     "positive": "Positive term, L+",
@@ -52,13 +54,12 @@ def sizes(side: Side, look: Look) -> tuple[Markup, str]:
             float(look.frequencies[c]),
             side.colour(c),
         )
-        for c in np.argsort(-look.shares, kind="stable").tolist()
+        for c in np.argsort(-look.shares, kind="stable")[:BARS].tolist()
     ]
     most = max(max(bar.value, bar.mark) for bar in bars)
     title = f"Sizes of the clusters of {side.name}, ranked"
-    axes = Axes(
-        title, (0.0, float(k)), (0.0, most * 1.05), "clusters, the largest first", percent=True
-    )
+    which = "clusters, the largest first" if k <= BARS else f"the {BARS:,} largest clusters"
+    axes = Axes(title, (0.0, float(len(bars))), (0.0, most * 1.05), which, percent=True)
     text = f"Dashed: 1/K = {percent(1 / k)}, equal sizes."
     config = side.experiment.objective
     if side.method == "IDDC" and config.regularizer != "none" and config.regularizer_weight:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from PIL import Image
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,6 +29,8 @@ IMAGES, PATCHES = 64, 64
 """How many images are looked at, and of how many patches of each the affinities are compared."""
 SIDE = 640
 """The longer side of an image as it is looked at and shown, in pixels."""
+_MOST = 64
+"""How many probabilities of a patch count as confusion: of 65,535 clusters, all would be 17 GB."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,6 @@ class Region:
     cluster: int
     image: int
     """Its place in `Look.seen`."""
-    patches: Bool[np.ndarray, "h w"]
     confidence: float
     """The mean probability of the cluster."""
     embedding: Float[Tensor, " d"]
@@ -68,13 +70,18 @@ class Look:
     """In how many images it is so somewhere."""
     frequencies: Float[np.ndarray, " k"]
     """p_c, the mean probability of each cluster."""
-    given: Float[np.ndarray, "k k"]
-    """Where the cluster of the row wins, the mean probability of each; zero where it never does."""
+    given: csr_array
+    """Where the cluster of the row wins, the mean probability of each, (k, k). A patch adds its 64
+    highest probabilities, and a row is empty if its cluster never wins."""
     regions: tuple[Region, ...]
     typical: Float[np.ndarray, " r"]
     """The cosine of the embeddings of each region and of all patches of its cluster."""
     affinities: Affinities
     """Of pairs of patches of one and of two clusters of this run."""
+
+    def patches(self, region: Region) -> Bool[np.ndarray, "h w"]:
+        """Where a region is. Found again, since of thousands of clusters all would fill memory."""
+        return _largest(self.seen[region.image].clusters == region.cluster)
 
     @property
     def shares(self) -> Float[np.ndarray, " k"]:
@@ -104,7 +111,8 @@ def look_at(
     shown = {chosen[place] for place in _spread(len(chosen), samples)}
     k, rng = segmenter.num_clusters, np.random.default_rng(0)
     counts, images = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    mass, total = torch.zeros(k, k), torch.zeros(k, network.backbone.embed_dim)
+    mass, total = torch.zeros(k).double(), torch.zeros(k, network.backbone.embed_dim)
+    given = csr_array((k, k), dtype=np.float32)
     seen: list[Seen] = []
     regions: list[Region] = []
     drawn: list[tuple[Tensor, Tensor]] = []
@@ -119,7 +127,8 @@ def look_at(
         small.thumbnail((SIDE, SIDE))
         probs, vectors = _embedded(segmenter, network, small)
         confidence, ids = (values.cpu() for values in probs.max(0))
-        mass.index_add_(0, ids.flatten(), probs.flatten(1).T.cpu())
+        mass += probs.flatten(1).double().sum(1).cpu()
+        given += _given(probs, ids)
         total.index_add_(0, ids.flatten(), vectors.flatten(1).T)
         found = np.bincount(ids.flatten(), minlength=k)
         counts += found
@@ -129,7 +138,7 @@ def look_at(
             inside = torch.from_numpy(part)
             mean = vectors[:, inside].mean(1)
             sure = float(confidence[inside].mean())
-            regions.append(Region(cluster, len(seen), part, sure, mean))
+            regions.append(Region(cluster, len(seen), sure, mean))
         mask = None
         if index in shown:
             clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
@@ -148,8 +157,8 @@ def look_at(
         seen=tuple(seen),
         counts=counts,
         images=images,
-        frequencies=mass.double().sum(0).numpy() / counts.sum(),
-        given=mass.numpy() / np.maximum(counts, 1)[:, None],
+        frequencies=mass.numpy() / counts.sum(),
+        given=given.multiply(1 / np.maximum(counts, 1)[:, None]).tocsr(),
         regions=tuple(regions),
         typical=np.array(
             [float(normalize(r.embedding, dim=0) @ means[r.cluster]) for r in regions]
@@ -174,6 +183,15 @@ def _embedded(
         features = network.embed(pixels)
         logits = network.logits_from(features)
     return logits[0].float().softmax(0), normalize(features[0].float(), dim=0).cpu()
+
+
+def _given(probs: Float[Tensor, "k h w"], ids: Int64[Tensor, "h w"]) -> csr_array:
+    """By the cluster that wins a patch, the sums of the highest probabilities, (k, k)."""
+    k = len(probs)
+    highest, others = (values.cpu() for values in probs.flatten(1).topk(min(_MOST, k), dim=0))
+    winners = ids.flatten().expand_as(others)
+    places = winners.flatten().numpy(), others.flatten().numpy()
+    return csr_array((highest.flatten().numpy(), places), shape=(k, k))
 
 
 def _largest(where: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

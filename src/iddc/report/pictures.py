@@ -47,7 +47,7 @@ def mosaic(look: Look, regions: Sequence[Region]) -> str:
     step = _TILE + _GAP
     sheet = Image.new("RGBA", (_ACROSS * step - _GAP, -(-len(regions) // _ACROSS) * step - _GAP))
     for place, region in enumerate(regions):
-        tile = _tile(look.seen[region.image].image, region.patches)
+        tile = _tile(look.seen[region.image].image, look.patches(region))
         sheet.paste(tile, (place % _ACROSS * step, place // _ACROSS * step))
     return photo(sheet)
 

@@ -117,10 +117,9 @@ def cluster_table(side: Side, look: Look) -> Table:
 
 def nearest(look: Look, cluster: int) -> list[tuple[int, float]]:
     """The clusters that get most of the probability where this one wins."""
-    row = look.given[cluster].copy()
-    row[cluster] = 0
-    order = np.argsort(-row, kind="stable")[:NEAREST].tolist()
-    return [(other, float(row[other])) for other in order if row[other] > 0]
+    row = look.given[[cluster]].tocoo()
+    found = sorted(zip((-row.data).tolist(), row.col.tolist(), strict=True))
+    return [(other, -less) for less, other in found if other != cluster and less < 0][:NEAREST]
 
 
 def scores(sides: Sequence[Side]) -> Iterator[Table]:
