@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
+import tracemalloc
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +32,11 @@ from iddc.segmenter import Segmenter
 
 rasterio = pytest.importorskip("rasterio", reason="the extra `geo` is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
-"""rasterio 1.4 uses affine 3 in the old way."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Dataset has no geotransform"),
+]
+"""rasterio 1.4 uses affine 3 in the old way; and what the tests themselves open has no place."""
 CLASSES = Labels.numbered(3).classes
 PLACE = rasterio.Affine(10, 0, 500_000, 0, -10, 5_200_000)
 """The corner of a raster in UTM, with pixels of 10 m."""
@@ -155,6 +165,270 @@ def test_what_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
         segmented(source)
     with pytest.raises(UnreadableImage, match="complex64"):
         segmented(write(tmp_path / "c.tif", np.zeros((1, 5, 5), np.complex64)))
+
+
+# Hostile and odd files
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    """A server that nobody may call."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def address(server: socket.socket) -> str:
+    return f"/vsicurl/http://127.0.0.1:{server.getsockname()[1]}/a.tif"
+
+
+def vrt(path: str) -> str:
+    source = f"<SourceFilename>{path}</SourceFilename><SourceBand>1</SourceBand>"
+    band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource>'
+    size = 'rasterXSize="50" rasterYSize="40"'
+    return f"<VRTDataset {size}>{band}</VRTRasterBand></VRTDataset>"
+
+
+def test_a_raster_that_names_an_address_as_its_overview_is_refused_before_it_is_called(
+    listening: socket.socket, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.tif", np.zeros((3, 2000, 2000), np.uint16))
+    for domain in ("OVERVIEWS", "overviews"):
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(ns=domain, OVERVIEW_FILE=address(listening))
+        with pytest.raises(UnreadableImage, match="names another file"):
+            segmented(path)
+
+
+def test_files_beside_a_raster_lead_nowhere_and_change_nothing(
+    listening: socket.socket, tmp_path: Path
+) -> None:
+    bands = noise(3, 1500, 20).astype(np.uint16)
+    with segmented(write(tmp_path / "a.tif", bands)) as found:
+        expected = found.read(1)
+    overview = f'<MDI key="OVERVIEW_FILE">{address(listening)}</MDI>'
+    domain = f'<Metadata domain="OVERVIEWS">{overview}</Metadata>'
+    no_data = '<PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand>'
+    beside = tmp_path / "a.tif.aux.xml"
+    beside.write_text(f"<PAMDataset><SRS>EPSG:4326</SRS>{domain}{no_data}</PAMDataset>")
+    for suffix in (".ovr", ".msk"):
+        (tmp_path / f"a.tif{suffix}").write_text(vrt(address(listening)))
+    before = sorted(tmp_path.iterdir())
+    with segmented(tmp_path / "a.tif") as found:
+        np.testing.assert_array_equal(found.read(1), expected)
+        assert found.crs.to_epsg() == 32632
+    assert sorted(tmp_path.iterdir()) == before
+    assert [path.name for path in (tmp_path / "result").iterdir()] == ["a.tif"]
+
+
+def test_an_xml_that_lists_rasters_is_no_geotiff(listening: socket.socket, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    service = f"<ServerUrl>{address(listening)[9:]}</ServerUrl>"
+    for text in (vrt(address(listening)), f"<GDAL_WMS><Service>{service}</Service></GDAL_WMS>"):
+        path.write_text(text)
+        with pytest.raises(UnreadableImage, match="as a GeoTIFF"):
+            segmented(path)
+
+
+def test_a_path_that_only_gdal_knows_is_no_file(listening: socket.socket, tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", noise(3, 20, 30))
+    os.mkfifo(tmp_path / "pipe.tif")
+    places = [address(listening), f"/vsisubfile/0_9,{tmp_path}/a.tif", "/vsistdin/a.tif"]
+    for place in [*places, f"GTIFF_DIR:1:{tmp_path}/a.tif", "/dev/zero", f"{tmp_path}/pipe.tif"]:
+        with pytest.raises(UnreadableImage, match="no regular file"):
+            geo.segment_raster(Path(place), tmp_path / "b.tif", brightness, CLASSES, 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["-rf %03d.tif", "GTIFF_DIR:1:b.tif", "zip:a.tif", "a?b#c.tif", "a\n\x1b[31m.tif"]
+)
+def test_the_name_of_a_raster_is_a_name_for_gdal(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bands = noise(3, 20, 30)
+    write(tmp_path / "a.tif", bands).rename(name)
+    write(tmp_path / "b.tif", bands[:, :9])
+    geo.segment_raster(Path(name), tmp_path / "c.tif", brightness, CLASSES, 32)
+    with rasterio.open(tmp_path / "c.tif") as found:
+        np.testing.assert_array_equal(found.read(1), bands.astype(int).sum(axis=0) // 256)
+
+
+def test_a_name_that_is_no_utf_8_is_unreadable(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", noise(3, 20, 30)).rename(tmp_path / os.fsdecode(b"\xff.tif"))
+    with pytest.raises(UnreadableImage, match="utf-8"):
+        geo.segment_raster(path, tmp_path / "b.tif", brightness, CLASSES, 32)
+
+
+def claiming(path: Path, side: int, tile: int) -> Path:
+    """A raster without a pixel in the file: GDAL takes missing tiles for zeros."""
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "height": side, "width": side}
+    tiles = {"tiled": True, "blockxsize": tile, "blockysize": tile, "interleave": "pixel"}
+    with rasterio.open(path, "w", **profile, **tiles, compress="deflate", SPARSE_OK=True):
+        pass
+    return path
+
+
+def test_a_raster_that_claims_more_than_its_bytes_can_hold_takes_no_time_and_no_memory(
+    tmp_path: Path,
+) -> None:
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="claims 1,000,000 megapixels"):
+        segmented(claiming(tmp_path / "a.tif", 1_000_000, 16384))
+    with pytest.raises(UnreadableImage, match="its tiles have more than 67 million values"):
+        segmented(claiming(tmp_path / "b.tif", 16384, 8192))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6
+    assert not any((tmp_path / "result").iterdir())
+
+
+def test_tiles_are_counted_one_by_one() -> None:
+    assert next(iter(geo._tiles(2**31 - 1, 2**31 - 1, 192)))[0] == ((0, 184), (0, 184))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int64"])
+def test_numbers_as_large_as_their_type_allows_are_stretched(kind: str, tmp_path: Path) -> None:
+    limits = np.finfo(kind) if kind[0] == "f" else np.iinfo(kind)
+    bands = np.array([limits.min, limits.max] * 200, kind).reshape(1, 20, 20)
+    seen = []
+
+    def keep(image: Image.Image) -> np.ndarray:
+        seen.append(np.asarray(image))
+        return np.zeros(image.size[::-1], np.uint8)
+
+    segmented(write(tmp_path / "a.tif", bands), keep).close()
+    assert np.unique(seen[0]).tolist() == [0, 255]
+
+
+def test_pixels_that_are_infinite_are_the_lightest_or_the_darkest(tmp_path: Path) -> None:
+    bands = np.linspace(0, 1, 400, dtype=np.float32).reshape(1, 20, 20)
+    bands[0, 0, :2] = np.inf, -np.inf
+    with segmented(write(tmp_path / "a.tif", bands)) as found:
+        assert found.read(1)[0, :2].tolist() == [2, 0]
+
+
+def test_indices_of_colours_are_seen_as_these(tmp_path: Path) -> None:
+    bands = noise(1, 20, 30) % 2
+    path = write(tmp_path / "a.tif", bands, photometric="palette")
+    with rasterio.open(path, "r+") as raster:
+        raster.write_colormap(1, {0: (255, 255, 255, 255), 1: (9, 9, 9, 255)})
+    with segmented(path) as found:
+        np.testing.assert_array_equal(found.read(1), np.where(bands[0] == 0, 2, 0))
+
+
+@pytest.mark.parametrize("turned", [(7, 3, 0, 3, -7, 0), (0, 0, 0, 0, 0, 0.5)])
+def test_an_odd_transform_is_kept(turned: tuple[float, ...], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", noise(3, 20, 30))
+    with rasterio.open(path, "r+") as raster:
+        raster.transform = rasterio.Affine(*turned)
+    with segmented(path) as found:
+        assert found.transform[:6] == turned
+
+
+def unplaced(path: Path) -> Path:
+    bands = noise(3, 20, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(path, bands).unlink()
+        profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "height": 20, "width": 30}
+        with rasterio.open(path, "w", **profile) as raster:
+            raster.write(bands)
+    return path
+
+
+def test_a_raster_without_a_place_gives_one_without_a_word(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = unplaced(tmp_path / "a.tif")
+    geo.segment_raster(path, tmp_path / "b.tif", brightness, CLASSES, 32)
+    assert not [each for each in recwarn if "Georeferenced" in each.category.__name__]
+    with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "b.tif") as found:
+        assert found.crs is None
+        assert found.transform.is_identity
+
+
+def test_a_world_file_places_a_raster_and_a_damaged_one_makes_it_unreadable(
+    tmp_path: Path,
+) -> None:
+    path = unplaced(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text("10\n0\n0\n-10\n500005\n5199995\n")
+    with segmented(path) as found:
+        assert found.transform == PLACE
+    for text in ("10\n0\n", "x " * 6, "1" * 20_000):
+        (tmp_path / "a.tfw").write_text(text)
+        with pytest.raises(UnreadableImage, match=r"a\.tif"):
+            segmented(path)
+    (tmp_path / "a.tfw").unlink()
+    os.mkfifo(tmp_path / "a.tfw")
+    with pytest.raises(UnreadableImage, match="regular"):
+        segmented(path)
+
+
+def test_control_points_are_kept(tmp_path: Path) -> None:
+    path = unplaced(tmp_path / "a.tif")
+    point = pytest.importorskip("rasterio.control").GroundControlPoint
+    points = [point(*place) for place in [(0, 0, 1, 2), (9, 9, 3, 4)]]
+    with rasterio.open(path, "r+") as raster:
+        raster.gcps = points, "EPSG:4326"
+    with segmented(path) as found:
+        kept, crs = found.gcps
+    assert [(point.row, point.col, point.x, point.y) for point in kept] == [
+        (0, 0, 1, 2),
+        (9, 9, 3, 4),
+    ]
+    assert crs.to_epsg() == 4326
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_raster_is_read_or_unreadable_and_nothing_else(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    path = write(tmp_path / "a.tif", noise(3, 60, 50), compress="deflate")
+    data = bytearray(path.read_bytes())
+    for place in rng.integers(0, 600 if seed % 2 else len(data), 4):
+        data[place] = rng.integers(0, 256)
+    path.write_bytes(data)
+    with suppress(UnreadableImage):
+        segmented(path).close()
+    left = {file.name for file in (tmp_path / "result").iterdir()}
+    assert left <= {"a.tif"}
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from iddc import geo
+from iddc.errors import SetupError
+from iddc.masks import Labels
+source, target, room = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(room),) * 2)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def classify(image):
+    return (np.asarray(image)[..., 0] % 3).astype(np.uint8)
+try:
+    geo.segment_raster(Path(source), Path(target), classify, Labels.numbered(3).classes, 192)
+except SetupError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("room", [100, 10_000, 30_000])
+def test_a_disk_that_is_full_when_gdal_closes_the_file_leaves_none(
+    room: int, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "a.tif", noise(3, 400, 500))
+    target = tmp_path / "result" / "b.tif"
+    command = [sys.executable, "-c", FULL, str(source), str(target), str(room)]
+    end = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert end.returncode == 1
+    assert f"Cannot write {target}: " in end.stderr
+    assert "Traceback" not in end.stderr
+    assert not any(target.parent.iterdir())
+    subprocess.run([*command[:-1], "1000000"], check=True)
+    assert target.exists()
 
 
 def test_without_the_extra_it_is_said_how_to_install_it(
