@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -64,9 +65,11 @@ class Analyze(Limited):
             print(f"pairs of annotated classes cross at {found.crossing:.2f}")
         if not drawn:
             print("no picture: it needs matplotlib, pip install 'iddc[plots]'")
-        options = " ".join(
-            f"--objective.{sign}-threshold {found.threshold}" for sign in ("positive", "negative")
-        )
+        words: list[object] = ["iddc", "train", self.images]
+        words += ["--num-clusters", experiment.num_clusters]
+        words += ["--backbone", experiment.backbone]
+        for sign in ("positive", "negative"):
+            words += [f"--objective.{sign}-threshold", found.threshold]
         name = "affinities.png" if drawn else "affinities.json"
-        print(f"{self.out / name}    next: iddc train {self.images} {options} --out RUN")
+        print(f"{self.out / name}    next: {shlex.join(map(str, words))} --out RUN")
         return 0

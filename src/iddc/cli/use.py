@@ -63,9 +63,10 @@ class Predict(Limited):
     """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
     overlap: Annotated[int | None, ModelsOwn] = None
     """How many pixels neighbouring windows share."""
-    refine: Annotated[RefineName | None, arg(help_behavior_hint="(default: the model's own)")] = (
-        None
-    )
+    refine: Annotated[
+        RefineName | None,
+        arg(metavar="{none,fast,crf}", help_behavior_hint="(default: the model's own)"),
+    ] = None
     """Make masks follow edges: fast, or crf, which needs the extra `crf`."""
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset({"device", "max_unreadable"})

@@ -86,7 +86,7 @@ def _write_potsdam(root: Path, split: str, index: int, image: Pixels, ids: Ids) 
         ("gt", "gt", ids.astype(np.int32)),
     ):
         (root / folder).mkdir(exist_ok=True)
-        savemat(root / folder / f"{stem}.mat", {variable: array})  # type: ignore[no-untyped-call]
+        savemat(root / folder / f"{stem}.mat", {variable: array})
     with (root / potsdam.LISTS[split]).open("w" if index == 0 else "a") as file:
         file.write(f"{stem}\n")
 

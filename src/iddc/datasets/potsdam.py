@@ -39,7 +39,7 @@ class MatFile(ImageFile):
 
         try:
             with super().open() as stream:
-                array = loadmat(stream)[self.variable]  # type: ignore[no-untyped-call]
+                array = loadmat(stream)[self.variable]
             image = Image.fromarray(array[..., :3] if array.ndim == 3 else array.astype(np.uint16))
         except Exception as error:  # damaged files make scipy raise almost anything
             raise UnreadableImage(

@@ -110,7 +110,7 @@ function show(found) {
 
 function percent(share) {
   if (share === 0) return "in no sample";
-  return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+  return share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
 }
 
 function listed(clusters) {
