@@ -165,8 +165,8 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(
 @pytest.mark.parametrize(
     ("place", "call", "micro_batch_size"),
     [
-        ("iddc.training.gradients._logits", 1, 64),
-        ("iddc.training.gradients._logits", 2, 4),
+        ("iddc.training.gradients.compared_logits", 1, 64),
+        ("iddc.training.gradients.compared_logits", 2, 4),
         ("torch.autograd.backward", 1, 64),
         ("torch.autograd.backward", 2, 4),
     ],

@@ -13,7 +13,7 @@ from iddc.config import Experiment
 from iddc.network import Network, build_network
 from iddc.schedules import Plan
 from iddc.training.distributed import Processes
-from iddc.training.gradients import embed_crops
+from iddc.training.gradients import compared_logits, embed_crops
 from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views, draw_places
 
@@ -79,17 +79,18 @@ def head_part(inputs: Inputs, case: Case) -> Part:
 
     def plain() -> list[Tensor]:
         logits = [
-            network.logits_from(rows).flatten(2)[:, :, here]
-            for rows, here in zip(features, places, strict=True)
+            network.logits_from(crops).flatten(2)[:, :, here]
+            for crops, here in zip(features, places, strict=True)
         ]
         return [*torch.autograd.grad(torch.stack(logits), weights, gradient)]
 
+    # As training has them: the first and the second crop of each image in turn.
+    rows, row_gradient = (both.transpose(0, 1).flatten(0, 1) for both in (features, gradient))
+    compared = places if experiment.training.patches else None
+
     def ours() -> list[Tensor]:
-        if experiment.training.patches:
-            logits = torch.cat([*map(network.logits_at, features, places)])
-        else:
-            logits = network.logits_from(features.flatten(0, 1)).flatten(2)
-        return [*torch.autograd.grad(logits, weights, gradient.flatten(0, 1))]
+        logits = compared_logits(network, rows, compared)
+        return [*torch.autograd.grad(logits, weights, row_gradient)]
 
     return Part(
         name=f"head, {case.name}",

@@ -90,7 +90,7 @@ def backpropagate(
         with torch.set_grad_enabled(keep and train_backbone):
             features = [embed(chunk) for chunk in chunks]
         with torch.set_grad_enabled(keep):
-            logits = [_logits(network, part, places) for part in features]
+            logits = [compared_logits(network, part, places) for part in features]
         graph[:] = logits if keep else []
         return torch.cat([part.detach() for part in features]), torch.cat(logits).detach()
 
@@ -104,7 +104,7 @@ def backpropagate(
         pairs = (torch.split(maps, 2 * at_once) for maps in (features, own))
         for chunk, part, rows in zip(torch.split(images, at_once), *pairs, strict=True):
             inner = embed(chunk) if train_backbone else part
-            torch.autograd.backward(_logits(network, inner, places), rows)
+            torch.autograd.backward(compared_logits(network, inner, places), rows)
 
     (features, logits), at_once = in_memory(forward, micro_batch_size, len(images), note)
 
@@ -145,12 +145,14 @@ def embed_crops(
         return torch.cat([network.embed(part).float() for part in parts])
 
 
-def _logits(
+def compared_logits(
     network: Network, features: Float[Tensor, "b2 d h w"], places: Int64[Tensor, "2 m"] | None
 ) -> Float[Tensor, "b2 k m"]:
     """The logits of the patches that the loss compares; rows are first and second crops in turn."""
     if places is None:
-        return network.logits_from(features).flatten(2)
+        # A CPU's cache holds what the head computes for some crops, not for all of them.
+        parts = torch.split(features, CPU_CROPS) if features.device.type == "cpu" else [features]
+        return torch.cat([network.logits_from(part).flatten(2) for part in parts])
     here = places.to(features.device)
     crops = [network.logits_at(features[crop::2], here[crop]) for crop in (0, 1)]
     return torch.stack(crops, dim=1).flatten(0, 1)
