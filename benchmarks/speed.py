@@ -168,7 +168,7 @@ def ways(
     network = build_network(experiment).to(inputs.device).eval()
     side = experiment.views.crop_size
     images = torch.randint(0, 256, (COMPILED_CROPS, 3, side, side), dtype=torch.uint8)
-    images = images.to(inputs.device)
+    images = images.to(inputs.device, memory_format=torch.channels_last)  # as training has them
     with torch.no_grad():
         features = network.embed(images)
     weights = list(network.head.parameters())
