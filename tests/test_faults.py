@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,15 @@ def process(
 
     def work() -> None:
         sys.stdout = sys.stderr = notes[0].open("w")
-        changes, busy = 0, False
+        counter, changes, busy = count(1), 0, False
 
         def hear(event: str, args: tuple[Any, ...]) -> None:
             nonlocal changes, busy
             writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
             if busy or not (writes or event in CHANGES) or not str(args[0]).startswith(str(out)):
                 return
-            changes += 1
-            if changes == at:
+            changes = number = next(counter)  # in one step: threads write too
+            if number == at:
                 busy = True
                 strike()
                 busy = False
@@ -165,11 +166,11 @@ def process(
     child.join(after or 120)
     child.kill()
     child.join()
-    count = int(notes[1].read_text()) if notes[1].exists() else 0
+    heard = int(notes[1].read_text()) if notes[1].exists() else 0
     said = notes[0].read_text() if notes[0].exists() else ""
     for note in notes:
         note.unlink(missing_ok=True)
-    return End(child.exitcode, said, count)
+    return End(child.exitcode, said, heard)
 
 
 def damaged(folder: Path) -> list[str]:
