@@ -251,6 +251,11 @@ def test_without_images_those_of_the_run_are_taken(
     config.write_text(f"format_version: 1\niddc: '0'\nimages: {{source: '{photos}'}}\n")
     assert exported(run, out, "--check") == 0
     assert "2 images" in capsys.readouterr().out
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "images").symlink_to(photos)
+    source = f"folder:{tmp_path / 'data'}"
+    config.write_text(f"format_version: 1\niddc: '0'\nimages: {{source: '{source}'}}\n")
+    assert exported(run, out, "--check") == 0
     config.write_text(f"format_version: 1\niddc: '0'\nimages: {{source: '{photos}-gone'}}\n")
     assert exported(run, out, "--check") == 3
     assert f"{photos}-gone" in capsys.readouterr().err

@@ -15,7 +15,6 @@ from iddc.cli.options import Command, RunPath
 from iddc.config import ExportFormat
 from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage
 from iddc.runs import Run, disk_errors, write_atomic
-from iddc.runs.configfile import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,14 +49,14 @@ class Export(Command):
 
     def __call__(self) -> int:
         """Export."""
-        run = Run.open(self.run).path
+        run = Run.open(self.run)
         _check_suffix(self.out, self.to)
 
         from iddc import export
         from iddc.segmenter import Segmenter
 
-        segmenter = Segmenter.load(run, "cpu")
-        chosen = None if self.check is None else _choose(self.check or _images_of(run))
+        segmenter = Segmenter.load(run.path, "cpu")
+        chosen = None if self.check is None else _choose(run, self.check)
         data = export.export(segmenter, self.to)
         if chosen is not None:
             found = export.check(segmenter, data, self.to, _opened(chosen))
@@ -88,24 +87,20 @@ def _check_suffix(out: Path, to: ExportFormat) -> None:
         raise ConfigError(f"--out: a file for {to} ends in {suffix}, found {out.name!r}.")
 
 
-def _images_of(run: Path) -> tuple[Path]:
-    """Where the images of a run come from, if they are still there."""
-    record = read_record(run / "config.yaml") if (run / "config.yaml").is_file() else {}
-    images = record.get("images")
-    source = images.get("source") if isinstance(images, dict) else None
-    if not isinstance(source, str) or not Path(source).exists():
-        raise DataError(
-            f"The images of {run} are not here any more{f' ({source})' if source else ''}. Give "
-            "others: --check IMAGES."
-        )
-    return (Path(source),)
-
-
-def _choose(sources: Sequence[Path]) -> list[ImageFile]:
-    """Some images of all, evenly spread."""
+def _choose(run: Run, given: Sequence[Path]) -> list[ImageFile]:
+    """Some of the images, evenly spread; without any, of those the run was trained on."""
+    from iddc.datasets.samples import find_samples, recorded_source
     from iddc.images import find_images
 
-    files = [file for source in sources for file in find_images(source).files]
+    if given:
+        files = [file for source in given for file in find_images(source).files]
+    else:
+        found, why = find_samples(run, None)
+        if why:
+            source, _ = recorded_source(run)
+            place = f" Looked for {source}." if source else ""
+            raise DataError(f"{why}{place} Give others: --check IMAGES.")
+        files = [*found]
     return files[:: max(1, len(files) // NUM_CHECKED)]
 
 

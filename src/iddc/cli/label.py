@@ -128,9 +128,9 @@ class Label(Informing):
 
 def _samples(run: Run, images: Path | None) -> Sequence[Sample]:
     """Some of the images that were given, or of the run's, as its model sees them."""
+    from iddc.datasets.samples import find_samples
     from iddc.labelling.samples import predict_samples
     from iddc.progress import Progress
-    from iddc.report.sides import find_samples
     from iddc.segmenter import Segmenter
 
     files, reason = find_samples(run, images)

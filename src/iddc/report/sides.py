@@ -14,14 +14,11 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from iddc.config import Experiment
-from iddc.datasets import DATASETS, train_images
-from iddc.errors import DataError
-from iddc.images import ImageFile, find_images
+from iddc.datasets.samples import recorded_source
 from iddc.masks import Labels, palette
 from iddc.metrics import UNMATCHED, Confusion
 from iddc.report.look import Look
 from iddc.runs import Run, read_text
-from iddc.runs.configfile import read_record
 from iddc.segmenter import Segmenter
 
 _METHODS = {"centroids": "k-means", "codes": "STEGO"}
@@ -120,7 +117,7 @@ def open_side(
         versions = json.loads(_text(run.path / "versions.json"))
     except ValueError:
         versions = None
-    source, limit = _source(run)
+    source, limit = recorded_source(run)
     # Reports are shown to others: of a path, its last part is enough.
     backbone = re.sub("[^=]*/", "", segmenter.experiment.backbone)
     origin = Path(source).name or "images that are not recorded"
@@ -161,39 +158,6 @@ def _log(text: str) -> Iterator[dict[str, Any]]:
                 for key, value in record.items()
                 if isinstance(value, int | float) and abs(value) < _HUGE
             }
-
-
-def find_samples(run: Run, images: Path | None) -> tuple[Sequence[ImageFile], str]:
-    """The images to look at: those given, or those of the training. If none: why, in a sentence.
-
-    Raises:
-        DataError: The given ones cannot be found.
-    """
-    if images:
-        return find_images(images).files, ""
-    source, limit = _source(run)
-    if not source:
-        return (), "The run does not say which images it was trained on."
-    dataset, _, root = source.partition(":")
-    try:
-        if dataset in DATASETS:
-            return train_images(dataset, Path(root))[:limit], ""
-        return find_images(Path(source), limit=limit).files, ""
-    except DataError:
-        return (), "The images of the training are no longer where they were."
-
-
-def _source(run: Run) -> tuple[str, int | None]:
-    """What config.yaml says of the images: where they are, and how many of them were used."""
-    path = run.path / "config.yaml"
-    record = read_record(path).get("images") if path.exists() else None
-    if not isinstance(record, dict):
-        return "", None
-    source, limit = record.get("source"), record.get("limit")
-    return (
-        source if isinstance(source, str) else "",
-        limit if isinstance(limit, int) else None,
-    )
 
 
 @dataclass(frozen=True)

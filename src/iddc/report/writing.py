@@ -13,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from iddc import __version__
+from iddc.datasets.samples import find_samples
 from iddc.progress import Progress
 from iddc.report import drawings, gallery, tables
 from iddc.report.look import look_at
-from iddc.report.sides import Match, Side, colours_of_partners, find_samples, match, open_side
+from iddc.report.sides import Match, Side, colours_of_partners, match, open_side
 from iddc.runs import Run, write_atomic
 from iddc.segmenter import Segmenter
 
