@@ -152,6 +152,8 @@ def process(
                 busy = False
 
         sys.addaudithook(hear)
+        # As in a terminal: what a shell starts in the background begins with Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["iddc", *argv]
         first()
         try:

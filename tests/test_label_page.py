@@ -809,6 +809,7 @@ def test_the_second_of_two_browsers_is_told_and_loses_only_its_last_edit(
         page.keys("\n")
         page.wait("!$('problem').hidden")
         assert "not saved" in page.one("#problem").text
+        page.wait("state.names[0] === 'sky'")
         assert page.row(0, ".name").get_property("value") == "sky"
         assert page.row(1, ".name").get_property("value") == ""
         page.name(1, "sea")
