@@ -163,6 +163,9 @@ def records(draw: st.DrawFn, model: type[BaseModel]) -> dict[str, Any]:
         values = [record[group].get(name, defaults[group][name]) for name in (low, high)]
         record[group] |= dict(zip((low, high), sorted(values), strict=True))
         assume(values[0] != values[1] and record[group].get("window") != 0)
+    terms = ("positive_weight", "negative_weight", "regularizer_weight")
+    given = record.get("objective", {})
+    assume(any(given.get(name, 1) for name in terms))
     return record
 
 

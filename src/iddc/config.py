@@ -136,11 +136,11 @@ class ObjectiveConfig(Frozen):
     """The crops over which p_c is averaged. The release: first."""
     weibull_shape: float = Field(0.3, gt=0, lt=1)
     """k of Eq. (7). The paper gives no value; this is the release's."""
-    weibull_scale: float = Field(5.0, gt=0)
+    weibull_scale: float = Field(5.0, ge=1e-3)
     """The scale of the released Weibull density. Eq. (7) as printed has scale 1."""
-    weibull_divisor: float = Field(50.0, gt=0)
+    weibull_divisor: float = Field(50.0, ge=1e-3)
     """The release divides its Weibull term by this number."""
-    weibull_offset: float = Field(1e-6, gt=0)
+    weibull_offset: float = Field(1e-6, ge=1e-12)
     """Added to the argument of either Weibull form, so that an empty cluster stays finite."""
     log_offset: float = Field(1e-6, gt=0, lt=1)
     """The log penalty and the entropy see no argument below this, so that they stay finite."""

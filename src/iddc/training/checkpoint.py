@@ -77,7 +77,15 @@ def load_state(run: Run, files: str) -> State | None:
         state: State = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         refuse_newer(state, run.checkpoint)
         kept = state["files"]
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as e:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as e:
         raise DataError(
             f"{run.checkpoint} cannot be read. Delete it to train from the start."
         ) from e
