@@ -16,19 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from iddc import geo
-from iddc.backbones import untrained_backbone
 from iddc.cli import main
-from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.errors import SetupError, UnreadableImage
 from iddc.masks import Classes, Labels
-from iddc.network import Network
 from iddc.segmenter import Segmenter
+from tiny import tiny_segmenter
 
 rasterio = pytest.importorskip("rasterio", reason="the extra `geo` is not installed")
 
@@ -441,17 +438,8 @@ def test_without_the_extra_it_is_said_how_to_install_it(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    options: dict[str, int | float | bool | str] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    network = Network(untrained_backbone("vit_tiny_patch16_224", options=options), "linear", 3)
-    experiment = Experiment(
-        num_clusters=3,
-        views=ViewsConfig(short_side=32),
-        prediction=PredictionConfig(window=0, flip=False),
-        training=TrainingConfig(precision="fp32"),
-    )
     folder = tmp_path_factory.mktemp("run")
-    Segmenter.of(network, experiment).save(folder)
+    tiny_segmenter(3).save(folder)
     return folder
 
 

@@ -10,15 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from iddc.backbones import untrained_backbone
 from iddc.cli import main
-from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.masks import Collection
-from iddc.network import Network
-from iddc.segmenter import Segmenter
+from tiny import tiny_segmenter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -33,17 +29,8 @@ FILES_AT_WORK = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    options: dict[str, int | float | bool | str] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    network = Network(untrained_backbone("vit_tiny_patch16_224", options=options), "linear", 4)
-    experiment = Experiment(
-        num_clusters=4,
-        views=ViewsConfig(short_side=32),
-        prediction=PredictionConfig(window=0, flip=False),
-        training=TrainingConfig(precision="fp32"),
-    )
     folder = tmp_path_factory.mktemp("run")
-    Segmenter.of(network, experiment).save(folder)
+    tiny_segmenter(4).save(folder)
     return folder
 
 

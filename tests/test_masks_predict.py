@@ -17,16 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from iddc.backbones import untrained_backbone
 from iddc.cli import main
 from iddc.cli.use import MaskFormat
-from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
+from iddc.config import Experiment
 from iddc.images import find_images
 from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
-from iddc.network import Network
 from iddc.runs import Run
 from iddc.runs import files as run_files
 from iddc.segmenter import Segmenter
+from tiny import tiny_segmenter
 
 K = 4
 EVERY = list(FORMATS)
@@ -36,20 +35,13 @@ HTML = "<b>\"&'</b>"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of K clusters: cluster 0 has a hostile name, 3 never wins."""
-    torch.manual_seed(0)
-    options: dict[str, int | float | bool | str] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    network = Network(untrained_backbone("vit_tiny_patch16_224", options=options), "linear", K)
+    segmenter = tiny_segmenter(K)
+    head: Any = segmenter.network.head
     with torch.no_grad():
-        network.head.bias[:] = torch.tensor([0.0, 0.0, 0.0, -1e4])
-        network.head.weight *= 50
-    experiment = Experiment(
-        num_clusters=K,
-        views=ViewsConfig(short_side=32),
-        prediction=PredictionConfig(window=0, flip=False),
-        training=TrainingConfig(precision="fp32"),
-    )
+        head.bias[:] = torch.tensor([0.0, 0.0, 0.0, -1e4])
+        head.weight *= 50
     folder = tmp_path_factory.mktemp("run")
-    Segmenter.of(network, experiment).save(folder)
+    segmenter.save(folder)
     edit_labels(folder, K, lambda labels: labels.edit({0: HTML, 3: "never seen"}))
     return folder
 

@@ -11,16 +11,13 @@ from shutil import which
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from iddc import video
-from iddc.backbones import untrained_backbone
 from iddc.cli import main
-from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.errors import DataError, SetupError
-from iddc.network import Network
 from iddc.segmenter import Segmenter
+from tiny import tiny_segmenter
 
 K = 3
 FRAMES = [np.full((20 + 2 * index, 28, 3), 40 * index, np.uint8) for index in range(5)]
@@ -63,17 +60,8 @@ def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    options: dict[str, int | float | bool | str] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    network = Network(untrained_backbone("vit_tiny_patch16_224", options=options), "linear", K)
-    experiment = Experiment(
-        num_clusters=K,
-        views=ViewsConfig(short_side=32),
-        prediction=PredictionConfig(window=0, flip=False),
-        training=TrainingConfig(precision="fp32"),
-    )
     folder = tmp_path_factory.mktemp("run")
-    Segmenter.of(network, experiment).save(folder)
+    tiny_segmenter(K).save(folder)
     return folder
 
 
