@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -44,6 +44,8 @@ SPLIT = "val"
 _TRIAL = 4
 """Images of the step by which the time is guessed."""
 
+K = TypeVar("K")
+Q = TypeVar("Q")
 Fit = Callable[..., Segmenter]
 FITTERS: dict[Method, Fit] = {"iddc": fit, "kmeans": fit_kmeans, "stego": fit_stego}
 
@@ -89,10 +91,7 @@ class Bench:
     def _kept(self, experiment: Experiment) -> Kept:
         key = experiment.model_dump_json(include={"backbone", "views", "seed"})
         key += experiment.training.precision
-        if key not in self.kept:
-            self.kept.clear()
-            self.kept[key] = {}
-        return self.kept[key]
+        return only(self.kept, key)
 
     def score(self, job: Job, run: Run) -> dict[str, Any]:
         """The scores of a run, from its folder if they are there.
@@ -140,10 +139,7 @@ class Bench:
             weights = blake2b(training.precision.encode())
             for tensor in network.backbone.state_dict().values():
                 weights.update(tensor.contiguous().cpu().numpy().data)
-            if weights.digest() not in self.seen:
-                self.seen.clear()
-                self.seen[weights.digest()] = {}
-            remember(network.backbone, self.seen[weights.digest()])
+            remember(network.backbone, only(self.seen, weights.digest()))
         return segmenter
 
     def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
@@ -174,6 +170,14 @@ class Bench:
             epochs *= 1 + 2 * (training.backbone_until - training.backbone_from)
         size = min(training.batch_size, len(self.files))
         return plan.steps_per_epoch * epochs * size / number
+
+
+def only(cache: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
+    """What is kept under a key; what was kept under others is let go."""
+    if key not in cache:
+        cache.clear()
+        cache[key] = {}
+    return cache[key]
 
 
 def remember(backbone: nn.Module, seen: dict[bytes, Tensor]) -> None:
