@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from iddc.backbones import not_numbers, resolve
+from iddc.backbones import not_numbers, resolve, without_memory
 from iddc.config import Experiment, Frozen, PredictionConfig, Runtime
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError, DataError
@@ -453,7 +453,7 @@ def _rebuilt(spec: dict[str, Any], path: Path) -> Network:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read: {error}. Copy it again.") from error
-    with torch.device("meta"):  # without memory: a foreign description may claim any size
+    with without_memory():
         wanted = Network.from_spec(spec).state_dict()
     wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     wrong += [f"{name} is unknown" for name in found.keys() - wanted.keys()]

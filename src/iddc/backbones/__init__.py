@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from iddc.backbones.architecture import (
@@ -24,6 +23,7 @@ from iddc.backbones.architecture import (
     build_backbone,
     reduced_backbone,
     untrained_backbone,
+    without_memory,
 )
 from iddc.backbones.known import (
     BACKBONES,
@@ -53,6 +53,7 @@ __all__ = [
     "resolve",
     "save_backbone",
     "untrained_backbone",
+    "without_memory",
 ]
 
 _TENSORS = "backbone.safetensors"
@@ -147,7 +148,7 @@ def _load_folder(folder: Path) -> Backbone:
     except (ValueError, AttributeError, KeyError, TypeError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not a description written by `iddc pretrain`.") from error
     state, source = read_weights(folder / _TENSORS), str(folder / _TENSORS)
-    with torch.device("meta"):  # without memory: a foreign description may claim any size
+    with without_memory():
         blank = build_backbone(architecture)
     state = fitting_weights(blank, state, source)
     backbone = build_backbone(architecture)

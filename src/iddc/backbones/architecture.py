@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -228,6 +229,15 @@ def build_backbone(architecture: Architecture) -> Backbone:
             f"timm {timm.__version__} cannot build {architecture.timm_name}, which this model "
             f"needs. Install the timm it was made with. ({type(error).__name__}: {error})"
         ) from error
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks built here have only shapes: a foreign description may claim any size."""
+    import timm  # noqa: F401  # the import computes with PyTorch 2.6, which shapes alone cannot
+
+    with torch.device("meta"):
+        yield
 
 
 def reduced_backbone(
