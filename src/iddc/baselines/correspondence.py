@@ -76,7 +76,7 @@ def correspondence_loss(
         attraction = attraction - affinity.mean(dim=2, keepdim=True).detach()
     if centering == "released":
         attraction = attraction + affinity.mean().detach()
-    return -(attraction * likeness.clamp(min=0)).mean()
+    return -(attraction * likeness.relu()).mean()
 
 
 def probe_loss(cosines: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
