@@ -32,7 +32,11 @@ RULES = [
     *(PairRule(True, 0.1, w, h, 0.2) for w, h in product(("affinity", "off"), PENALTIES)),
     *(PairRule(False, 0.3, w, h, 0.2) for w, h in product(get_args(NegativeAffinity), PENALTIES)),
 ]
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+    # of numpy, for the interpreter of Triton 3.2
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
 
 
 @pytest.fixture

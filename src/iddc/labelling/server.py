@@ -5,8 +5,7 @@ which state of the labels it was made from, and is refused if that is no longer 
 that of two browsers, or a browser and a command line, none takes the other's names away.
 """
 
-from __future__ import annotations
-
+# No postponed annotations: FastAPI reads the types of routes, which wrappers hide as text.
 import json
 import secrets
 import socket
