@@ -6,12 +6,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -324,6 +325,56 @@ def test_any_bytes_are_answered(fuzzed: Client, body: bytes) -> None:
     assert fuzzed.raw(f"/{TOKEN}/edit", body)[0] == 422
 
 
+LINES = st.sampled_from(
+    [
+        b"GET /token/labels HTTP/1.1",
+        b"GET /token/labels HTTP/9.9",
+        b"GET http://127.0.0.1/token/labels HTTP/1.1",
+        b"GET //token//labels HTTP/1.1",
+        b"GET /token/%2e%2e%2fmodel.json HTTP/1.1",
+        b"POST /token/edit HTTP/1.1",
+        b"POST /token/undo HTTP/1.1",
+        b"CONNECT elsewhere:80 HTTP/1.1",
+        b"Host: 127.0.0.1",
+        b"Host: elsewhere",
+        b"Content-Length: 5",
+        b"Content-Length: -1",
+        b"Content-Length: " + b"9" * 30,
+        b"Transfer-Encoding: chunked",
+        b"Upgrade: websocket",
+        b"Connection: close",
+        b" folded",
+        b"A: " + b"a" * 70_000,
+        b"",
+        b"5",
+        b"ffffffffffffffff",
+        b"{}",
+        b"\0\xff",
+    ]
+)
+BYTES = st.lists(LINES | st.binary(max_size=12), max_size=8).map(b"\r\n".join) | st.binary()
+
+
+@settings(max_examples=150)
+@given(sent=BYTES, waits=st.booleans())
+def test_what_is_no_request_harms_nothing(
+    fuzzed: Client, fuzzed_run: Path, sent: bytes, waits: bool
+) -> None:
+    before = read_labels(fuzzed_run, K)
+    with closing(socket.create_connection(("127.0.0.1", fuzzed.port), timeout=30)) as connection:
+        answer = b""
+        with suppress(ConnectionError):  # it may hang up while we talk
+            connection.sendall(sent)
+            if waits:
+                connection.shutdown(socket.SHUT_WR)
+                while part := connection.recv(65536):
+                    answer += part
+    assert not re.search(rb"^HTTP/1.1 5", answer, re.MULTILINE)
+    assert b"num_clusters" not in answer  # of model.json
+    assert fuzzed.ask("labels")[0] == 200
+    assert read_labels(fuzzed_run, K) == before
+
+
 @pytest.fixture(scope="module")
 def fuzzed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return empty_run(tmp_path_factory.mktemp("fuzzed") / "run")
@@ -381,6 +432,24 @@ def test_no_file_stays_open_after_requests(client: Client) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
         ask_all()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")
+def test_connections_that_stop_in_the_middle_cost_nobody_else(client: Client) -> None:
+    client.labels()
+    before = len(os.listdir("/proc/self/fd"))
+    head = b"POST /token/edit HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999\r\n\r\n{"
+    for cut in (0, 30, len(head)):
+        stopped = [socket.create_connection(("127.0.0.1", client.port)) for _ in range(50)]
+        for connection in stopped:
+            connection.sendall(head[:cut])
+        assert client.edit(names={0: f"after {cut}"})[0] == 200  # while all of them wait
+        for connection in stopped:
+            connection.close()
+    late = time.monotonic() + 20
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < late:
+        client.labels()
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
