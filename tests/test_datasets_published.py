@@ -8,9 +8,11 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from scipy.io import loadmat, savemat
 from torch import Tensor
 
 from iddc.config import DatasetName, Experiment, TrainingConfig
-from iddc.datasets import DATASETS, LabelledImages, Sample, open_dataset, train_images
+from iddc.datasets import DATASETS, LabelledImages, Sample, open_dataset, potsdam, train_images
 from iddc.datasets.cocostuff import read_list
 from iddc.datasets.fake import write_fake
 from iddc.datasets.published import FAKE, Published
@@ -448,6 +450,32 @@ def test_a_tile_is_read_in_red_green_and_blue(fakes: Path) -> None:
     stored = loadmat(fakes / "potsdam3/imgs/0.mat")["img"]
     assert stored.shape == (200, 200, 4)
     assert np.array_equal(np.asarray(open_image(tile)), stored[..., :3])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2), (1, 1)])
+def test_arrays_of_a_matlab_file_are_those_that_scipy_wrote(
+    shape: tuple[int, ...], kind: str, packed: bool, tmp_path: Path
+) -> None:
+    array = (np.arange(np.prod(shape)).reshape(shape) * 3).astype(kind)
+    arrays = {"a_longer_name": {"x": np.ones(3), "y": ["a", [1]]}, "text": "of no use", "gt": array}
+    savemat(tmp_path / "a.mat", arrays, do_compression=packed)
+    found = potsdam.read_matlab((tmp_path / "a.mat").read_bytes(), "gt")
+    assert found.dtype == array.dtype
+    assert np.array_equal(found, array)
+
+
+def test_a_matlab_file_of_a_machine_with_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack(">II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    values = np.array([[1, 258], [-3, 4]], ">i2")
+    parts = [(6, struct.pack(">II", 10, 0)), (5, struct.pack(">ii", 2, 2)), (1, b"gt")]
+    matrix = b"".join(element(*part) for part in [*parts, (3, values.tobytes("F"))])
+    data = b"MATLAB 5.0".ljust(124) + struct.pack(">HH", 0x0100, 0x4D49) + element(14, matrix)
+    assert np.array_equal(potsdam.read_matlab(data, "gt"), values)
+    assert np.array_equal(loadmat(BytesIO(data))["gt"], values)
 
 
 # Bad input
