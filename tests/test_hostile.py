@@ -158,6 +158,7 @@ PICKLES: dict[str, Callable[[Evil, Path], Any]] = {
     ),
     "plain": lambda evil, path: path.write_bytes(pickle.dumps(evil, 2)),
     "protocol 0": lambda evil, path: path.write_bytes(pickle.dumps(evil, 0)),
+    "an instruction without its number": lambda _, path: path.write_bytes(b"X"),
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from iddc.errors import DataError
+from iddc.errors import DataError, IddcError
 from iddc.images import ImageFile
 from iddc.runs import WRITTEN, Run, disk_errors, refuse_newer, write_atomic
 
@@ -77,15 +76,9 @@ def load_state(run: Run, files: str) -> State | None:
         state: State = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         refuse_newer(state, run.checkpoint)
         kept = state["files"]
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as e:
+    except IddcError:
+        raise
+    except Exception as e:  # a damaged archive raises many things
         raise DataError(
             f"{run.checkpoint} cannot be read. Delete it to train from the start."
         ) from e
