@@ -83,7 +83,7 @@ def test_no_more_images_are_opened_than_it_says(
     files = list(find_images(scenes / "train").files) * 20
     opened = []
     real = analysis.open_image
-    monkeypatch.setattr(analysis, "open_image", lambda file: (opened.append(file), real(file))[1])
+    monkeypatch.setattr(analysis, "open_image", lambda *args: (opened.append(args), real(*args))[1])
     analyze(files, experiment(), tmp_path, QUIET)
     assert len(opened) == IMAGES
 

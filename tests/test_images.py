@@ -576,6 +576,25 @@ def test_settings_of_pillow_and_warnings_are_put_back_after_threads(
     assert filters == list(warnings.filters)
 
 
+@pytest.mark.parametrize(
+    ("min_side", "size"),
+    [(0, (1600, 1200)), (700, (1600, 1200)), (600, (800, 600)), (200, (400, 300)), (9, (200, 150))],
+)
+def test_a_jpeg_much_larger_than_needed_comes_reduced(
+    min_side: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    down, across = np.mgrid[:1200, :1600] / 100
+    waves = [np.sin(down), np.cos(across), np.sin(down + across)]
+    whole = Image.fromarray((127.5 + 127.5 * np.stack(waves, axis=2)).astype(np.uint8))
+    whole.save(tmp_path / "a.jpg", quality=95)
+    whole.save(tmp_path / "a.png", compress_level=1)
+    found = open_image(tmp_path / "a.jpg", min_side)
+    assert found.size == size
+    expected = np.asarray(whole.resize(size, Image.Resampling.BOX), np.float32)
+    assert np.abs(np.asarray(found) - expected).mean() < 2
+    assert open_image(tmp_path / "a.png", min_side).size == (1600, 1200)
+
+
 def test_real_photos_open(shared_data: Path) -> None:
     found = find_images(shared_data / "camvid" / "val", limit=20)
     assert len(found.files) == 20

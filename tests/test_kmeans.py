@@ -22,8 +22,9 @@ from torch.nn.functional import normalize
 
 from iddc import clustering
 from iddc.backbones import Backbone, load_backbone
+from iddc.baselines import sampling
 from iddc.baselines.kmeans import fit_kmeans
-from iddc.baselines.sampling import sample_embeddings
+from iddc.baselines.sampling import pooled_embeddings, sample_embeddings
 from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import (
     Experiment,
@@ -34,7 +35,7 @@ from iddc.config import (
     ViewsConfig,
 )
 from iddc.errors import DataError, NumericError
-from iddc.images import ImageFile, Skipped, find_images
+from iddc.images import ImageFile, Skipped, find_images, open_image
 from iddc.network import Centroids, Network, build_network
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
@@ -361,6 +362,22 @@ def test_an_image_with_fewer_patches_than_its_share_gives_them_all(
     photos: list[ImageFile], backbone: Backbone
 ) -> None:
     assert len(sample(photos[:2], backbone, 10_000)) == 2 * 6 * 16
+
+
+def test_large_images_are_opened_at_the_size_that_is_used(
+    photos: list[ImageFile], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def opened(file: ImageFile, min_side: int) -> Image.Image:
+        asked.append(min_side)
+        return open_image(file, min_side)
+
+    monkeypatch.setattr(sampling, "open_image", opened)
+    experiment = tiny().model_copy(update={"views": ViewsConfig(short_side=64, crop_size=32)})
+    sample_embeddings(photos[:1], backbone, experiment, QUIET, max_vectors=9)
+    pooled_embeddings(photos[:1], backbone, experiment, QUIET, check=lambda: None)
+    assert asked == [64, 32]
 
 
 def test_images_without_a_share_are_not_opened(backbone: Backbone, tmp_path: Path) -> None:

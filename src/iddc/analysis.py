@@ -101,7 +101,7 @@ def analyze(
     look = _Look(backbone, experiment, rng)
 
     def photo(index: int) -> tuple[Image.Image, None]:
-        return open_image(files[index]), None
+        return open_image(files[index], experiment.views.short_side), None
 
     vectors, _ = look.at(len(files), photo, report)
     clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)

@@ -56,7 +56,7 @@ def sample_embeddings(
 
     def windows_of(index: int) -> UInt8[Tensor, "m 3 h w"] | str:
         try:
-            image = open_image(files[index])
+            image = open_image(files[index], experiment.views.short_side)
         except UnreadableImage as error:
             return str(error).removeprefix(f"{files[index]}: ")
         return draw_windows(
@@ -121,7 +121,7 @@ def pooled_embeddings(
 
     def square(place: int) -> UInt8[Tensor, "3 S S"] | str:
         try:
-            image = open_image(files[place])
+            image = open_image(files[place], side)
         except UnreadableImage as error:
             return str(error).removeprefix(f"{files[place]}: ")
         cut = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
