@@ -302,7 +302,7 @@ def write(book: Diary, report: Notes, lives: dict[int, int]) -> list[int]:
     warned = []
     for step, live in lives.items():
         number = len(report.lines)
-        book.write(step, {"live_clusters": float(live)}, images=2, seconds=0.1)
+        book.write(step, {"live_clusters": float(live)}, images=2, seconds=0.1, making=0.0)
         warned += [step] * (len(report.lines) - number)
     return warned
 

@@ -29,11 +29,19 @@ class Progress:
             self._task = self._bar.add_task("", total=total, completed=done, text="", eta="")
             self._bar.start()
 
-    def update(self, done: int, where: str, text: str = "") -> None:
-        """Tell how many parts are done, where we are (`epoch 3/5`) and what there is to know."""
+    def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None:
+        """Tell how far we are.
+
+        Args:
+            done: How many parts are done.
+            where: Where that is (`epoch 3/5`).
+            text: What there is to know.
+            left: The seconds until the end; None: as if all parts took the same time.
+        """
         now, text = time.monotonic(), one_line(text)
-        rate = (now - self._started) / max(1, done - self._first)
-        eta = f"eta {_minutes(rate * (self._total - done))}"
+        if left is None:
+            left = (now - self._started) / max(1, done - self._first) * (self._total - done)
+        eta = f"eta {_minutes(left)}"
         if self._bar:
             room = self._bar.console.width - len(where) - _BAR - len("100%") - len(eta) - 4
             text = text[: max(0, room)]  # or rich shortens every column

@@ -117,6 +117,7 @@ def fit(
             started = time.monotonic()
             keys, batch = next(batches)
             inputs = learner.views.inputs(keys, batch)
+            making = time.monotonic() - started
             table = processes.exchange([len(inputs), len(batch.failures), stop.signum])
             counts = [row[0] for row in table]
             if any(row[1] for row in table):
@@ -129,7 +130,7 @@ def fit(
             numbers = health.judge(step + 1, numbers, names, shares=learner.shares.tolist())
             if diary:
                 seconds = time.monotonic() - started
-                diary.write(step + 1, numbers, images=sum(counts), seconds=seconds)
+                diary.write(step + 1, numbers, images=sum(counts), seconds=seconds, making=making)
             epoch, place = plan.place(step + 1)
             if first and runtime.snapshots and place == 0:
                 save_snapshot(run, epoch, learner.trained)
