@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
-from iddc.device import autocast, in_memory, pick_device, pick_precision
+from iddc.device import autocast, free_memory, in_memory, pick_device, pick_precision
 from iddc.errors import ConfigError, SetupError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -130,3 +133,17 @@ def test_other_errors_are_no_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         in_memory(work, 2, 2, lambda _: None)
+
+
+@pytest.mark.parametrize("text", ["MemTotal: 9 kB\nMemAvailable:   3 kB\n", "MemFree: 9 kB", None])
+def test_free_memory_is_what_the_system_says_or_half_of_all(
+    text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: Path) -> str:
+        if text is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read)
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert free_memory() == (3072 if text and "Available" in text else whole // 2)

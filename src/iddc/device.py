@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -62,6 +64,17 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which layers compute in `precision`, auto being picked for the device."""
     dtype = AUTOCAST_TYPES.get(pick_precision(precision, device))
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def free_memory() -> int:
+    """Bytes of this machine that are free or soon can be; where that is not told, half of all."""
+    try:
+        told = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        told = None
+    if told:
+        return int(told[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def in_memory(

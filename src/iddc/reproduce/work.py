@@ -35,7 +35,7 @@ from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
 from iddc.training import fit
 from iddc.training.distributed import Processes
-from iddc.training.features import MEMORY, Kept
+from iddc.training.features import Kept, room
 from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views
 
@@ -181,15 +181,15 @@ def only(cache: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
 
 
 def remember(backbone: nn.Module, seen: dict[bytes, Tensor]) -> None:
-    """Make a frozen backbone embed the same pixels only once, up to MEMORY bytes."""
-    embed = backbone.forward
+    """Make a frozen backbone embed the same pixels only once, while there is room for it."""
+    embed, most = backbone.forward, room()
 
     def embedded(images: Tensor) -> Tensor:
         key = blake2b(images.contiguous().cpu().numpy().data).digest()
         if key in seen:
             return seen[key].to(images.device)
         found: Tensor = embed(images)
-        if sum(map(attrgetter("nbytes"), seen.values())) + found.nbytes <= MEMORY:
+        if sum(map(attrgetter("nbytes"), seen.values())) + found.nbytes <= most:
             seen[key] = found.cpu()
         return found
 

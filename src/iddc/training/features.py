@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from iddc.config import Experiment
-from iddc.device import in_memory
+from iddc.device import free_memory, in_memory
 from iddc.network import Network
 from iddc.training.gradients import CPU_CROPS, embed_crops
 from iddc.views import ViewBatch
 
 MEMORY = 4 * 2**30
-"""Bytes for what is kept, of all processes of this machine together."""
+"""Bytes for what is kept, of all processes of this machine together: at most this, and at most a
+quarter of what is free."""
 
 CPU_IMAGES = CPU_CROPS // 2
 """Images that a CPU embeds at once, no more and no fewer: the last ones get black crops beside
@@ -33,6 +34,11 @@ Key = tuple[int, int]
 Kept = dict[Key, Float16[Tensor, "2 d h w"]]
 """The embeddings of both crops. Runs on the same images with the same backbone, views, precision
 and seed may share one, which saves all but the first of them the backbone's work."""
+
+
+def room() -> int:
+    """Bytes for what is kept, on this machine and now."""
+    return min(MEMORY, free_memory() // 4)
 
 
 class RepeatedViews:
@@ -66,7 +72,7 @@ class RepeatedViews:
             backbone = network.backbone
             numbers = 2 * backbone.embed_dim * backbone.num_patches(experiment.views.crop_size)
             neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self._room = MEMORY // neighbours // (2 * numbers)
+            self._room = room() // neighbours // (2 * numbers)
 
     def keys(self, epoch: int, indices: Sequence[int]) -> list[Key]:
         """The views of images in an epoch."""
