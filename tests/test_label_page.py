@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -325,6 +326,8 @@ def test_any_bytes_are_answered(fuzzed: Client, body: bytes) -> None:
     assert fuzzed.raw(f"/{TOKEN}/edit", body)[0] == 422
 
 
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Old versions of Starlette leave a stream in memory open when somebody hangs up."""
 LINES = st.sampled_from(
     [
         b"GET /token/labels HTTP/1.1",
@@ -355,6 +358,7 @@ LINES = st.sampled_from(
 BYTES = st.lists(LINES | st.binary(max_size=12), max_size=8).map(b"\r\n".join) | st.binary()
 
 
+@LEFT_OPEN
 @settings(max_examples=150)
 @given(sent=BYTES, waits=st.booleans())
 def test_what_is_no_request_harms_nothing(
@@ -363,7 +367,7 @@ def test_what_is_no_request_harms_nothing(
     before = read_labels(fuzzed_run, K)
     with closing(socket.create_connection(("127.0.0.1", fuzzed.port), timeout=30)) as connection:
         answer = b""
-        with suppress(ConnectionError):  # it may hang up while we talk
+        with suppress(OSError):  # it may hang up while we talk
             connection.sendall(sent)
             if waits:
                 connection.shutdown(socket.SHUT_WR)
@@ -373,6 +377,7 @@ def test_what_is_no_request_harms_nothing(
     assert b"num_clusters" not in answer  # of model.json
     assert fuzzed.ask("labels")[0] == 200
     assert read_labels(fuzzed_run, K) == before
+    gc.collect(0)
 
 
 @pytest.fixture(scope="module")
@@ -435,6 +440,7 @@ def test_no_file_stays_open_after_requests(client: Client) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+@LEFT_OPEN
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")
 def test_connections_that_stop_in_the_middle_cost_nobody_else(client: Client) -> None:
     client.labels()
@@ -451,6 +457,7 @@ def test_connections_that_stop_in_the_middle_cost_nobody_else(client: Client) ->
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < late:
         client.labels()
     assert len(os.listdir("/proc/self/fd")) <= before
+    gc.collect()
 
 
 SERVE = """
