@@ -142,6 +142,19 @@ def test_without_a_command_the_overview_lists_every_command(
     assert all(f"\n  {name} " in overview for name in COMMANDS)
 
 
+def test_what_processes_cannot_do_together_is_refused_under_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # alone, it may be a cluster's for shards of predict
+    assert main(["recipes"]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert main(["reproduce", "table6", "--smoke", "--out", str(tmp_path / "out")]) == 2
+    assert "torchrun has started 2" in error(capsys)
+    assert not (tmp_path / "out").exists()
+    assert main(["train", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 3
+    assert "torchrun" not in error(capsys)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"iddc {iddc.__version__}\n"

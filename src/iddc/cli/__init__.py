@@ -6,6 +6,7 @@ error answer at once. Results go to stdout; progress, remarks and errors to stde
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from iddc.cli.pretrain import Pretrain
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
 from iddc.cli.use import Evaluate, Predict
-from iddc.errors import IddcError, one_line
+from iddc.errors import ConfigError, IddcError, one_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -43,6 +44,8 @@ COMMANDS: dict[str, type[Command]] = {
     "bench": Bench,
     "demo": Demo,
 }
+TOGETHER = ("train", "pretrain")
+"""What the processes of torchrun do together. Of all else each would do the whole."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +81,9 @@ def _dispatch(args: list[str]) -> int:
         case ["--version", *_]:
             print(f"iddc {__version__}")
         case [name, *rest] if name in COMMANDS:
-            return parse(COMMANDS[name], name, rest)()
+            command = parse(COMMANDS[name], name, rest)
+            _check_alone(name)
+            return command()
         case [name, *_] if name.startswith("-"):
             raise unknown("option", name, ("--help", "--version"))
         case [name, *_]:
@@ -87,6 +92,15 @@ def _dispatch(args: list[str]) -> int:
             print(_overview(), file=sys.stderr)
             return 2
     return 0
+
+
+def _check_alone(name: str) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if name not in TOGETHER and processes > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            f"iddc {name} works in one process, and torchrun has started {processes}. Give the "
+            "command without torchrun."
+        )
 
 
 def _overview() -> str:
