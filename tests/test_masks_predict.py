@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_every_format_leaves_what_it_promises_and_nothing_unfinished(done: Path)
     expected |= {f"parts/cvat/{kind}/{s}.png" for kind in classes for s in stems}
     expected |= {"parts/skipped/cut.txt", "parts/skipped/empty.txt"}
     expected |= {f"{kind}.json" for kind in kinds} | {"labelstudio.xml", "cvat.zip"}
-    expected |= {"cvat-labels.json", "classes.txt", "skipped.csv", "predictions.json"}
+    expected |= {"cvat-labels.json", "classes.txt", "legend.svg", "skipped.csv", "predictions.json"}
     assert names == expected
 
 
@@ -148,6 +149,13 @@ def test_images_are_served_from_the_folder_around_theirs(photos: Path, tmp_path:
 def test_all_formats_name_the_classes_and_hold_one_mask(done: Path) -> None:
     names = [HTML, "cluster 1", "cluster 2", "never seen"]
     assert (done / "classes.txt").read_text().splitlines() == names
+    legend = ElementTree.parse(done / "legend.svg").getroot()
+    texts = ["".join(text.itertext()) for text in legend.iterfind("{*}text")]
+    assert texts == [f"{index} · {name}" for index, name in enumerate(names)]
+    colours = [patch.get("fill") for patch in legend.iterfind("{*}rect")][1:]
+    shown = Image.open(done / "palette/1.png").getpalette()
+    assert shown is not None
+    assert colours == [f"#{bytes(shown[3 * i : 3 * i + 3]).hex()}" for i in range(4)]
     record = json.loads((done / "coco.json").read_text())
     assert [category["name"] for category in record["categories"]] == names
     ids = np.asarray(Image.open(done / "png/1.png"))

@@ -44,8 +44,9 @@ class Predict(Limited):
     """Write the masks of images, each as large as its image.
 
     DIR/png/a/b.png is the mask of a/b.jpg; other formats are alike, or one file of all images
-    (docs/formats.md). Line i of DIR/classes.txt, from 0, names id i. Images whose masks are there
-    are not done again, so an interrupted command can be given again.
+    (docs/formats.md). Line i of DIR/classes.txt, from 0, names id i; DIR/legend.svg
+    shows what the colours of a palette or an overlay mean. Images whose masks are there are not
+    done again, so an interrupted command can be given again.
     """
 
     run: RunPath

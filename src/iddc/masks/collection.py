@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from iddc.images import ImageFile
+from iddc.masks.colours import legend
 from iddc.masks.formats import FORMATS, Origin, Segmented
 from iddc.masks.ids import write_file
 from iddc.masks.labels import Classes
@@ -19,6 +20,8 @@ from iddc.runs import Run
 
 SKIPPED = "parts/skipped"
 """In the folder: why an image was left out, one file each; skipped.csv is made of them."""
+LEGEND, COLOURED = "legend.svg", {"overlay", "palette"}
+"""In the folder: what colours mean, and the formats that show them."""
 
 
 class Collection:
@@ -94,7 +97,7 @@ class Collection:
         return len(reasons)
 
     def finish(self, files: Sequence[ImageFile]) -> int:
-        """Write what is about all images: classes.txt, and the formats that are one file.
+        """Write what is about all images: names, colours, and the formats that are one file.
 
         Args:
             files: See `write_skipped`.
@@ -108,6 +111,9 @@ class Collection:
         """
         names = "".join(f"{name}\n" for name in self.classes.names)
         write_file(self.folder / "classes.txt", names.encode())
+        if COLOURED & self.formats.keys():
+            text = legend(self.classes.names, self.classes.colours)
+            write_file(self.folder / LEGEND, text.encode())
         if not any(form.assemble for form in self.formats.values()):
             return 0
         there = [file.name for file in files if self.has(file)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from xml.sax.saxutils import escape
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -32,6 +34,26 @@ def overlay(
     coloured = (ids < len(colours))[..., None]
     painted = np.where(coloured, colours[np.minimum(ids, len(colours) - 1)], np.asarray(image))
     return Image.blend(image, Image.fromarray(painted), opacity)
+
+
+def legend(names: Sequence[str], colours: UInt8[np.ndarray, "k 3"]) -> str:
+    """What the colours of ids mean, as SVG: a browser has letters for every name."""
+    line, width = 22, 60 + 10 * max(len(f"{index}  {name}") for index, name in enumerate(names))
+    rows = [
+        f'<rect x="4" y="{index * line + 3}" width="24" height="{line - 6}" '
+        f'fill="#{bytes(colour).hex()}"/>'
+        f'<text x="36" y="{index * line + 16}">{index} · {escape(name)}</text>'
+        for index, (name, colour) in enumerate(zip(names, colours, strict=True))
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{line * len(rows)}" '
+            'font-family="sans-serif" font-size="14">',
+            '<rect width="100%" height="100%" fill="white"/>',
+            *rows,
+            "</svg>\n",
+        ]
+    )
 
 
 @lru_cache(maxsize=1)
