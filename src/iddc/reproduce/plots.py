@@ -187,7 +187,9 @@ _DRAWERS: dict[str, Callable[[Any, Panel, Sequence[Outcome]], None]] = {
 
 
 def _plot(place: Any, x: Sequence[float], lists: Sequence[Sequence[float]], title: str) -> None:
-    """The means of lists of values, with their standard deviations."""
-    means = [fmean(values) for values in lists]
-    deviations = [stdev(values) if len(values) > 1 else 0.0 for values in lists]
-    place.errorbar(x, means, yerr=deviations, marker="o", capsize=2, label=title)
+    """The means of lists of values, and a band of their standard deviations."""
+    means = np.array([fmean(values) for values in lists])
+    deviations = np.array([stdev(values) if len(values) > 1 else 0.0 for values in lists])
+    (line,) = place.plot(x, means, marker="o", label=title)
+    band = (means - deviations, means + deviations)
+    place.fill_between(x, *band, color=line.get_color(), alpha=0.12, linewidth=0)
