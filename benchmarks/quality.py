@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="as for `iddc train`")
     parser.add_argument("--data", type=Path, required=True, help="DIR/train and DIR/val")
     parser.add_argument("--out", type=Path, required=True, help="a folder for this backbone alone")
-    parser.add_argument("--seeds", type=int, default=5, help="of k-means and IDDC")
+    parser.add_argument("--seeds", type=int, default=5, help="of k-means and IDDC; 0: probes alone")
     parser.add_argument("--epochs", type=int, default=0, help="of IDDC; 0: as by default")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--card", action="store_true", help="put the table into DIR's model card")
@@ -133,6 +133,8 @@ def table(record: dict[str, Any]) -> str:
     rows = [f"| {name} | {percent([record[name]])} | |" for name in ("knn", "linear")]
     for name in ("kmeans", "iddc"):
         scores = record[name]
+        if not scores["miou"]:
+            continue
         rows.append(f"| {name} | {percent(scores['accuracy'])} | {percent(scores['miou'])} |")
     seeds = len(record["iddc"]["miou"])
     title = f"`{record['backbone']}` on `{record['data']}`, val; {seeds} seeds, mean and spread\n"

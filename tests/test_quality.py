@@ -100,3 +100,8 @@ def test_a_backbone_gets_all_four_scores(quality: Any, tmp_path: Path) -> None:
         "| kmeans",
         "| iddc",
     ]
+    probed = {**record, "kmeans": {"miou": [], "accuracy": []}, "iddc": {"miou": []}}
+    assert [line.split(" | ")[0] for line in quality.table(probed).splitlines()[-2:]] == [
+        "| knn",
+        "| linear",
+    ]
