@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -23,6 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -66,6 +68,8 @@ COMMANDS = {
     "train": Command(TRAIN),
     "pretrain": Command(PRETRAIN),
     "predict": Command("predict {run} {photos} --out {out} --formats png coco cvat --device cpu"),
+    "geotiff": Command("predict {run} {self.scans} --out {out} --formats geotiff --device cpu"),
+    "video": Command("predict {run} {self.film} --out {out} --formats png --device cpu"),
     "report": Command("report {out} --images {photos} --samples 2 --device cpu", in_run=True),
     "label": Command(f"label {{out}} --set 0={'sky' * 30} 2={'road' * 20}", in_run=True),
     "evaluate": Command("evaluate {out} --data {data} --save-masks --device cpu", in_run=True),
@@ -88,9 +92,38 @@ class World:
     photos: Path
     run: Path
 
+    @property
+    def scans(self) -> Path:
+        """Some of the photos as GeoTIFFs."""
+        folder = self.data.parent / "scans"
+        if not folder.exists():
+            rasterio = pytest.importorskip("rasterio")
+            folder.mkdir()
+            for photo in sorted(self.photos.iterdir())[:3]:
+                bands = np.asarray(Image.open(photo)).transpose(2, 0, 1)
+                place = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 5e5, 0, -1, 5e6)}
+                size = dict(zip(("count", "height", "width"), bands.shape, strict=True))
+                path = folder / f"{photo.stem}.tif"
+                with rasterio.open(path, "w", "GTiff", dtype="uint8", **size, **place) as raster:
+                    raster.write(bands)
+        return folder
+
+    @property
+    def film(self) -> Path:
+        """Some of the photos as a video."""
+        path = self.data.parent / "film.avi"
+        if not path.exists():
+            if not shutil.which("ffmpeg"):
+                pytest.skip("needs ffmpeg")
+            photos = sorted(map(str, self.photos.glob("*.jpg")))[:4]
+            source = ["-f", "image2pipe", "-framerate", "2", "-c:v", "mjpeg", "-i", "-"]
+            stream = b"".join(Path(photo).read_bytes() for photo in photos)
+            command = ["ffmpeg", "-loglevel", "error", *source, "-c:v", "copy", str(path)]
+            subprocess.run(command, input=stream, check=True)
+        return path
+
     def argv(self, command: Command, out: Path) -> list[str]:
-        places = {"data": self.data, "photos": self.photos, "run": self.run, "out": out}
-        return [word.format(**places) for word in command.words.split()]
+        return [word.format(self=self, out=out, **vars(self)) for word in command.words.split()]
 
     def prepare(self, command: Command, out: Path) -> Path:
         if command.in_run:
@@ -186,6 +219,8 @@ def damaged(folder: Path) -> list[str]:
                 return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
             case ".yaml":
                 return yaml.safe_load(path.read_text())
+            case ".tif":
+                return pytest.importorskip("rasterio").open(path).read()
             case ".png":
                 return Image.open(path).load()
             case ".pt":
