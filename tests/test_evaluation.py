@@ -353,7 +353,7 @@ def test_progress_counts_the_images() -> None:
         def begin(self, total: int, done: int = 0) -> None:
             calls.append(total)
 
-        def update(self, done: int, where: str, text: str = "") -> None:
+        def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None:
             calls.append(text)
 
         def end(self) -> None:

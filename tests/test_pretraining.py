@@ -552,7 +552,7 @@ class At(Progress):
         self.step = step
         self.action = action
 
-    def update(self, done: int, where: str, text: str = "") -> None:
+    def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None:
         if where.startswith("step") and done == self.step:
             self.action()
 

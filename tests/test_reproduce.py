@@ -198,7 +198,7 @@ def test_more_seeds_keep_the_first_ones(tmp_path: Path, monkeypatch: pytest.Monk
 class StopAt(Notes):
     """Presses Ctrl-C after the first step of a run."""
 
-    def update(self, done: int, where: str, text: str = "") -> None:
+    def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None:
         if where.startswith("epoch") and done == 1:
             signal.raise_signal(signal.SIGINT)
 
