@@ -75,6 +75,7 @@ def main() -> None:
     record = measure(experiment, args.data, args.out, range(args.seeds), runtime)
     record["command"] = " ".join(sys.argv)
     record["date"] = datetime.now(UTC).date().isoformat()
+    args.out.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out / "quality.json", json.dumps(record, indent=2) + "\n")
     print(table(record))
     if args.card:
