@@ -138,7 +138,8 @@ def table(record: dict[str, Any]) -> str:
             continue
         rows.append(f"| {name} | {percent(scores['accuracy'])} | {percent(scores['miou'])} |")
     seeds = len(record["iddc"]["miou"])
-    title = f"`{record['backbone']}` on `{record['data']}`, val; {seeds} seeds, mean and spread\n"
+    spread = f"; {seeds} seeds, mean and spread" if seeds else ""
+    title = f"`{record['backbone']}` on `{record['data']}`, val{spread}\n"
     return "\n".join([title, "| % | accuracy | mIoU |", "|---|---|---|", *rows])
 
 
