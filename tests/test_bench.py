@@ -201,7 +201,8 @@ def test_a_default_step_learns_the_same_up_to_the_rounding_of_what_is_kept(
     again: bool, scenes: inputs.Inputs
 ) -> None:
     part = step.step_part(scenes, CASES[1], again=again)
-    assert difference(part) < 2**-8  # the spacing of bf16
+    # PyTorch 2.6 rounds less well: there, the spacing of bf16.
+    assert difference(part) < (1e-3 if torch.__version__ >= "2.7" else 2**-8)
 
 
 def test_a_step_of_the_paper_learns_the_same(

@@ -10,6 +10,7 @@ import torch
 
 from iddc.device import autocast, free_memory, in_memory, pick_device, pick_precision
 from iddc.errors import ConfigError, SetupError
+from iddc.training import features
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -147,3 +148,11 @@ def test_free_memory_is_what_the_system_says_or_half_of_all(
     monkeypatch.setattr(Path, "read_text", read)
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert free_memory() == (3072 if text and "Available" in text else whole // 2)
+
+
+@pytest.mark.parametrize(("free", "room"), [(400, 100), (2**50, features.MEMORY)])
+def test_embeddings_are_kept_in_a_quarter_of_what_is_free_and_no_more_than_it_says(
+    free: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "free_memory", lambda: free)
+    assert features.room() == room
