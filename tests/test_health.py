@@ -286,7 +286,7 @@ def test_shares_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> 
     for winner in (0, 0, 1, 1, 1):  # of all patches
         bias.data[:] = torch.eye(4)[winner] * 1e3
         learner.learn(crops, [4])
-        found.append(learner.shares[1].item())
+        found.append(learner.shares[0, 1].item())
     # The mean of the steps so far, and from the fourth on 3/4 of the last and 1/4 of the new one.
     assert found == pytest.approx([0, 0, 1 / 3, 1 / 2, 5 / 8])
 

@@ -7,6 +7,7 @@ import csv
 import errno
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -32,7 +33,7 @@ from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, Vi
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped, find_images
 from iddc.losses import Objective, Pixels
-from iddc.network import build_network
+from iddc.network import build_head, build_network
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan, poly
@@ -937,3 +938,134 @@ def test_a_worker_that_dies_is_one_sentence(
         fit(photos, tiny(), run, QUIET.model_copy(update={"workers": 1}))
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
+
+
+# Several heads ------------------------------------------------------------------------------------
+
+
+def several(**training: Any) -> Experiment:
+    return tiny(training={"heads": 3, "learning_rate": 1e-2, **training})
+
+
+def head_alone(experiment: Experiment, index: int, steps: int) -> Learner:
+    """A run whose only head begins with the weights of one of several."""
+    training = experiment.training.model_copy(update={"heads": 1})
+    learner = Learner(experiment.model_copy(update={"training": training}), Plan(steps, 1), ONE, 0)
+    if index:
+        start = build_head(experiment, learner.network.backbone.embed_dim, index)
+        learner.network.head.load_state_dict(start.state_dict())
+    return learner
+
+
+def test_each_of_several_heads_learns_as_if_alone(crops: Tensor) -> None:
+    experiment, steps = several(), 5
+    together = Learner(experiment, Plan(steps, 1), ONE, 0)
+    losses = []
+    for index in range(3):
+        alone = head_alone(experiment, index, steps)
+        losses.append([alone.learn(crops, [5])["loss"] for _ in range(steps)])
+        if index == 0:
+            logs = [together.learn(crops, [5]) for _ in range(steps)]
+        for name, tensor in together.heads[index].state_dict().items():
+            assert torch.equal(tensor, alone.network.head.state_dict()[name])
+    # Fewer steps than the mean looks back, so it is the mean of all.
+    assert together.losses.tolist() == pytest.approx([sum(row) / steps for row in losses], 1e-5)
+    for step, numbers in enumerate(logs):
+        means = [sum(row[: step + 1]) for row in losses]
+        best = means.index(min(means))
+        assert numbers["head"] == best + 1
+        assert numbers["loss"] == losses[best][step]
+    assert together.network.head is together.heads[best]
+    assert together.best == best
+
+
+def test_heads_begin_with_weights_of_their_own_that_follow_from_the_seed() -> None:
+    def first(seed: int) -> list[Tensor]:
+        experiment = several().model_copy(update={"seed": seed})
+        return [head[-1].weight for head in Learner(experiment, Plan(1, 1), ONE, 0).heads]  # type: ignore[index]
+
+    drawn = [*first(0), *first(1)]
+    assert all(torch.equal(one, other) for one, other in zip(first(0), drawn, strict=False))
+    assert not any(torch.equal(drawn[i], drawn[j]) for i in range(len(drawn)) for j in range(i))
+
+
+def test_one_head_that_is_not_finite_stops_the_step_of_all(crops: Tensor) -> None:
+    learner = Learner(several(), Plan(3, 1), ONE, 0)
+    broken: Any = learner.heads[2]
+    broken[-1].bias.data[0] = float("nan")
+    before = learner.heads[0].state_dict()["0.weight"].clone()
+    assert not math.isfinite(learner.learn(crops, [5])["loss"])
+    assert torch.equal(learner.heads[0].state_dict()["0.weight"], before)
+    assert learner.losses.tolist() == [0, 0, 0]
+
+
+def test_end_to_end_the_best_head_learns_alone_once_the_backbone_does(crops: Tensor) -> None:
+    experiment = several(end_to_end=True, backbone_learning_rate=1e-3)
+    learner = Learner(experiment, Plan(10, 1), ONE, 0)
+    moved = []
+    for _ in range(10):
+        before = [head.state_dict()["0.weight"].clone() for head in learner.heads]
+        learner.learn(crops, [5])
+        after = [head.state_dict()["0.weight"] for head in learner.heads]
+        moved.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
+    alone = [index == learner.best for index in range(3)]
+    assert moved == 4 * [[True] * 3] + 6 * [alone]
+
+
+@pytest.mark.parametrize("experiment", [several(), several(end_to_end=True)])
+def test_a_run_of_several_heads_goes_on_to_the_same_bytes(
+    photos: list[ImageFile], tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, report = start(tmp_path, experiment, "whole"), Progress()
+    notes: list[str] = []
+    monkeypatch.setattr(report, "note", notes.append)
+    fit(photos, experiment, whole, QUIET, report=report)
+    assert [line for line in notes if f"kept head {log(whole)[-1]['head']:.0f} of 3" in line]
+    cut = start(tmp_path, experiment, "cut")
+    learn = Learner.learn
+
+    def interrupted(self: Learner, *arguments: Any) -> dict[str, float]:
+        if self.done == 4:
+            raise KeyboardInterrupt
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(Learner, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(photos, experiment, cut, QUIET.model_copy(update={"checkpoint_every": 3}))
+    monkeypatch.undo()
+    cut._held.close()
+    fit(photos, experiment, start(tmp_path, experiment, "cut"), QUIET)
+    assert weights(cut) == weights(whole)
+    assert [line["head"] for line in log(cut)] == [line["head"] for line in log(whole)]
+
+
+def test_several_heads_share_what_the_backbone_computes(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = []
+
+    def counted(network: Any, crops: Tensor, precision: Any) -> Tensor:
+        embedded.append(len(crops))
+        return embed_crops(network, crops, precision)
+
+    monkeypatch.setattr("iddc.training.features.embed_crops", counted)
+    monkeypatch.setattr("iddc.training.gradients.embed_crops", refuse)
+    experiment = several()
+    fit(photos, experiment, start(tmp_path, experiment), QUIET)
+    assert len(embedded) == STEPS
+
+
+def test_processes_agree_on_the_best_head(crops: Tensor, tmp_path: Path) -> None:
+    counts = [2, 3]
+    alone = Learner(several(), Plan(3, 2), ONE, 0)
+    expected = [alone.learn(crops, [5]) for _ in range(3)]
+
+    def work(rank: int) -> list[dict[str, float]]:
+        with joined("cpu") as processes:
+            learner = Learner(several(), Plan(3, 2), processes, 0)
+            return [learner.learn(torch.split(crops, counts)[rank], counts) for _ in range(3)]
+
+    for found in in_processes(2, work, tmp_path):
+        assert [numbers["head"] for numbers in found] == [numbers["head"] for numbers in expected]
+        for numbers, wanted in zip(found, expected, strict=True):
+            assert numbers["loss"] == pytest.approx(wanted["loss"], 1e-5)

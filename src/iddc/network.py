@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, ValidationError
@@ -218,3 +219,14 @@ def build_network(experiment: Experiment) -> Network:
         torch.default_generator.manual_seed(experiment.seed)
         backbone = load_backbone(experiment.backbone)
         return Network(backbone, experiment.head, experiment.num_clusters)
+
+
+def build_head(experiment: Experiment, width: int, index: int) -> nn.Module:
+    """The head at this place among several, 1 or more, which differ in their random weights.
+
+    The one at place 0 is that of `build_network`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        own = np.random.SeedSequence((experiment.seed, index)).generate_state(1)
+        torch.default_generator.manual_seed(int(own[0]))
+        return HEADS[experiment.head](width, experiment.num_clusters)

@@ -29,10 +29,14 @@ class State(TypedDict):
     files: str
     """A digest of the names of the images."""
     network: dict[str, Tensor]
-    """The head, and the backbone if it trains."""
+    """The heads, and the backbone if it trains."""
     optimizer: dict[str, Any]
+    losses: Tensor
+    """The mean loss of each head in the last steps."""
     shares: Tensor
-    """The part of the patches that each cluster won in the last steps."""
+    """The part of the patches that each cluster of each head won in them."""
+    best: int
+    """The place of the head of the lowest loss."""
     thresholds: tuple[float | str, float | str]
     """t+ and t-; `auto` before the first step."""
     left_out: dict[str, str]

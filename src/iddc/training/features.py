@@ -63,7 +63,8 @@ class RepeatedViews:
         self._device = device
         self._precision = experiment.training.precision
         self._repeat = experiment.views.repeat
-        self._fixed = bool(self._repeat) and not experiment.training.end_to_end
+        several = experiment.training.heads > 1  # they share what the backbone computes
+        self._fixed = (bool(self._repeat) or several) and not experiment.training.end_to_end
         self._shared: Kept = {} if shared is None else shared
         self._kept: dict[Key, Float16[Tensor, "2 d h w"] | None] = {}
         self._room = 0
@@ -72,7 +73,7 @@ class RepeatedViews:
             backbone = network.backbone
             numbers = 2 * backbone.embed_dim * backbone.num_patches(experiment.views.crop_size)
             neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self._room = room() // neighbours // (2 * numbers)
+            self._room = room() // neighbours // (2 * numbers) if self._repeat else 0
 
     def keys(self, epoch: int, indices: Sequence[int]) -> list[Key]:
         """The views of images in an epoch."""
@@ -88,7 +89,7 @@ class RepeatedViews:
     def inputs(
         self, keys: Sequence[Key], made: ViewBatch
     ) -> UInt8[Tensor, "b 2 3 S S"] | Float32[Tensor, "b 2 d h w"]:
-        """What a step learns from: crops, or the embeddings of crops where views come again.
+        """What a step learns from: crops, or their embeddings if several steps or heads do.
 
         Args:
             keys: The views of the batch.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from iddc.config import Experiment
 from iddc.errors import ConfigError
 from iddc.losses import Objective
-from iddc.network import build_network
+from iddc.network import build_head, build_network
 from iddc.schedules import Plan, backbone_trains, poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.training.checkpoint import State
 from iddc.training.distributed import Processes
 from iddc.training.features import Kept, RepeatedViews
-from iddc.training.gradients import backpropagate, embed_crops, images_at_once
+from iddc.training.gradients import StepResult, backpropagate, embed_crops, images_at_once
 from iddc.training.health import RECENT, live_clusters, not_finite
 from iddc.views import draw_places, draw_rolls
 
@@ -29,7 +30,11 @@ SAMPLE = 2**14
 
 
 class Learner:
-    """The network and its optimiser, and how many steps they have done."""
+    """The network and its optimiser, and how many steps they have done.
+
+    With `training.heads`, several heads learn from the same batches, and the network has the one of
+    the lowest loss in the last steps.
+    """
 
     def __init__(
         self,
@@ -58,7 +63,13 @@ class Learner:
                 f"The head {experiment.head!r} has nothing to train: it is for `iddc baseline`. "
                 "Choose --head conv or linear."
             )
-        groups = [{"params": self.network.head.parameters()}]
+        width = self.network.backbone.embed_dim
+        others = (build_head(experiment, width, i) for i in range(1, experiment.training.heads))
+        self.heads = nn.ModuleList([self.network.head, *others]).to(processes.device)
+        processes.align(self.heads)
+        self.best = 0
+        """The place of the network's head among all."""
+        groups = [{"params": self.heads.parameters()}]
         if experiment.training.end_to_end:
             groups.append({"params": self.network.backbone.parameters()})
         self.optimizer = torch.optim.Adam(groups, lr=experiment.training.learning_rate)
@@ -72,7 +83,10 @@ class Learner:
         self.views = RepeatedViews(
             self.network, experiment, processes.device, self.micro_batch_size, shared, note
         )
-        self.shares = torch.zeros(experiment.num_clusters, device=processes.device)
+        self.losses = torch.zeros(len(self.heads), device=processes.device)
+        """The mean loss of each head in the last steps."""
+        self.shares = self.losses.new_zeros(len(self.heads), experiment.num_clusters)
+        """The part of the patches that each cluster of each head won in them."""
 
     def learn(
         self,
@@ -109,46 +123,74 @@ class Learner:
             if not self._estimate_thresholds(inputs, counts):
                 self.done += 1
                 return {"embeddings": math.nan}
-            positive, negative = thresholds_of(self.objective.config)
+            positive, negative = map(float, thresholds_of(self.objective.config))
             found = {"positive_threshold": positive, "negative_threshold": negative}
         self.optimizer.zero_grad()  # to None: Adam leaves a frozen backbone alone
-        result = backpropagate(
-            self.network,
-            inputs,
-            draw_rolls(batch, experiment.objective.negatives, experiment.seed, step),
-            self.objective,
-            processes=self.processes,
-            counts=counts,
-            micro_batch_size=self.micro_batch_size,
-            precision=training.precision,
-            train_backbone=train_backbone,
-            places=places,
-            note=self.note,
-        )
-        self.micro_batch_size = result.images_at_once
-        shares = self.shares.lerp(result.shares, 1 / min(step + 1, RECENT))
-        gradients = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
-        values = {
-            "loss": result.terms.total,
-            "positive": result.terms.positive,
-            "negative": result.terms.negative,
-            "regularizer": result.terms.regularizer,
-            "gradient_norm": torch.stack(gradients).norm(),
-            "live_clusters": live_clusters(shares),
-        }
-        # One transfer from the GPU for all of them.
-        numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        settled = training.end_to_end and progress >= training.backbone_from
+        results: dict[int, StepResult] = {}
+        for place in [self.best] if settled else range(len(self.heads)):
+            self.network.head = self.heads[place]
+            results[place] = backpropagate(
+                self.network,
+                inputs,
+                draw_rolls(batch, experiment.objective.negatives, experiment.seed, step),
+                self.objective,
+                processes=self.processes,
+                counts=counts,
+                micro_batch_size=self.micro_batch_size,
+                precision=training.precision,
+                train_backbone=train_backbone,
+                places=places,
+                note=self.note,
+            )
+            self.micro_batch_size = results[place].images_at_once
+        losses, shares = self.losses.clone(), self.shares.clone()
+        for place, result in results.items():
+            losses[place].lerp_(result.terms.total, 1 / min(step + 1, RECENT))
+            shares[place].lerp_(result.shares, 1 / min(step + 1, RECENT))
+        numbers_of = self._numbers(results, shares)
         factor = poly(self.plan.progress(step, training.schedule_step), training.power)
         rates = (training.learning_rate, training.backbone_learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
+        numbers = next((n for n in numbers_of.values() if not_finite(n)), None)
         self.whole = False
-        if not not_finite(numbers):
+        if numbers is None:
             self.optimizer.step()
-            self.shares = shares
+            self.losses, self.shares = losses, shares
+            if len(numbers_of) > 1:  # the first process chooses: machines may round differently
+                self.best = self.processes.from_first(int(losses.argmin()))
+            numbers = numbers_of[self.best]
+        self.network.head = self.heads[self.best]
         self.done += 1
         self.whole = True
+        if len(self.heads) > 1:
+            found["head"] = float(self.best + 1)
         return {**numbers, "learning_rate": rates[0] * factor, **found}
+
+    def _numbers(
+        self, results: Mapping[int, StepResult], shares: Tensor
+    ) -> dict[int, dict[str, float]]:
+        """What the log says of each head that has learned."""
+        rows = []
+        for place, result in results.items():
+            weights = chain(self.heads[place].parameters(), self.network.backbone.parameters())
+            gradients = [p.grad.norm() for p in weights if p.grad is not None]
+            values = {
+                "loss": result.terms.total,
+                "positive": result.terms.positive,
+                "negative": result.terms.negative,
+                "regularizer": result.terms.regularizer,
+                "gradient_norm": torch.stack(gradients).norm(),
+                "live_clusters": live_clusters(shares[place]),
+            }
+            rows.append(torch.stack(list(values.values())))
+        # One transfer from the GPU for all of them.
+        table = torch.stack(rows).tolist()
+        return {
+            place: dict(zip(values, row, strict=True))
+            for place, row in zip(results, table, strict=True)
+        }
 
     def _estimate_thresholds(self, inputs: Tensor, counts: Sequence[int]) -> bool:
         """Put numbers in place of `auto`, from images; whether their embeddings are finite."""
@@ -178,8 +220,23 @@ class Learner:
 
     @property
     def trained(self) -> nn.Module:
-        """The head, or the network if the backbone trains."""
+        """The best head, or the network with it if the backbone trains."""
         return self.network if self.experiment.training.end_to_end else self.network.head
+
+    def choice(self) -> str:
+        """Which of several heads the network has, and why, in one line."""
+        losses = self.losses.tolist()
+        others = ", ".join(f"{loss:.4f}" for i, loss in enumerate(losses) if i != self.best)
+        return (
+            f"kept head {self.best + 1} of {len(losses)}, whose loss in the last steps is the "
+            f"lowest: {losses[self.best]:.4f}, of the others {others}"
+        )
+
+    @property
+    def _learning(self) -> nn.ModuleList:
+        """All that learns."""
+        alone = not self.experiment.training.end_to_end
+        return nn.ModuleList([self.heads] if alone else [self.heads, self.network.backbone])
 
     def state(self, files: str, left_out: dict[str, str]) -> State:
         """What to save. See `State`."""
@@ -187,18 +244,23 @@ class Learner:
             step=self.done,
             threads=torch.get_num_threads(),
             files=files,
-            network=self.trained.state_dict(),
+            network=self._learning.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            losses=self.losses,
             shares=self.shares,
+            best=self.best,
             thresholds=thresholds_of(self.objective.config),
             left_out=left_out,
         )
 
     def restore(self, state: State) -> None:
         """Go on from a saved state."""
-        self.trained.load_state_dict(state["network"])
+        self._learning.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = state["losses"].to(self.losses)
         self.shares = state["shares"].to(self.shares)
+        self.best = state["best"]
+        self.network.head = self.heads[self.best]
         positive, negative = state["thresholds"]
         thresholds = {"positive_threshold": positive, "negative_threshold": negative}
         self.objective = Objective(self.objective.config.model_copy(update=thresholds))

@@ -127,7 +127,9 @@ def fit(
                 left_out.check()
             names = (str(files[index].name) for _, index in keys)
             numbers = learner.learn(inputs, counts)
-            numbers = health.judge(step + 1, numbers, names, shares=learner.shares.tolist())
+            numbers = health.judge(
+                step + 1, numbers, names, shares=learner.shares[learner.best].tolist()
+            )
             if diary:
                 seconds = time.monotonic() - started
                 diary.write(step + 1, numbers, images=sum(counts), seconds=seconds, making=making)
@@ -144,6 +146,8 @@ def fit(
                     "to resume.",
                     signum=signum,
                 )
+        if diary and len(learner.heads) > 1:
+            diary.note(learner.choice())
         segmenter = Segmenter.of(learner.network, experiment)
         if first:
             segmenter.save(run.path)
