@@ -24,6 +24,7 @@ _TITLES = {
     "negative": "Negative term, L−",
     "regularizer": "Regulariser",
     "live_clusters": "Live clusters",
+    "head": "The head of the lowest loss",
 }
 
 
