@@ -56,7 +56,7 @@ def load_config(
     """Read an experiment from `RUN/config.yaml` or from a file written by hand.
 
     A field that the file leaves out has the value of the recipe that the file names, or else its
-    default.
+    default. A run left none out that it knew: newer ones have their default, as in that run.
 
     Raises:
         ConfigError: The file cannot be read, comes from a newer iddc, or holds a wrong value.
@@ -64,7 +64,7 @@ def load_config(
     record = read_record(path)
     fields = {key: value for key, value in record.items() if key not in _ABOUT_THE_RUN}
     recipe = fields.get("recipe")
-    known = isinstance(recipe, str) and recipe in recipes
+    known = isinstance(recipe, str) and recipe in recipes and not WRITTEN.keys() <= record.keys()
     base = recipes[str(recipe)]() if known else Experiment()
     return changed(base, fields, path)
 
