@@ -44,8 +44,9 @@ def room() -> int:
 class RepeatedViews:
     """The inputs of each step, from the photos or from what was kept of them.
 
-    Kept embeddings are rounded to half precision. Those that find no room are computed again, and
-    rounded too: memory changes time, never the result.
+    Several heads share the embeddings of a step, also of views that do not come again. Embeddings
+    that are kept or shared are rounded to half precision. Those that find no room are computed
+    again, and rounded too: memory changes time, never the result.
     """
 
     def __init__(
