@@ -494,27 +494,40 @@ def test_memory_for_kept_embeddings_changes_no_bit_of_the_result(
     assert weights(little) == weights(plenty)
 
 
+def cut_and_resumed(
+    photos: list[ImageFile],
+    tmp_path: Path,
+    experiment: Experiment,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    done: int,
+    checkpoint_every: int,
+) -> Run:
+    """A run that stopped after so many steps, between two checkpoints, and was given again."""
+    cut, learn = start(tmp_path, experiment, "cut"), Learner.learn
+
+    def interrupted(self: Learner, *arguments: Any) -> dict[str, float]:
+        if self.done == done:
+            raise KeyboardInterrupt
+        return learn(self, *arguments)
+
+    runtime = QUIET.model_copy(update={"checkpoint_every": checkpoint_every})
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(photos, experiment, cut, runtime)
+    cut._held.close()
+    fit(photos, experiment, start(tmp_path, experiment, "cut"), QUIET)
+    return cut
+
+
 def test_a_run_with_kept_embeddings_goes_on_to_the_same_bytes(
     photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = repeating()
     whole = start(tmp_path, experiment, "whole")
     fit(photos, experiment, whole, QUIET)
-    cut = start(tmp_path, experiment, "cut")
-    learn, calls = Learner.learn, []
-
-    def interrupted(self: Learner, *arguments: Any) -> dict[str, float]:
-        calls.append(self.done)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return learn(self, *arguments)
-
-    monkeypatch.setattr(Learner, "learn", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit(photos, experiment, cut, QUIET.model_copy(update={"checkpoint_every": 5}))
-    monkeypatch.undo()
-    cut._held.close()
-    fit(photos, experiment, start(tmp_path, experiment, "cut"), QUIET)
+    cut = cut_and_resumed(photos, tmp_path, experiment, monkeypatch, done=7, checkpoint_every=5)
     assert weights(cut) == weights(whole)
 
 
@@ -1021,20 +1034,7 @@ def test_a_run_of_several_heads_goes_on_to_the_same_bytes(
     monkeypatch.setattr(report, "note", notes.append)
     fit(photos, experiment, whole, QUIET, report=report)
     assert [line for line in notes if f"kept head {log(whole)[-1]['head']:.0f} of 3" in line]
-    cut = start(tmp_path, experiment, "cut")
-    learn = Learner.learn
-
-    def interrupted(self: Learner, *arguments: Any) -> dict[str, float]:
-        if self.done == 4:
-            raise KeyboardInterrupt
-        return learn(self, *arguments)
-
-    monkeypatch.setattr(Learner, "learn", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit(photos, experiment, cut, QUIET.model_copy(update={"checkpoint_every": 3}))
-    monkeypatch.undo()
-    cut._held.close()
-    fit(photos, experiment, start(tmp_path, experiment, "cut"), QUIET)
+    cut = cut_and_resumed(photos, tmp_path, experiment, monkeypatch, done=4, checkpoint_every=3)
     assert weights(cut) == weights(whole)
     assert [line["head"] for line in log(cut)] == [line["head"] for line in log(whole)]
 
