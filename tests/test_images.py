@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from iddc import images
 from iddc.errors import DataError, UnreadableImage
 from iddc.images import (
     MAX_PIXELS,
@@ -619,6 +620,38 @@ def test_results_come_in_order_while_threads_work_a_few_items_ahead(workers: int
         assert (item, result) == (done - 1, item * item)
         assert len(taken) <= done + 2 * 8
     assert done == 100
+
+
+def test_no_further_item_is_taken_while_those_that_wait_hold_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(images, "AHEAD", 10)
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    for done, _ in enumerate(ahead(lambda x: x, items(), 8, nbytes=lambda *_: 4), start=1):
+        assert len(taken) <= done + 2  # two that wait hold 8, a third one makes 12
+    huge = ahead(lambda x: x, items(), 8, nbytes=lambda *_: 99)
+    for done, _ in enumerate(huge, start=1):
+        assert len(taken) == 20 + done
+
+
+def test_a_result_counts_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "AHEAD", 10)
+    asked: list[int | None] = []
+
+    def nbytes(item: int, result: int | None) -> int:
+        asked.append(result)
+        return 0 if result is None else 99
+
+    assert [result for _, result in ahead(lambda x: -x, range(9), 1, nbytes=nbytes)] == [
+        *range(0, -9, -1)
+    ]
+    assert {*asked} - {None}
 
 
 def test_what_a_thread_raises_comes_in_its_place() -> None:

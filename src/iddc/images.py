@@ -56,6 +56,8 @@ _MAX_NAME = 230
 """The longest part of a name, in bytes, to which a result adds its suffix: systems allow 255."""
 _CHECK_THREADS = 8
 _MOST_WORKERS = 8
+AHEAD = 2**29
+"""Bytes that may wait to be used, decoded or to be written, beyond those in use."""
 _LISTED = 5
 """How many names an error or a note lists before it says how many more there are."""
 
@@ -210,7 +212,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def ahead(
-    function: Callable[[T], U], items: Iterable[T], workers: int = -1
+    function: Callable[[T], U],
+    items: Iterable[T],
+    workers: int = -1,
+    *,
+    nbytes: Callable[[T, U | None], int] = lambda _item, _result: 0,
 ) -> Iterator[tuple[T, U]]:
     """Each item and its result, in order, while threads work on the next few.
 
@@ -221,17 +227,28 @@ def ahead(
         function: Called in a thread for each item.
         items: Taken in the caller's thread, a few ahead of the results.
         workers: Threads; 0: one; -1: one for each core, at most 8.
+        nbytes: What an item and its result, once it is there, hold in memory. No further item is
+            taken while those that wait hold more than `AHEAD`.
     """
     threads = min(_MOST_WORKERS, os.cpu_count() or 1) if workers < 0 else max(1, workers)
+    waiting: deque[tuple[T, Future[U]]] = deque()
+
+    def held() -> int:
+        there = [(item, f.done() and not f.exception(), f) for item, f in waiting]
+        return sum(nbytes(item, f.result() if done else None) for item, done, f in there)
+
+    def first() -> tuple[T, U]:
+        item, future = waiting.popleft()
+        return item, future.result()
+
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[T, Future[U]]] = deque()
         for item in items:
             waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 2 * threads:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        for first, result in waiting:
-            yield first, result.result()
+            del item  # else it lives on while the next one is made
+            while waiting and (len(waiting) > 2 * threads or held() > AHEAD):
+                yield first()
+        while waiting:
+            yield first()
 
 
 def check_images(
