@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from iddc.cli import main
-from iddc.cli.use import MaskFormat
+from iddc.cli.use import CLAIM, MaskFormat, claim
 from iddc.config import Experiment
 from iddc.images import find_images
 from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
@@ -307,6 +307,29 @@ def test_a_shard_that_starts_while_another_writes_its_note_is_not_refused(
 ) -> None:
     (tmp_path / ".iddc-0123456789abcdef.tmp").write_text("{")
     assert predict(model, photos, tmp_path, "--formats", "png", "--limit", "1") == 0
+
+
+def test_a_shard_that_writes_its_note_and_masks_while_another_looks_is_not_foreign(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, exists = Segmenter.load(model, "cpu"), Path.exists
+    claim(tmp_path / "other", model, photos, segmenter)
+    note = (tmp_path / "other" / CLAIM).read_bytes()
+    out = tmp_path / "out"
+    meanwhile = [True]
+
+    def late(path: Path) -> bool:
+        """Asked before the other shard has written, as it does right after."""
+        there = exists(path)
+        if path == out / CLAIM and meanwhile:
+            meanwhile.clear()
+            (out / CLAIM).write_bytes(note)
+            (out / "png").mkdir()
+        return there
+
+    monkeypatch.setattr(Path, "exists", late)
+    claim(out, model, photos, segmenter)
+    assert (out / CLAIM).read_bytes() == note
 
 
 def test_a_shard_sees_what_another_left_out_while_it_wrote(

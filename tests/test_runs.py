@@ -375,6 +375,17 @@ def test_a_score_replaces_only_its_own_kind(run: Run) -> None:
     assert record["format_version"] == FORMAT_VERSION
 
 
+def test_scores_of_a_model_that_was_trained_again_meanwhile_are_not_kept(run: Run) -> None:
+    (run.path / "model.json").write_text("{}")
+    stamp = run.stamp
+    run.add_score(stamp=stamp, data="a")
+    (run.path / "new").write_text("{}")
+    (run.path / "new").rename(run.path / "model.json")
+    with pytest.raises(DataError, match="trained again"):
+        run.add_score(stamp=stamp, data="b")
+    assert [score["data"] for score in run.scores()] == ["a"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"scores": 3}', "[" * 10_000])
 def test_damaged_scores_are_not_overwritten(run: Run, text: str) -> None:
     (run.path / "scores.json").write_text(text)

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from iddc.datasets import LabelledImages, Sample
+    from iddc.evaluation import Evaluation
     from iddc.images import ImageFile
     from iddc.masks import Collection, Labels
     from iddc.segmenter import Segmentation, Segmenter
@@ -173,7 +174,7 @@ class Predict(Limited):
 
         def images() -> Iterator[Image]:
             nonlocal done
-            for file, image in ahead(decoded, missing):
+            for file, image in ahead(decoded, missing, nbytes=_image_bytes):
                 if isinstance(image, str):
                     collection.leave_out(file, image)
                     done -= 1
@@ -188,10 +189,13 @@ class Predict(Limited):
             for result in segmenter.predict_all(images(), with_probs=probs, note=progress.note):
                 yield opened.popleft(), result
 
+        def write(item: tuple[ImageFile, Segmentation]) -> None:
+            collection.add(*item)
+
         progress.begin(len(missing))
         try:
             # Files are decoded and encoded in threads, while the network computes in this one.
-            written = ahead(lambda item: collection.add(*item), segmented())
+            written = ahead(write, segmented(), nbytes=_result_bytes)
             for index, ((file, _), _) in enumerate(written, start=1):
                 progress.update(index, f"{index}/{len(missing)}", str(file.name))
         finally:
@@ -209,6 +213,16 @@ class Predict(Limited):
                 f"{self.runtime.max_unreadable:.0%} allowed by --max-unreadable. See "
                 f"{self.out / 'skipped.csv'}."
             )
+
+
+def _image_bytes(_: ImageFile, image: Image | str | None) -> int:
+    return 0 if image is None or isinstance(image, str) else 3 * image.width * image.height
+
+
+def _result_bytes(item: tuple[ImageFile, Segmentation], _: object) -> int:
+    _, result = item
+    probs = 0 if result.probs is None else result.probs.nbytes
+    return 3 * result.clusters.size + result.clusters.nbytes + probs
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
@@ -245,7 +259,9 @@ def claim(out: Path, run: Path, images: Path, segmenter: Segmenter) -> None:
     path = out / CLAIM
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(not item.match(TEMPORARY) for item in out.iterdir()):
+        # Listed first: another shard may make the note, and then its masks, at any moment.
+        others = [item for item in out.iterdir() if not item.match(TEMPORARY)]
+        if others and not path.exists():
             raise ConfigError(
                 f"{out} holds something else than masks of iddc. Choose a new or empty folder."
             )
@@ -304,11 +320,12 @@ class Evaluate(Informing, Limited):
     def __call__(self) -> int:
         """Evaluate."""
         from iddc.datasets import open_dataset
-        from iddc.evaluation import PROTOCOLS, SEEN, evaluate
+        from iddc.evaluation import PROTOCOLS, evaluate
         from iddc.progress import Progress
         from iddc.segmenter import Segmenter
 
         run = Run.open(self.run)
+        stamp = run.stamp
         dataset = open_dataset(self.dataset, self.data, self.split)
         refined = "" if self.refine == "none" else f"-{self.refine}"
         masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
@@ -328,22 +345,29 @@ class Evaluate(Informing, Limited):
             "refinement": self.refine,
             **evaluation.as_dict(),
         }
+        self._print(evaluation, entry)
         if self.limit is None:
-            run.add_score(**entry)
+            run.add_score(stamp=stamp, **entry)
+        if not self.json:
+            where = "not written, because of --limit" if self.limit else self.run / "scores.json"
+            print(f"\n{evaluation.num_images:,} images · {self.protocol} · {where}")
+            if self.save_masks:
+                print(masks)
+        return 0
+
+    def _print(self, evaluation: Evaluation, entry: Mapping[str, Any]) -> None:
+        """Show the scores, before anything can keep them from being written."""
+        from iddc.evaluation import SEEN
+
         if self.json:
             print_json(entry)
-            return 0
+            return
         columns = {self.run.name: evaluation}
         if evaluation.by_name:
             columns["by name"] = replace(evaluation, scores=evaluation.by_name)
         print_scores(columns)
         if evaluation.by_name:
             print(f"\nby name: {SEEN}")
-        where = "not written, because of --limit" if self.limit else self.run / "scores.json"
-        print(f"\n{evaluation.num_images:,} images · {self.protocol} · {where}")
-        if self.save_masks:
-            print(masks)
-        return 0
 
 
 @dataclass(frozen=True)

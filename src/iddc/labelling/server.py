@@ -10,6 +10,7 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -20,11 +21,12 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from iddc.errors import ConfigError, DataError, IddcError, SetupError
+from iddc.errors import ConfigError, IddcError, SetupError
 from iddc.labelling.samples import TILE, Sample, find_examples, shares
 from iddc.masks import IGNORED, LABELS, Labels, cluster_names, edit_labels, read_labels
 from iddc.masks.ids import encode
 from iddc.masks.labels import MAX_NAME
+from iddc.runs import Run
 
 HOST = "127.0.0.1"
 MAX_BODY = 1_000_000
@@ -110,11 +112,9 @@ def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str
     contents = {name: (page / (name or "page.html")).read_bytes() for name in _PAGE}
     facts = _facts(run, num_clusters, samples)
     images = [encode(sample.image, ".jpg") for sample in samples]
-    model = _stamp(run)
-
-    def refuse_another_model() -> None:
-        if _stamp(run) != model:
-            raise DataError(f"{run} was trained again. End `iddc label` and start it anew.")
+    refuse_another_model = partial(
+        Run(run).refuse_another_model, Run(run).stamp, "End `iddc label` and start it anew."
+    )
 
     def change(asked: _Seen, edit: Callable[[Labels], Labels]) -> Response:
         def checked(labels: Labels) -> Labels:
@@ -227,15 +227,6 @@ def _state(labels: Labels) -> Response:
 
 def _version(labels: Labels) -> str:
     return sha256(labels.model_dump_json().encode()).hexdigest()
-
-
-def _stamp(run: Path) -> tuple[int, int] | None:
-    """What tells the model of a run from a later one; None while there is none."""
-    try:
-        stat = (run / "model.json").stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
 
 
 def _json(record: Any, status: int = 200) -> Response:

@@ -21,6 +21,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -248,14 +249,43 @@ class Run:
         csv.writer(text).writerows([("name", "reason"), *rows])
         write_atomic(self.path / "skipped.csv", text.getvalue())
 
-    def add_score(self, **entry: Any) -> None:
-        """Add an entry to scores.json, in place of an older one with the same `SCORE_KEY`.
+    @property
+    def stamp(self) -> tuple[int, int] | None:
+        """What tells the model of this run from a later one; None while there is none."""
+        try:
+            stat = (self.path / "model.json").stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def refuse_another_model(self, stamp: tuple[int, int] | None, advice: str) -> None:
+        """Raise if the run was trained again since it had this stamp.
 
         Raises:
-            DataError: scores.json cannot be read.
+            DataError: It was, or is being trained.
+        """
+        if self.stamp != stamp:
+            raise DataError(f"{self.path} was trained again. {advice}")
+
+    def add_score(self, *, stamp: tuple[int, int] | None = None, **entry: Any) -> None:
+        """Add an entry to scores.json, in place of an older one with the same `SCORE_KEY`.
+
+        Args:
+            stamp: Of the model that was scored, where it may have been replaced since.
+            entry: The scores, and what was scored how.
+
+        Raises:
+            DataError: scores.json cannot be read, or the model is another one by now.
         """
         path = self.path / "scores.json"
+        check = partial(
+            self.refuse_another_model,
+            self.stamp if stamp is None else stamp,
+            "These scores are of the model before, and are not kept.",
+        )
+        check()  # or we would wait for a training that holds the lock
         with nullcontext() if self._held else locked(self.path / _LOCK, wait=True):
+            check()
             entries = [
                 old
                 for old in self.scores()
