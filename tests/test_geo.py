@@ -106,6 +106,16 @@ def test_where_there_is_no_data_there_is_no_class(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ids == 255, bands[0] == 0)
 
 
+def test_255_is_no_class(tmp_path: Path) -> None:
+    for count, kind in ((255, "uint8"), (256, "uint16")):
+        last = lambda image, ids=count - 1: np.full(image.size[::-1], ids, np.uint8)  # noqa: E731
+        source = write(tmp_path / f"{count}.tif", noise(3, 40, 50))
+        with segmented(source, last, Labels.numbered(count).classes) as found:
+            assert found.dtypes[0] == kind
+            assert (found.read(1) == count - 1).all()
+            assert found.dataset_mask().all()
+
+
 def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
     classes = Labels.numbered(300).classes
     found = segmented(
@@ -480,6 +490,10 @@ def test_the_command_writes_rasters_and_lists_what_is_none(
     assert "2 of them there already" in said
     assert predict(model, scenes, out, "--max-unreadable", "0.1") == 3
     assert "1 of 3 rasters cannot be read" in capsys.readouterr().err
+    write(scenes / "c.tif", noise(3, 30, 20))
+    for _ in range(2):  # repaired, it is skipped no more
+        assert predict(model, scenes, out, "--max-unreadable", "0.1") == 0
+        assert "c.tif" not in (out / "skipped.csv").read_text()
 
 
 def test_rasters_in_a_zip_are_left_out_with_a_reason(

@@ -42,9 +42,9 @@ def segment_raster(
 
     The first three bands are red, green and blue; of one or two bands the first is grey, or indices
     of colours. Bands of 8 bits are taken as they are, others are stretched between two
-    `PERCENTILES`. Where the raster has no data the result has none: 255, or 65535 in 16 bits, as in
-    ignored pixels. One tile is in memory at a time. Of the files beside a raster only its world
-    file is read, a.tfw of a.tif.
+    `PERCENTILES`. Where the raster has no data the result has none: 255, or 65535 in 16 bits (256
+    classes and more), as in ignored pixels. One tile is in memory at a time. Of the files beside a
+    raster only its world file is read, a.tfw of a.tif.
 
     Args:
         source: The GeoTIFF.
@@ -59,7 +59,8 @@ def segment_raster(
             files, or claims more pixels than its bytes can hold.
     """
     rasterio = _rasterio()
-    kind = classes.of_cluster.dtype
+    # 255 cannot be both the last of 256 classes and no data.
+    kind = np.promote_types(classes.of_cluster.dtype, np.min_scalar_type(len(classes.names)))
     none = int(np.iinfo(kind).max)
     colours = {index: (*map(int, colour), 255) for index, colour in enumerate(classes.colours)}
     with disk_errors(target):
@@ -94,7 +95,7 @@ def segment_raster(
                 for kept, seen in _tiles(raster.height, raster.width, tile):
                     with _reading(source):
                         image, valid = to_rgb(seen), raster.dataset_mask(window=kept)
-                    ids = classify(image)[_inside(kept, seen)].copy()
+                    ids = classify(image)[_inside(kept, seen)].astype(kind)
                     ids[valid == 0] = none
                     result.write(ids, 1, window=kept)
                     written = zlib.crc32(ids, written)

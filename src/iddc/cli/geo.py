@@ -45,11 +45,13 @@ def predict_rasters(command: Predict, segmenter: Segmenter) -> int:
         target = command.out / "geotiff" / file.name.with_suffix(".tif")
         if target.exists():
             done, kept = done + 1, kept + 1
+            collection.take_back(file)
             continue
         try:
             if file.member is not None:
                 raise UnreadableImage(f"{file}: unpack the zip, rasters are read in parts")
             segment_raster(file.path, target, classify, classes, tile)
+            collection.take_back(file)
             done += 1
         except UnreadableImage as error:
             collection.leave_out(file, str(error).removeprefix(f"{file}: "))

@@ -71,12 +71,16 @@ class Collection:
         for form in self.formats.values():
             for key, encode in form.files.items():
                 write_file(self._path(key, file, form.suffix), encode(origin, result))
-        self._path(SKIPPED, file, ".txt").unlink(missing_ok=True)
+        self.take_back(file)
 
     def leave_out(self, file: ImageFile, reason: str) -> None:
         """Note that an image has no masks, and why."""
         text = reason.encode("utf-8", "surrogateescape")
         write_file(self._path(SKIPPED, file, ".txt"), text)
+
+    def take_back(self, file: ImageFile) -> None:
+        """Forget that an image was left out."""
+        self._path(SKIPPED, file, ".txt").unlink(missing_ok=True)
 
     def write_skipped(self, files: Sequence[ImageFile]) -> int:
         """Write skipped.csv, and again if another process left an image out meanwhile.
