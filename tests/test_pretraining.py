@@ -324,6 +324,28 @@ def test_shares_say_how_many_images_of_each_source_are_in_a_batch(photos: Photos
     assert np.bincount(photos.sources[views[0].ids]).tolist() == [4, 12]
 
 
+def test_batches_keep_their_shares_where_a_source_has_few_images(photos: Photos) -> None:
+    views = views_of(photos, tiny("contrast", contrast={"small_shares": (3.0, 1.0)}))
+    assert np.bincount(photos.sources[views[0].ids]).tolist() == [10, 3]
+
+
+def test_a_source_without_large_images_gives_none(files: list[ImageFile], tmp_path: Path) -> None:
+    small = [file for i, file in enumerate(files) if i % 3]
+    large = [file for i, file in enumerate(files) if i % 3 == 0]
+    photos = decoded([small, large], tmp_path / "cache")
+    views = views_of(photos, tiny("contrast", contrast={"large_shares": (0.9, 0.1)}))
+    assert [len(views[step].ids) for step in (1, 3)] == [4, 4]
+    config = tiny("contrast", contrast={"large_shares": (1.0, 0.0)})
+    with pytest.raises(ConfigError, match="too few images of 80 pixels"):
+        build_method(config).views(photos, ONE)
+
+
+def test_small_shares_of_nothing_are_refused(files: list[ImageFile], tmp_path: Path) -> None:
+    photos = decoded([files, []], tmp_path / "cache")
+    with pytest.raises(ConfigError, match="small-shares"):
+        views_of(photos, tiny("contrast", contrast={"small_shares": (0.0, 1.0)}))
+
+
 def test_an_epoch_of_dino_shows_every_image_once(photos: Photos) -> None:
     views = views_of(photos, tiny("dino"))
     assert sorted(views[0].ids + views[1].ids) == list(range(24))
@@ -629,6 +651,8 @@ def test_scores_take_the_place_of_not_measured(tmp_path: Path) -> None:
 def test_epochs_count_the_images(files: list[ImageFile], tmp_path: Path) -> None:
     run(files, tmp_path / "out", tiny("dino", epochs=2))
     assert [line["images"] for line in log(tmp_path / "out")] == [12] * 4
+    run(files, tmp_path / "pairs", tiny("contrast", epochs=2))
+    assert [line["images"] for line in log(tmp_path / "pairs")] == [16, 4] * 3
 
 
 def test_threads_do_not_change_the_result(files: list[ImageFile], tmp_path: Path) -> None:

@@ -507,7 +507,8 @@ class PretrainConfig(Frozen):
     components: int = Field(128, ge=0)
     """What the stages of the result are reduced to (contrast); 0: all channels."""
     min_side: int = Field(28, ge=8)
-    """Images with a shorter side are left out; contrast: the least side of a small crop."""
+    """Images with a shorter side are left out, and count as unreadable; contrast: the least side of
+    a small crop."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """The network's arithmetic; auto: bf16 where the hardware has it, else fp32."""
     seed: int = Field(0, ge=0, lt=2**32)

@@ -61,8 +61,19 @@ class Contrast(nn.Module):
         self._steps = steps
 
     def views(self, photos: Photos, processes: Processes) -> PairViews:
-        """The batches, as this process sees them."""
-        return PairViews(photos, self.config, processes)
+        """The batches, as this process sees them.
+
+        Raises:
+            ConfigError: The images do not do for the shares.
+        """
+        views, config = PairViews(photos, self.config, processes), self.config.contrast
+        if config.large_shares and config.large_every and not views.large_every:
+            raise ConfigError(
+                "--contrast.large-shares: the sources that have a share have too few images of "
+                f"{config.large_min_side} pixels (--contrast.large-min-side). Change the shares, "
+                "or give --contrast.large-every 0."
+            )
+        return views
 
     def losses(self, batch: Pairs, everyone: GlobalBatch) -> dict[str, Tensor]:
         """The terms of a step, this process's part. Stages weigh together as much as the whole."""

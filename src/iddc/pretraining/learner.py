@@ -50,11 +50,11 @@ class Learner:
         self.processes = processes
         self.config = config
         self.done = 0
-        per_epoch = math.ceil(len(photos) / config.batch_size)
+        self.views = method.views(photos, processes)
+        per_epoch = math.ceil(len(photos) / self.views.images_per_step)
         self.steps = config.epochs * per_epoch or config.steps
         method.plan(self.steps, per_epoch)
         processes.align(method)
-        self.views = method.views(photos, processes)
         self._trained = [p for p in method.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self._trained if p.ndim > 1], "decays": True},

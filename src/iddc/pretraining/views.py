@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from iddc.config import PretrainConfig
+from iddc.errors import ConfigError
 from iddc.pretraining.photos import Photos
 from iddc.training.distributed import Processes
 from iddc.views import epoch_batches
@@ -215,11 +216,14 @@ class _Kind:
     size: int
     grid: int
     min_side: int
+    wanted: int
+    """Images in a batch."""
     count: int
+    """The same, or fewer where a source has not enough for its share."""
     pools: list[Int64[np.ndarray, "_"]]
     """The images that may be drawn, by source."""
-    shares: tuple[float, ...]
-    """How often each pool is drawn from."""
+    shares: Float64[np.ndarray, "_"]
+    """How often each pool is drawn from: never an empty one."""
 
 
 class PairViews:
@@ -232,32 +236,43 @@ class PairViews:
         self.processes = processes
         sides, count = photos.sizes.min(1), min(config.batch_size, len(photos))
 
-        def kind(size: int, grid: int, min_side: int, shares: tuple[float, ...]) -> _Kind:
+        def kind(size: int, grid: int, min_side: int, given: tuple[float, ...]) -> _Kind:
             fits = sides >= min_side
-            pools = [np.flatnonzero(fits & (photos.sources == i)) for i in range(len(shares))]
+            pools = [np.flatnonzero(fits & (photos.sources == i)) for i in range(len(given))]
+            pools = pools or [np.flatnonzero(fits)]
+            there = np.array([len(pool) for pool in pools])
+            shares = np.where(there > 0, given or (1.0,), 0.0)
+            # The scarcest source says how many images there can be in these shares.
+            most = (there * shares.sum())[shares > 0] // shares[shares > 0]
             equal_pixels = max(2, round(count * (contrast.small_size / size) ** 2))
-            return _Kind(
-                size,
-                grid,
-                min_side,
-                equal_pixels,
-                pools or [np.flatnonzero(fits)],
-                shares or (1.0,),
-            )
+            count_here = min(equal_pixels, int(min(most, default=0)))
+            return _Kind(size, grid, min_side, equal_pixels, count_here, pools, shares)
 
         self._small = kind(
             contrast.small_size, contrast.small_grid, config.min_side, contrast.small_shares
         )
-        self._large = kind(
+        self._large = large = kind(
             contrast.large_size, contrast.large_grid, contrast.large_min_side, contrast.large_shares
         )
-        there = sum(map(len, self._large.pools))
         # Without images enough for large crops, all crops are small.
-        enough = 2 * processes.size <= self._large.count <= there
-        self._large_every = contrast.large_every if enough else 0
+        full = large.count == large.wanted or bool(contrast.large_shares)
+        enough = full and large.count >= 2 * processes.size
+        self.large_every = contrast.large_every if enough else 0
+        """Which batches have large crops; 0: none."""
+        if self._small.count < 2 * processes.size:
+            raise ConfigError(
+                "--contrast.small-shares: the sources that have a share have too few usable "
+                "images. Change the shares, or leave the option out."
+            )
+
+    @property
+    def images_per_step(self) -> float:
+        """On average, over all processes."""
+        large = 1 / self.large_every if self.large_every else 0.0
+        return large * self._large.count + (1 - large) * self._small.count
 
     def __getitem__(self, step: int) -> Pairs:
-        every, contrast = self._large_every, self.config
+        every, contrast = self.large_every, self.config
         large = every > 0 and step % every == every - 1
         kind = self._large if large else self._small
         rng = np.random.default_rng((self.seed, step))
@@ -273,7 +288,7 @@ class PairViews:
 
     def draw(self, rng: np.random.Generator, count: int) -> list[int]:
         """Up to `count` different images, in the shares of large crops where there are any."""
-        kind = self._large if self._large_every else self._small
+        kind = self._large if self.large_every else self._small
         drawn: list[int] = _drawn(rng, kind, count).tolist()
         return drawn
 
@@ -312,6 +327,8 @@ class MultiCropViews:
         self.config = config.dino
         self.processes = processes
         self.side = config.dino.global_size // patch_size
+        self.images_per_step = config.batch_size
+        """But for the last step of an epoch, which has what is left."""
 
     def __getitem__(self, step: int) -> MultiCrops:
         config = self.config
