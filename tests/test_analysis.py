@@ -114,6 +114,12 @@ def test_the_command_prints_the_estimate_and_what_to_do_with_it(
     record = json.loads((tmp_path / "out" / "affinities.json").read_text())
     assert f"t+ = t- = {record['threshold']:.2f}" in lines[0]
     assert f"--objective.positive-threshold {record['threshold']}" in lines[-1]
-    assert "--num-clusters 4 --backbone untrained:test_vit" in lines[-1]
+    assert f"{scenes / 'train'} --num-clusters 4 --backbone untrained:test_vit" in lines[-1]
+    assert main([*command, "--out", str(tmp_path / "row"), "--recipe", "cityscapes-vits8"]) == 0
+    assert "--recipe cityscapes-vits8 --num-clusters 4" in capsys.readouterr().out
+    config = tmp_path / "out.yaml"
+    config.write_text("recipe: folder\n")
+    assert main([*command, "--out", str(tmp_path / "own"), "--config", str(config)]) == 0
+    assert f"--config {config} --num-clusters 4" in capsys.readouterr().out
     assert main([*command, "--out", str(tmp_path / "again"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["threshold"] == record["threshold"]

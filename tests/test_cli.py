@@ -25,6 +25,7 @@ from iddc.datasets.fake import write_fake
 from iddc.errors import Interrupted
 from iddc.recipes import RECIPES
 from iddc.runs import Run
+from iddc.runs.configfile import differences
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -634,6 +635,21 @@ def test_evaluation_adds_an_entry_to_scores_json_and_prints_the_same_as_json(
         assert panel.size == (3 * 320, 320)
 
 
+def test_scores_that_cannot_be_written_are_printed(
+    trained: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns(".lock"))
+    (run / ".lock").mkdir()
+    argv = ["evaluate", str(run), "--data", str(labelled)]
+    assert main(argv) == 4
+    assert "mIoU" in capsys.readouterr().out
+    assert main([*argv, "--json"]) == 4
+    captured = capsys.readouterr()
+    assert 0 <= json.loads(captured.out)["miou"] <= 1
+    assert "Cannot write" in captured.err
+
+
 def test_scores_of_a_part_of_the_data_are_not_kept(
     trained: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -770,6 +786,14 @@ def test_the_demo_scores_both_methods_and_shows_them(
     with Image.open(out / "contact-sheet.png") as sheet:
         assert sheet.size == (4 * 320, 20 + 240)  # image, truth, k-means, IDDC of one scene
     assert len(list((out / "iddc" / "overlays").iterdir())) == 1
+
+
+def test_the_demo_learns_as_the_default_recipe_does() -> None:
+    folder, experiment = RECIPES["folder"].experiment(), demo.demo_experiment()
+    changes = differences(folder.model_dump(), experiment.model_dump())
+    assert {change.partition(":")[0] for change in changes} == {
+        "num-clusters", "backbone", "views.crop-size", "training.batch-size", "training.min-steps",
+    }  # fmt: skip
 
 
 def test_the_demo_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:

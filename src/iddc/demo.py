@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iddc.baselines.kmeans import fit_kmeans
-from iddc.config import Experiment, TrainingConfig, ViewsConfig
+from iddc.config import Experiment
 from iddc.datasets import open_dataset
 from iddc.datasets.synthetic import CLASSES, write_scenes
 from iddc.errors import ConfigError
@@ -40,17 +40,14 @@ class DemoResult:
 
 def demo_experiment() -> Experiment:
     """The default recipe, with as many clusters as there are classes, made short."""
-    return (
-        RECIPES["folder"]
-        .experiment()
-        .model_copy(
-            update={
-                "num_clusters": len(CLASSES),
-                "backbone": "bundled",
-                "views": ViewsConfig(crop_size=160),
-                "training": TrainingConfig(batch_size=12, min_steps=32),
-            }
-        )
+    folder = RECIPES["folder"].experiment()
+    return folder.model_copy(
+        update={
+            "num_clusters": len(CLASSES),
+            "backbone": "bundled",
+            "views": folder.views.model_copy(update={"crop_size": 160}),
+            "training": folder.training.model_copy(update={"batch_size": 12, "min_steps": 32}),
+        }
     )
 
 

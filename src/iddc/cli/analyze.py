@@ -66,6 +66,10 @@ class Analyze(Limited):
         if not drawn:
             print("no picture: it needs matplotlib, pip install 'iddc[plots]'")
         words: list[object] = ["iddc", "train", self.images]
+        if self.config:
+            words += ["--config", self.config]
+        elif experiment.recipe != "folder":
+            words += ["--recipe", experiment.recipe]
         words += ["--num-clusters", experiment.num_clusters]
         words += ["--backbone", experiment.backbone]
         for sign in ("positive", "negative"):
