@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
+import iddc.reproduce as reproducing
 from iddc.backbones import Backbone, save_backbone, untrained_backbone
 from iddc.cli import main
 from iddc.config import Experiment, Runtime, TrainingConfig
@@ -169,8 +170,41 @@ def test_rows_of_two_tables_that_are_one_experiment_share_a_run(
     monkeypatch.setitem(work.FITTERS, "iddc", refuse)
     table6 = smoke("table6", out, rows=("all",))
     figure = smoke("fig5", out, rows=("exp-lambda?x1",))
-    for other in (outcome(table6, "all"), *figure.outcomes):
+    points = [found for found in figure.outcomes if not found.kept]
+    assert len(points) == 2
+    for other in (outcome(table6, "all"), *points):
         assert other.runs == outcome(table5, "exp").runs
+
+
+def test_rows_of_an_earlier_command_stay_in_the_table(tmp_path: Path) -> None:
+    first = smoke("table6", tmp_path, rows=("kmeans",), seeds=1)
+    both = smoke("table6", tmp_path, rows=("no-neg*",), seeds=1)
+    assert [(found.row.name, found.kept) for found in both.outcomes] == [
+        ("kmeans", True),
+        ("no-negatives", False),
+    ]
+    assert outcome(both, "kmeans").entries == outcome(first, "kmeans").entries
+    assert [row["name"] for row in saved(both)["rows"]] == ["kmeans", "no-negatives"]
+    gone = Settings(data=tmp_path / "gone", seeds=1)
+    before = both.path.read_bytes()
+    assert reproduce("table6", gone, both.path.parent).exit_code == 3
+    assert both.path.read_bytes() == before
+
+
+def test_the_exit_code_is_that_of_the_first_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert smoke("table8", tmp_path, seeds=1, rows=("frozen",)).exit_code == 0
+    monkeypatch.setattr(reproducing, "missing", lambda *_: "no weights")
+    assert smoke("table8", tmp_path / "other", seeds=1).exit_code == 4
+    monkeypatch.undo()
+
+    def fail(*_: object, **__: object) -> Any:
+        raise NumericError("Not finite at step 1.")
+
+    monkeypatch.setitem(work.FITTERS, "iddc", fail)
+    failed = smoke("table8", tmp_path, seeds=2, rows=("frozen",))
+    assert (failed.exit_code, len(outcome(failed, "frozen").entries)) == (5, 1)
 
 
 def test_a_row_with_refinement_scores_the_run_of_the_row_without(out: Path) -> None:
@@ -367,11 +401,20 @@ def test_weights_are_given_by_the_name_of_their_backbone() -> None:
         assert planned("table3", name, weights=weights).experiment.backbone == word
 
 
+def test_a_run_is_known_by_the_bytes_of_its_weights_not_by_their_place(tmp_path: Path) -> None:
+    digests = []
+    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+        weights = {"dino-vitb8": str(tmp_path / name)}
+        digests.append(planned("table3", "vitb8", weights=weights).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_thresholds_that_the_images_give_are_a_level_beside_the_sweep(out: Path) -> None:
     rows = ("thresholds+0+0", "own")
     result = smoke("fig7", out, dataset="folder", rows=rows, seeds=1)
-    (panel,) = result.target.panels  # type: ignore[union-attr]
-    assert [found.x(panel) for found in result.outcomes] == [0.2, None]
+    panel = result.target.panels[0]  # type: ignore[union-attr]
+    assert [found.x(panel) for found in result.outcomes if not found.kept] == [0.2, None]
     assert "| the recipe's own | auto |" in result.path.read_text()
     assert "| t- 0.2 | 0.2 |" in result.path.read_text()
 
@@ -461,7 +504,7 @@ def test_figure_3_is_scaled_to_1_and_weibull_forgives_imbalance_that_entropy_doe
 
 def test_a_run_with_snapshots_is_scored_after_each_epoch_and_at_last_as_ever(out: Path) -> None:
     result = smoke("fig7", out, rows=("epochs",))
-    (found,) = result.outcomes
+    (found,) = (found for found in result.outcomes if not found.kept)
     for seed, entry in found.entries.items():
         assert [score["epoch"] for score in entry["epochs"]] == [1, 2]
         assert entry["epochs"][-1]["miou"] == entry["miou"]
@@ -556,7 +599,7 @@ def test_the_command_takes_weights_and_a_configuration(
         *("reproduce", "table8", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")),
         *("--weights", f"dino-vits16={tmp_path / 'w.pth'}", "--config", str(tmp_path / "c.yaml")),
     ]
-    assert main([*argv, "--json"]) == 0
+    assert main([*argv, "--json"]) == 3  # there are no images
     record = json.loads(capsys.readouterr().out)
     experiment = record["rows"][0]["experiment"]
     assert experiment["backbone"] == f"dino-vits16={(tmp_path / 'w.pth').resolve()}"

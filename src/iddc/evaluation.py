@@ -121,6 +121,7 @@ def evaluate(
     *,
     by_name: bool = False,
     save_masks: Path | None = None,
+    saved: Sequence[int] | None = None,
     report: Progress | None = None,
 ) -> Evaluation:
     """Score a segmenter: one confusion over all images, one matching, one number.
@@ -133,6 +134,7 @@ def evaluate(
         save_masks: Write here, for each image, a PNG of the image, the truth and the prediction
             side by side as they were scored, in the colours of the classes. Ignored pixels are
             black, clusters that are matched to no class grey.
+        saved: The places in the data set of the images that have one; None: all.
         report: Shows the progress.
 
     Raises:
@@ -142,15 +144,16 @@ def evaluate(
     """
     named = match_by_name(segmenter.labels, dataset.class_names) if by_name else None
     if save_masks is None:
-        return _count(segmenter, dataset, protocol, named, None, report)
+        return _count(segmenter, dataset, protocol, named, None, (), report)
     with disk_errors(save_masks):
         save_masks.mkdir(parents=True, exist_ok=True)
         kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
     # The colours are known when all images are counted, so the clusters wait on the disk.
     with kept as folder:
-        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), report)
+        places = range(len(dataset)) if saved is None else saved
+        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), places, report)
         shown = evaluation.by_name or evaluation.scores
-        for index in range(len(dataset)):
+        for index in places:
             sample = dataset[index]
             panel = _panel(
                 *_before_network(sample.image, sample.label, protocol),
@@ -169,9 +172,10 @@ def _count(
     protocol: EvalProtocol,
     named: Int64[np.ndarray, " k"] | None,
     keep: Path | None,
+    places: Sequence[int],
     report: Progress | None,
 ) -> Evaluation:
-    """Evaluate; `named` gives clusters their classes too, `keep` gets the clusters as scored."""
+    """Evaluate; `named` gives clusters their classes too, `keep` gets those of some places."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
     taken: deque[tuple[str, UInt8[np.ndarray, "H W"]]] = deque()
 
@@ -202,7 +206,7 @@ def _count(
                 confusion += _confusion(clusters, label, *confusion.counts.shape)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
-            if keep:
+            if keep and index in places:
                 write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
             if report:
                 report.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")

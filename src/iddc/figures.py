@@ -42,7 +42,7 @@ def compare(
     with TemporaryDirectory() as folder:
         folders = [Path(folder, str(place)) for place in range(len(segmenters))]
         for masks, segmenter in zip(folders, segmenters.values(), strict=True):
-            evaluate(segmenter, dataset, protocol, save_masks=masks, report=report)
+            evaluate(segmenter, dataset, protocol, save_masks=masks, saved=shown, report=report)
         return contact_sheet(folders, ("image", "truth", *segmenters), names)
 
 

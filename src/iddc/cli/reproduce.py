@@ -29,7 +29,8 @@ class Reproduce(Command):
 
     TABLE is table1 to table8 or fig2 to fig9. Runs are in DIR/runs, results in DIR/TABLE.md, .json
     and, of a figure, .png. Rows whose data or weights are not here are named and left out. What is
-    there is not done again, so an interrupted command can be given again (docs/reproduce.md).
+    there is not done again, so an interrupted command can be given again (docs/reproduce.md). The
+    exit code is 0 if all that could be run was, and something could.
     """
 
     table: Annotated[Positional[str], arg(metavar="TABLE")]
@@ -106,7 +107,7 @@ class Reproduce(Command):
         )
         if self.json:
             print_json(result.as_dict())
-            return 0
+            return result.exit_code
         print(result.target.title, *filter(None, [result.label]), sep=" · ")
         for title, header, rows in result.tables():
             print(f"\n{title}" if title else "")
@@ -115,7 +116,7 @@ class Reproduce(Command):
         for note in result.notes():
             print(f"- {note}")
         print(f"\n{result.path}")
-        return 0
+        return result.exit_code
 
 
 def _weights(word: str) -> tuple[str, str]:

@@ -20,11 +20,11 @@ from iddc.errors import ConfigError, DataError, IddcError, Interrupted
 from iddc.progress import Progress
 from iddc.recipes import Figure
 from iddc.reproduce import smoke
-from iddc.reproduce.plan import Job, Settings, choose, job_of
+from iddc.reproduce.plan import Job, Settings, choose, is_asked, job_of
 from iddc.reproduce.plots import CURVES, check_matplotlib, draw, draw_pictures
 from iddc.reproduce.report import Outcome, Report
 from iddc.reproduce.work import Bench, is_done, missing
-from iddc.runs import disk_errors
+from iddc.runs import Run, disk_errors
 
 __all__ = ["Report", "Settings", "reproduce"]
 
@@ -73,13 +73,14 @@ def reproduce(
     bench = None
     if name in CURVES:
         result.curves = CURVES[name]()
-    elif bench := _open(result, runtime, report):
+    elif bench := _open(result, out / "runs", runtime, report):
         _leave_out(result, out / "runs")
         todo = _todo(result, out / "runs")
         if report:
             report.note(_announcement(bench, todo))
         _work(result, bench, out, len(todo))
-    result.write()
+    if bench or result.curves or not result.path.exists():  # without data, keep what was found
+        result.write()
     if pictures and bench:
         draw_pictures(result, bench.dataset, out / f"{name}.png")
     elif isinstance(target, Figure):
@@ -96,18 +97,28 @@ def _facts(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def _open(result: Report, runtime: Runtime, report: Progress | None) -> Bench | None:
-    """Find the data, and say of each row what it needs; without data none can be run."""
+def _open(result: Report, runs: Path, runtime: Runtime, report: Progress | None) -> Bench | None:
+    """Find the data, and say of each row what it needs; without data none can be run.
+
+    Rows that are not asked for stay in the table if an earlier command has run them.
+    """
     bench, reason = None, ""
     assert result.settings.data is not None
     try:
         bench = Bench.open(result.dataset, result.settings.data, runtime, report)
     except DataError as error:
-        reason = str(error)
+        reason, result.failure = str(error), error.exit_code
     num_classes = bench.dataset.num_classes if bench else Experiment().num_clusters
     for row in result.target.rows:
         job = job_of(row, result.target, result.settings, num_classes)
-        result.outcomes.append(Outcome(row, job, reason if job else ""))
+        outcome = Outcome(row, job, reason if job else "", kept=not is_asked(row, result.settings))
+        if job and bench and outcome.kept:
+            for seed, path in enumerate(_folders(result, job, runs)):
+                if is_done(path) and bench.kept_score(job, Run(path)):
+                    outcome.entries[seed] = bench.score(job, Run(path))
+                    outcome.runs[seed] = path
+        if outcome.entries or not outcome.kept:
+            result.outcomes.append(outcome)
     return bench
 
 
@@ -174,6 +185,7 @@ def _work(result: Report, bench: Bench, out: Path, total: int) -> None:
                 raise
             except IddcError as error:
                 outcome.failures[seed] = str(error)
+                result.failure = result.failure or error.exit_code
                 continue
             outcome.runs[seed] = path
             result.write()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 from iddc.config import (
@@ -77,13 +78,20 @@ class Job:
         """A short text that differs if the run does, apart from its seed.
 
         Fields at their defaults do not count, so that a new field of `config.py` leaves it as is;
-        nor does it matter where a published data set lies.
+        nor does it matter where a published data set or a file of weights lies.
         """
+        experiment = self.experiment.model_dump(
+            mode="json", exclude={"seed"}, exclude_defaults=True
+        )
+        name, given, file = self.experiment.backbone.partition("=")
+        if given:
+            stat = Path(file).stat()
+            experiment["backbone"] = [name, _content(file, stat.st_size, stat.st_mtime_ns)]
         what = [
             self.row.method,
             self.row.snapshots,
             str(self.data.resolve()) if self.dataset == "folder" else self.dataset,
-            self.experiment.model_dump(mode="json", exclude={"seed"}, exclude_defaults=True),
+            experiment,
             self.stego and self.stego.model_dump(mode="json", exclude_defaults=True),
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
@@ -94,8 +102,15 @@ class Job:
         return there[0] if there else runs / f"{target}-{self.row.name}-{self.digest}-seed{seed}"
 
 
+@cache
+def _content(file: str, _size: int, _changed: int) -> str:
+    """What tells the bytes of a file from others; read once, as long as it does not change."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def choose(name: str, settings: Settings) -> Target:
-    """A table or a figure with the rows that are asked for, and those that nobody can run.
+    """A table or a figure, after a look at what is asked of it.
 
     Raises:
         ConfigError: There is no such table, figure or row, or a backbone too many.
@@ -113,17 +128,12 @@ def choose(name: str, settings: Settings) -> Target:
         if not any(fnmatch(row, pattern) for row in names):
             raise ConfigError(f"No row {pattern!r} in {name}. Known: {', '.join(names) or 'none'}.")
 
-    def kept(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-        return tuple(
-            row
-            for row in rows
-            if not settings.rows or any(fnmatch(row.name, pattern) for pattern in settings.rows)
-        )
+    return target
 
-    if isinstance(target, Table):
-        return replace(target, rows=kept(target.rows))
-    panels = (replace(panel, rows=kept(panel.rows)) for panel in target.panels)
-    return replace(target, panels=tuple(panel for panel in panels if panel.rows))
+
+def is_asked(row: Row, settings: Settings) -> bool:
+    """Whether a row is among those to rerun."""
+    return not settings.rows or any(fnmatch(row.name, pattern) for pattern in settings.rows)
 
 
 def _of_backbone(name: str) -> Row:

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from iddc.config import DatasetName
+from iddc.errors import SetupError
 from iddc.recipes import Figure, Panel, Row
 from iddc.reproduce.plan import Job, Settings, Target, is_other
 from iddc.reproduce.smoke import LABEL
@@ -42,6 +43,8 @@ class Outcome:
     entries: dict[int, dict[str, Any]] = field(default_factory=dict)
     """The scores of each seed, as in scores.json."""
     runs: dict[int, Path] = field(default_factory=dict)
+    kept: bool = False
+    """It is not asked for: an earlier command has run it."""
 
     def values(self, measure: str) -> list[float]:
         """One number for each seed: accuracy, mIoU, or how many clusters are found."""
@@ -86,6 +89,16 @@ class Report:
     """One for each row."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Of a figure without runs: the lines, by name, over `x`."""
+    failure: int = 0
+    """The exit code of the first thing that went wrong; 0: nothing did."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all that can be run on this machine was, and something can."""
+        asked = [o for o in self.outcomes if o.job is not None and not o.kept]
+        if self.failure or not asked or any(o.entries for o in asked):
+            return self.failure
+        return SetupError.exit_code
 
     @property
     def dataset(self) -> DatasetName:
@@ -98,9 +111,9 @@ class Report:
         return LABEL if self.settings.smoke else ""
 
     def runnable(self) -> Iterator[tuple[Outcome, Job]]:
-        """The rows that can be run, and what they need."""
+        """The rows that are asked for and can be run, and what they need."""
         for outcome in self.outcomes:
-            if outcome.job is not None and not outcome.reason:
+            if outcome.job is not None and not outcome.reason and not outcome.kept:
                 yield outcome, outcome.job
 
     def of(self, panel: Panel) -> list[Outcome]:
@@ -110,7 +123,7 @@ class Report:
     def tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
         """Title, header and rows: one table, or one for each panel of a figure."""
         if isinstance(self.target, Figure):
-            for panel in self.target.panels:
+            for panel in filter(self.of, self.target.panels):
                 shown = panel.x in {"negative_weight", "regularizer_weight", "positive_threshold"}
                 axis = (SYMBOLS[panel.x],) if shown else ()
                 header = ("curve", *axis, "Acc %", "mIoU %", "clusters found", "seeds")

@@ -78,7 +78,7 @@ class Bench:
         """The finished run of a seed: one that is there, or a new one, or an interrupted one."""
         experiment = job.experiment.model_copy(update={"seed": seed})
         run = Run(path)
-        if is_done(path) and run.experiment == experiment:
+        if is_done(path) and _alike(run.experiment, experiment):
             return run
         runtime = self.runtime.model_copy(update={"snapshots": job.row.snapshots})
         learn, options = FITTERS[job.row.method], (job.stego,) if job.stego else ()
@@ -99,22 +99,18 @@ class Bench:
         Beside what `iddc evaluate` writes, those of a run with snapshots have the scores after
         each epoch.
         """
-        key = {
-            "data": str(job.data.resolve()),
-            "dataset": job.dataset,
-            "split": SPLIT,
-            "protocol": job.protocol,
-            "refinement": job.refine,
-        }
-        entry = next((found for found in run.scores() if _is(found, key)), None)
-        segmenter = None
+        key, entry = _key(job), self.kept_score(job, run)
         if entry is None:
-            segmenter = self._load(job, run)
-            entry = key | self._evaluate(segmenter, job)
+            entry = key | self._evaluate(self._load(job, run), job)
             run.add_score(**entry)
         if job.row.snapshots:
             entry = entry | {"epochs": self._score_snapshots(job, run, key)}
         return entry
+
+    def kept_score(self, job: Job, run: Run) -> dict[str, Any] | None:
+        """The scores in the folder of a run, if they are there."""
+        key = _key(job)
+        return next((found for found in run.scores() if _is(found, key)), None)
 
     def _score_snapshots(self, job: Job, run: Run, key: dict[str, Any]) -> list[dict[str, Any]]:
         """Accuracy and mIoU after each epoch; each is kept beside its snapshot."""
@@ -211,6 +207,21 @@ def missing(refine: RefineName, backbone: str | None) -> str:
     except (DataError, SetupError) as error:
         return str(error)
     return ""
+
+
+def _alike(done: Experiment, asked: Experiment) -> bool:
+    """Whether a run is of an experiment, wherever its weights lay: the digest knows their bytes."""
+    return done.model_copy(update={"backbone": asked.backbone}) == asked
+
+
+def _key(job: Job) -> dict[str, Any]:
+    return {
+        "data": str(job.data.resolve()),
+        "dataset": job.dataset,
+        "split": SPLIT,
+        "protocol": job.protocol,
+        "refinement": job.refine,
+    }
 
 
 def _is(entry: dict[str, Any], key: dict[str, Any]) -> bool:
