@@ -114,6 +114,20 @@ def test_tiles_equal_the_whole(height: int, cuts: list[int], tile: int) -> None:
     assert torch.allclose(torch.cat(found, dim=1), whole, atol=1e-6)
 
 
+@given(width=st.integers(1, 420), tile=st.sampled_from([1, 2 * 5 * 260, 2 * 5 * 400]))
+def test_tiles_of_columns_equal_the_whole(width: int, tile: int) -> None:
+    probs, image, sizes = some_probs(2, 5, width), some_image(5, width), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine, "TILE_VALUES", tile)
+        patch.setattr(
+            refine, "mean_field", lambda p, i: (sizes.append(p.shape[3]), mean_field(p, i))[1]
+        )
+        (found,) = fast_rows([probs], image)
+    assert (len(sizes) > 1) == (2 * 5 * width > tile and width > 2 * REACH)
+    assert max(sizes) <= max(width if len(sizes) == 1 else 0, tile // 10, 4 * REACH)
+    assert torch.allclose(found, mean_field(probs[None], image[None])[0], atol=1e-6)
+
+
 def test_a_tile_comes_as_soon_as_the_rows_it_depends_on_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

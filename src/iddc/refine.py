@@ -7,7 +7,7 @@ of K clusters become
     Q_i <- softmax(log p_i + sum over kernels of w * mean of Q_j, weighted by k(i, j))
 
 `crf` averages over all pixels j, and takes the whole image at once. `fast` averages over few, far
-ones first and near ones last, and takes a few rows at a time.
+ones first and near ones last, and takes a tile at a time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ FAST_WEIGHT = 8.0
 REACH = sum(DISTANCES)
 """`fast`: a pixel's result depends on none farther away than this, in rows and in columns."""
 TILE_VALUES = 2**24
-"""`fast`: clusters * pixels refined at once, 64 MB; about five times that is in use."""
+"""`fast`: clusters * pixels refined at once, 64 MB; about five times that is in use. A tile has at
+least four times `REACH` pixels on a side, and so with many clusters more values."""
 
 Refiner = Callable[[Iterable[Tensor]], Iterator[Tensor]]
 """From strips of rows "k _ W" of probabilities, top to bottom, to others."""
@@ -73,7 +74,8 @@ def fast_rows(
 ) -> Iterator[Float[Tensor, "k _ W"]]:
     """The `mean_field` of the whole image, in bounded memory.
 
-    It is computed in tiles of rows with `REACH` rows more above and below, on the strips' device.
+    It is computed in tiles with `REACH` pixels more on every side, on the strips' device. Held
+    beside a tile are its rows, `REACH` more above and below.
     """
     height = image.shape[1]
     held: Tensor | None = None  # rows from `first` on
@@ -81,23 +83,37 @@ def fast_rows(
     for strip in strips:
         held = strip if held is None else torch.cat([held, strip], dim=1)
         clusters, _, width = held.shape
-        rows = _tile_rows(clusters, height, width)
+        rows = _tile_size(clusters * width, height)
         while done < height and first + held.shape[1] >= min(height, done + rows + REACH):
             stop = min(height, done + rows)
             bottom = min(height, stop + REACH)
             guide = image[None, :, first:bottom].to(held.device)
-            refined = mean_field(held[None, :, : bottom - first], guide)[0]
-            yield refined[:, done - first : stop - first]
+            yield _refined(held[:, : bottom - first], guide)[:, done - first : stop - first]
             done, top = stop, max(0, stop - REACH)
             held, first = held[:, top - first :], top
 
 
-def _tile_rows(clusters: int, height: int, width: int) -> int:
-    """How many rows of a tile are not in its margins; tiles are about equal."""
-    if clusters * height * width <= TILE_VALUES:
-        return height
-    most = max(2 * REACH, TILE_VALUES // (clusters * width) - 2 * REACH)
-    return math.ceil(height / math.ceil(height / most))
+def _refined(
+    probs: Float[Tensor, "k H W"], guide: UInt8[Tensor, "1 3 H W"]
+) -> Float[Tensor, "k H W"]:
+    """The mean field of some rows, some columns at a time."""
+    clusters, height, width = probs.shape
+    columns = _tile_size(clusters * height, width)
+    tiles = []
+    for start in range(0, width, columns):
+        stop = min(width, start + columns)
+        seen = slice(max(0, start - REACH), min(width, stop + REACH))
+        tile = mean_field(probs[None, :, :, seen], guide[..., seen])[0]
+        tiles.append(tile[..., start - seen.start : stop - seen.start])
+    return torch.cat(tiles, dim=2) if len(tiles) > 1 else tiles[0]
+
+
+def _tile_size(line: int, length: int) -> int:
+    """How many lines of so many values are a tile without its margins; tiles are about equal."""
+    if line * length <= TILE_VALUES:
+        return length
+    most = max(2 * REACH, TILE_VALUES // line - 2 * REACH)
+    return math.ceil(length / math.ceil(length / most))
 
 
 def mean_field(
