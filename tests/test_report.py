@@ -30,6 +30,7 @@ from iddc.report import REPORT, charts, write_report
 from iddc.report.look import _largest, look_at
 from iddc.report.sides import colours_of_partners, match
 from iddc.report.tables import nearest
+from iddc.report.writing import _names
 from iddc.runs import Run
 from iddc.segmenter import Segmenter, prepare
 
@@ -506,15 +507,36 @@ def test_two_runs_stand_side_by_side(scenes: Path, tmp_path: Path) -> None:
     assert not (second.path / REPORT).exists()
 
 
+def test_runs_have_as_much_of_their_paths_as_tells_them_apart(scenes: Path, tmp_path: Path) -> None:
+    assert _names([Path("/a/runs/photos"), Path("/b/runs/photos")]) == [
+        "a/runs/photos",
+        "b/runs/photos",
+    ]
+    assert _names([Path("/a/b"), Path("/a/c")]) == ["b", "c"]
+    assert _names([Path("/a/b")] * 2) == ["b (1)", "b (2)"]
+    run = make_run(tmp_path / "my run", scenes)
+    run.add_score(data="d", dataset="folder", split="val", protocol="full", miou=0.11)
+    page = text_of(run, compare=run, samples=0)
+    assert rows(page, "d · folder")["mIoU"] == ["11.0 %", "11.0 %"]
+
+
+def test_an_image_of_one_patch_has_no_affinities(scenes: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (12, 12)).save(tmp_path / "one.png")
+    page = text_of(make_run(tmp_path / "run", scenes), images=tmp_path / "one.png")
+    assert "no pair of patches to compare" in Tags(page).words
+
+
 # The command -------------------------------------------------------------------------------------
 
 
 def test_the_command_says_where_the_report_is_and_what_is_missing(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(tmp_path / "run", scenes)
+    run = make_run(tmp_path / "my run", scenes)
     assert main(["report", str(run.path), "--samples", "1", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.startswith(f"{run.path / REPORT}    next: ")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run.path / REPORT}    next: ")
+    assert said.endswith(f"iddc label '{run.path}'\n")
     other = make_run(tmp_path / "other", tmp_path / "gone")
     command = ["report", str(other.path), "--compare", str(run.path), "--device", "cpu"]
     assert main(command) == 0

@@ -43,7 +43,7 @@ class Affinities:
         """
         above = torch.ones(len(ids), len(ids), dtype=torch.bool, device=ids.device).triu(1)
         same = ids[:, None] == ids
-        cosines = embeddings.float() @ embeddings.float().T
+        cosines = (embeddings.float() @ embeddings.float().T).clamp(-1, 1)  # or histc drops it
         counts = [
             torch.histc(cosines[above & pairs], BINS, -1, 1).double().cpu().numpy()
             for pairs in (same, ~same)

@@ -80,6 +80,8 @@ def affinities(side: Side, look: Look) -> tuple[Markup, str]:
     pairs, thresholds = look.affinities, side.thresholds
     edges = np.linspace(-1, 1, BINS + 1)
     there = np.flatnonzero(pairs.same + pairs.different)
+    if not len(there):
+        return Markup(""), f"{side.name}: there is no pair of patches to compare."
     bins = slice(max(0, there[0] - 2), there[-1] + 3)
     centres = ((edges[:-1] + edges[1:]) / 2)[bins].tolist()
     lines = [

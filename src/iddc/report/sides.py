@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Side:
         """The colour of a cluster as CSS has it."""
         return f"#{bytes(self.colours[cluster].tolist()).hex()}"
 
-    @property
+    @cached_property
     def steps(self) -> list[Mapping[str, Any]]:
         """The steps of the training; a baseline that is fitted at once has none."""
         kinds = {"loss": float, "step": int}
@@ -82,14 +83,14 @@ class Side:
             if all(isinstance(line.get(name), kind) for name, kind in kinds.items())
         ]
 
-    @property
+    @cached_property
     def curves(self) -> list[str]:
         """The names of the numbers that the log has for each step."""
         names = dict.fromkeys(name for line in self.steps for name in line)
         numbers = {name for line in self.steps for name in line if isinstance(line[name], float)}
         return [n for n in names if n in numbers - _NO_CURVES and not n.endswith("_threshold")]
 
-    @property
+    @cached_property
     def points(self) -> list[tuple[float, dict[str, float]]]:
         """The log in at most 120 points, each the last step and the means of some steps."""
         parts = np.array_split(np.array(self.steps, object), min(_POINTS, len(self.steps)) or 1)

@@ -58,10 +58,7 @@ def write_report(
     """
     found, why = find_samples(run, images)
     runs = [run, compare] if compare else [run]
-    paths = [each.path.resolve() for each in runs]
-    names = [path.name for path in paths]
-    if len({*names}) < len(names):
-        names = ["/".join(path.parts[-2:]) for path in paths]
+    names = _names([each.path.resolve() for each in runs])
     sides: list[Side] = []
     matched = None
     for each, name in zip(runs, names, strict=True):
@@ -77,6 +74,15 @@ def write_report(
     path = run.path / REPORT
     write_atomic(path, _page(sides, matched, why))
     return Written(path, why)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart; one path twice is numbered."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len({*names}) == len(names):
+            return names
+    return [f"{path.name} ({number})" for number, path in enumerate(paths, start=1)]
 
 
 def _page(sides: Sequence[Side], matched: Match | None, why: str) -> str:
