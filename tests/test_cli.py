@@ -799,6 +799,7 @@ def test_the_demo_learns_as_the_default_recipe_does() -> None:
 def test_the_demo_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert main(["demo", "--out", str(tmp_path / "thesis.txt")]) == 2
     assert tree(tmp_path) == {"thesis.txt": b"mine"}
 
 

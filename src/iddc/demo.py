@@ -62,7 +62,7 @@ def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
     Raises:
         ConfigError: `out` holds something else.
     """
-    if out.exists() and not {path.name for path in out.iterdir()} <= _OURS:
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _OURS):
         raise ConfigError(f"{out} holds something else than a demo. Choose a new or empty folder.")
     scenes, experiment = out / "scenes", demo_experiment()
     write_scenes(scenes, SCENES, experiment.seed)

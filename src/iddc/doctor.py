@@ -15,14 +15,14 @@ from pathlib import Path
 from iddc import __version__
 
 EXTRAS = {
-    "crf": "pydensecrf2",
-    "export": "onnx",
-    "geo": "rasterio",
-    "label": "fastapi",
-    "plots": "matplotlib",
-    "tensorboard": "tensorboard",
+    "crf": ("pydensecrf2",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "geo": ("rasterio",),
+    "label": ("fastapi", "uvicorn"),
+    "plots": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
 }
-"""The optional extras and the package that each brings."""
+"""The optional extras and the packages that each brings."""
 MIN_DISK_GB = 2
 """Room for one run with its checkpoints, and some masks."""
 
@@ -51,9 +51,9 @@ def examine(folder: Path) -> Iterator[Finding]:
         broken |= bool(finding.advice)
         yield finding
     yield from _machine(folder)
-    for extra, package in EXTRAS.items():
+    for extra, packages in EXTRAS.items():
         try:
-            yield Finding(f"extra {extra}", version(package))
+            yield Finding(f"extra {extra}", ", ".join(map(version, packages)))
         except PackageNotFoundError:
             yield Finding(f"extra {extra}", f"not installed: pip install 'iddc[{extra}]'")
     if not broken:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
@@ -101,7 +102,7 @@ class Label(Informing):
         left_out = f", {ignored:,} ignored" if ignored else ""
         print(
             f"{run / LABELS}: {len(classes.names):,} classes of {num_clusters:,} clusters{left_out}"
-            f"    next: iddc predict {run} IMAGES --out DIR"
+            f"    next: iddc predict {quote(str(run))} IMAGES --out DIR"
         )
         return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, ClassVar
 
 from tyro.conf import arg
@@ -58,5 +59,6 @@ class Report(Command):
         )
         if written.why:
             print(f"note: {written.why} Give others with --images.", file=sys.stderr)
-        print(f"{written.path}    next: open it in a browser, then iddc label {self.run}")
+        label = f"iddc label {quote(str(self.run))}"
+        print(f"{written.path}    next: open it in a browser, then {label}")
         return 0

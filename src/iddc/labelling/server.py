@@ -14,6 +14,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, TypeVar
 
 import uvicorn
@@ -196,7 +197,7 @@ def _facts(run: Path, num_clusters: int, samples: Sequence[Sample]) -> dict[str,
     return {
         "run": run.resolve().name,
         "file": str(run / LABELS),
-        "next": f"iddc predict {run} IMAGES --out DIR",
+        "next": f"iddc predict {quote(str(run))} IMAGES --out DIR",
         "ignore": IGNORED,
         "max_name": MAX_NAME,
         "numbers": cluster_names(num_clusters),
