@@ -1,4 +1,4 @@
-"""The whole way in two minutes: draw scenes, train, compare with k-means, show the result."""
+"""The whole way in three minutes: draw scenes, train, compare with k-means, show the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from iddc.runs import Run
 from iddc.segmenter import Segmenter
 from iddc.training import fit
 
-SCENES = 30
+SCENES = 60
 SHOWN = 4
 """Scenes on the contact sheet."""
 _SHEET = "contact-sheet.png"
@@ -39,14 +39,14 @@ class DemoResult:
 
 
 def demo_experiment() -> Experiment:
-    """The default recipe, with as many clusters as there are classes, made short."""
+    """The default recipe on small crops, with as many clusters as there are classes."""
     folder = RECIPES["folder"].experiment()
     return folder.model_copy(
         update={
             "num_clusters": len(CLASSES),
             "backbone": "bundled",
             "views": folder.views.model_copy(update={"crop_size": 160}),
-            "training": folder.training.model_copy(update={"batch_size": 12, "min_steps": 32}),
+            "training": folder.training.model_copy(update={"batch_size": 24}),
         }
     )
 
