@@ -120,7 +120,7 @@ class Doctor(Informing):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """Draw street scenes, train on them, and compare with k-means: two minutes on a CPU."""
+    """Draw street scenes, train on them, and compare with k-means: some minutes on a CPU."""
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo")
     """The folder to write: scenes, both runs, overlays and a contact sheet."""
