@@ -408,6 +408,8 @@ def test_a_run_is_known_by_the_bytes_of_its_weights_not_by_their_place(tmp_path:
         weights = {"dino-vitb8": str(tmp_path / name)}
         digests.append(planned("table3", "vitb8", weights=weights).digest)
     assert digests[0] == digests[1] != digests[2]
+    folders = [planned("table3", "vitb8", backbones=(f"lr=0.{n}/bb",)).digest for n in (1, 2)]
+    assert folders[0] != folders[1]
 
 
 def test_thresholds_that_the_images_give_are_a_level_beside_the_sweep(out: Path) -> None:

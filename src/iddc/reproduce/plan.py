@@ -83,8 +83,8 @@ class Job:
         experiment = self.experiment.model_dump(
             mode="json", exclude={"seed"}, exclude_defaults=True
         )
-        name, given, file = self.experiment.backbone.partition("=")
-        if given:
+        name, _, file = self.experiment.backbone.partition("=")
+        if Path(file).is_file():  # a folder of weights may have a = in its path
             stat = Path(file).stat()
             experiment["backbone"] = [name, _content(file, stat.st_size, stat.st_mtime_ns)]
         what = [
