@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,21 @@ def test_embeddings_are_kept_in_a_quarter_of_what_is_free_and_no_more_than_it_sa
 ) -> None:
     monkeypatch.setattr(features, "free_memory", lambda: free)
     assert features.room() == room
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the GNU C library")
+def test_tensors_come_to_reuse_the_memory_of_those_that_were_freed() -> None:
+    code = """
+import resource, torch
+from iddc.device import keep_freed_memory
+keep_freed_memory()
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MB
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *_, last = map(int, done.stdout.split())
+    # A page has 4 kB, or 2 MB where the system uses such.
+    assert first >= 32
+    assert last < 8

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from iddc.device import pick_device
+from iddc.device import keep_freed_memory, pick_device
 
 T = TypeVar("T")
 
@@ -101,6 +101,8 @@ def joined(device_name: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did; leave them at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = pick_device(device_name)
+    if device.type == "cpu":
+        keep_freed_memory()
     if size == 1:
         yield Processes(device)
         return
