@@ -162,15 +162,15 @@ def test_embeddings_are_kept_in_a_quarter_of_what_is_free_and_no_more_than_it_sa
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the GNU C library")
-def test_tensors_come_to_reuse_the_memory_of_those_that_were_freed() -> None:
+def test_in_training_tensors_come_to_reuse_the_memory_of_those_that_were_freed() -> None:
     code = """
 import resource, torch
-from iddc.device import keep_freed_memory
-keep_freed_memory()
-for _ in range(20):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)  # 64 MB
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+from iddc.training.distributed import joined
+with joined("cpu"):
+    for _ in range(20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MB
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, *_, last = map(int, done.stdout.split())
