@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iddc import images
 from iddc.errors import DataError, UnreadableImage
 from iddc.images import (
     MAX_PIXELS,
@@ -28,6 +27,7 @@ from iddc.images import (
     ahead,
     check_images,
     find_images,
+    lookahead,
     open_image,
     quiet_pillow,
     to_rgb,
@@ -625,7 +625,7 @@ def test_results_come_in_order_while_threads_work_a_few_items_ahead(workers: int
 def test_no_further_item_is_taken_while_those_that_wait_hold_too_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(images, "AHEAD", 10)
+    monkeypatch.setattr(lookahead, "AHEAD", 10)
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -641,7 +641,7 @@ def test_no_further_item_is_taken_while_those_that_wait_hold_too_much(
 
 
 def test_a_result_counts_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "AHEAD", 10)
+    monkeypatch.setattr(lookahead, "AHEAD", 10)
     asked: list[int | None] = []
 
     def nbytes(item: int, result: int | None) -> int:

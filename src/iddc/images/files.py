@@ -1,0 +1,86 @@
+"""An image on disk or inside a zip: what is opened, and the name that its results get."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BufferedIOBase
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from iddc.errors import UnreadableImage
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm"),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+}
+"""Pillow's name of each format we read, and the suffixes that mark it in a folder or a zip. Pillow
+knows more, some of which start other programs (EPS) or are no photos; those stay closed."""
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MAX_BYTES = 2_000_000_000
+"""The largest file we open; the next two are for members of a zip."""
+_MAX_PACKED, _MAX_RATIO = 100_000_000, 100
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image on disk or inside a zip, and the name its results get.
+
+    Attributes:
+        path: The image file, or the zip that holds it.
+        name: A relative path without `..`. In one `FoundImages` no two names are equal, not even
+            without their suffixes, so `name.with_suffix(".png")` is safe to write.
+        member: The name inside the zip.
+    """
+
+    path: Path
+    name: PurePosixPath
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}!{self.member}"
+
+    def open(self) -> BufferedIOBase:
+        """Open the encoded image, read-only.
+
+        Raises:
+            UnreadableImage: It is a pipe or a device, or too large.
+        """
+        status = self.path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise UnreadableImage("no regular file")
+        if self.member is None:
+            if status.st_size > MAX_BYTES:
+                raise UnreadableImage(f"larger than {MAX_BYTES // 10**9} GB")
+            return self.path.open("rb")
+        archive = _open_zip(self.path, status.st_mtime_ns, os.getpid())
+        info = archive.getinfo(self.member)
+        most = min(MAX_BYTES, max(_MAX_PACKED, _MAX_RATIO * info.compress_size))
+        if info.file_size > most:
+            raise UnreadableImage(f"claims {info.file_size / 1e9:.3g} GB in the zip")
+        return cast("BufferedIOBase", archive.open(info))
+
+    def read_bytes(self) -> bytes:
+        """Read the encoded image."""
+        with self.open() as stream:
+            return stream.read()
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: Path, modified: int, process: int) -> zipfile.ZipFile:  # noqa: ARG001
+    """Keep a zip open, as reading its directory of 100,000 members takes half a second.
+
+    A forked process must open its own, as it would share the file position with its parent; a zip
+    that was written anew must be opened anew.
+    """
+    return zipfile.ZipFile(path)
