@@ -1,0 +1,99 @@
+"""The harness in benchmarks/develop.py, on planted pictures whose answers are known."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+PATH = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def develop() -> Any:
+    sys.path.insert(0, str(PATH))
+    try:
+        return importlib.import_module("develop")
+    finally:
+        sys.path.remove(str(PATH))
+
+
+@pytest.fixture(scope="module")
+def embedded(develop: Any) -> Any:
+    return sys.modules[develop.load.__module__]
+
+
+def pictures(embedded: Any, labels: np.ndarray) -> Any:
+    """Images whose embedding is their class, two by two pixels a patch."""
+    items = []
+    for label in labels:
+        ids = torch.from_numpy(label[::2, ::2].astype(np.int64))
+        features = torch.eye(3)[ids].permute(2, 0, 1)[None].half()
+        grid = ids.shape
+        items.append(
+            embedded.Picture(features, torch.zeros(27, *grid), torch.zeros(3, *grid), label)
+        )
+    return embedded.Pictures(tuple(items), ("one", "two", "three"))
+
+
+@pytest.fixture
+def planted(embedded: Any) -> Any:
+    label = np.zeros((8, 12), np.uint8)
+    label[:, 4:] = 1
+    label[4:, 8:] = 2
+    return pictures(embedded, np.stack([label, label[:, ::-1].copy()]))
+
+
+def test_the_true_classes_score_1_and_have_the_entropy_of_their_sizes(
+    develop: Any, embedded: Any, planted: Any
+) -> None:
+    def exact(picture: Any) -> torch.Tensor:
+        return torch.from_numpy(np.eye(3)[picture.label]).permute(2, 0, 1)
+
+    found = embedded.score(planted, exact, 3)
+    assert (found.accuracy, found.miou) == (1, 1)
+    # 32, 48 and 16 of 96 pixels: 1/3, 1/2, 1/6.
+    by_hand = (np.log(3) / 3 + np.log(2) / 2 + np.log(6) / 6) / np.log(3)
+    assert found.entropy == pytest.approx(by_hand)
+    assert found.sizes == pytest.approx((1 / 2, 1 / 3, 1 / 6))
+    assert embedded.truth(planted) == pytest.approx([1 / 3, 1 / 2, 1 / 6])
+    constant = develop.one_cluster(planted, 3, 0)
+    assert embedded.score(planted, constant, 3).accuracy == pytest.approx(1 / 2)
+
+
+def test_kmeans_and_the_probe_find_classes_that_the_embeddings_are(
+    develop: Any, embedded: Any, planted: Any
+) -> None:
+    predict = develop.kmeans(planted, 3, 0)
+    assert embedded.score(planted, predict, 3).accuracy > 0.9
+    assert develop.linear_probe(planted).accuracy > 0.9
+    assert develop.oracle(planted, 3, planted, 0)[0] > 0.9
+
+
+def test_lab_is_that_of_the_standard(embedded: Any) -> None:
+    # White, black and the primaries of sRGB, D65: values of every table of CIELAB.
+    colours = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]]).T[:, None]
+    expected = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]]
+    found = embedded.lab(colours)[:, 0].T
+    assert found.numpy() == pytest.approx(np.array(expected), abs=0.05)
+
+
+def test_appearance_is_mean_deviation_and_gradient_of_its_windows(embedded: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 72, 72, generator=generator)
+    found = embedded.appearance(image, (9, 9))
+    grey = image.mean(0)
+    for block, window in enumerate((8, 24, 56)):
+        start = 36 - window // 2
+        seen = grey[start : start + window, start : start + window]
+        mean, deviation, _ = found[9 * block :: 3][:3, 4, 4]
+        assert float(mean) == pytest.approx(float(seen.mean()), abs=1e-5)
+        assert float(deviation) == pytest.approx(float(seen.std(correction=0)), abs=1e-4)
+    ramp = torch.linspace(0, 1, 72).expand(3, 72, 72)
+    gradient = embedded.appearance(ramp, (9, 9))[6::9, 4, 4]
+    assert gradient.numpy() == pytest.approx(np.full(3, 1 / 71), abs=1e-5)
