@@ -650,6 +650,36 @@ def test_scores_that_cannot_be_written_are_printed(
     assert "Cannot write" in captured.err
 
 
+def test_binary_masks_are_refused_and_scored_as_two_classes_with_an_option(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:30] = 255
+    for kind, image in (("images", Image.new("RGB", (64, 48))), ("labels", Image.fromarray(mask))):
+        (tmp_path / kind).mkdir()
+        image.save(tmp_path / kind / "a.png")
+    argv = ["evaluate", str(trained), "--data", str(tmp_path), "--limit", "1", "--json"]
+    assert main(argv) == 3
+    assert "--binary" in error(capsys)
+    assert main([*argv, "--binary"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["class_pixels"] == [18 * 64, 30 * 64]
+
+
+def test_a_class_without_a_pixel_is_said_where_scores_are_printed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        Image.new("L", (64, 48)).save(tmp_path / kind / "a.png")
+    (tmp_path / "classes.txt").write_text("road\nsky\n")
+    argv = ["evaluate", str(trained), "--data", str(tmp_path), "--limit", "1"]
+    assert main(argv) == 0
+    said = capsys.readouterr().err
+    assert "warning: 1 of 2 classes have no pixel in these labels: sky." in said
+    assert "warning: All labelled pixels belong to one class, road" in said
+
+
 def test_scores_of_a_part_of_the_data_are_not_kept(
     trained: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from iddc.config import DatasetName
 from iddc.datasets import DATASETS, open_dataset
-from iddc.datasets.folder import read_ids
+from iddc.datasets.labelfiles import read_ids
 from iddc.datasets.synthetic import CAR, CLASSES, ROAD, SKY, THEMES, draw_scene, write_scenes
 from iddc.errors import ConfigError, DataError, UnreadableImage
 
@@ -187,11 +187,27 @@ def test_a_damaged_image_is_unreadable_when_it_is_asked_for(tmp_path: Path) -> N
 # labels
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_a_label_in_colour_is_an_error_that_says_what_a_label_is(tmp_path: Path, mode: str) -> None:
-    Image.new(mode, (3, 2)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=rf"a\.png has {len(mode)} channels \({mode}\)"):
+def test_a_label_in_colour_is_an_error_that_says_what_a_label_is(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "a.png")
+    with pytest.raises(
+        DataError, match=r"a\.png has 3 channels \(RGB\) with 1 colours.*NAME R G B"
+    ):
         read_ids(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_label_that_is_transparent_anywhere_is_an_error(tmp_path: Path, mode: str) -> None:
+    pixels = np.full((2, 3, len(mode)), 255, np.uint8)
+    pixels[1, 2, -1] = 254
+    Image.fromarray(pixels, mode).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"{len(mode)} channels \({mode}\) and is transparent"):
+        read_ids(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_equal_channels_and_an_opaque_alpha_channel_are_ids(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(LABEL).convert(mode).save(tmp_path / "a.png")
+    assert np.array_equal(read_ids(tmp_path / "a.png"), LABEL)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n"])
@@ -212,6 +228,48 @@ def test_ids_of_a_palette_are_its_indices(tmp_path: Path) -> None:
 def test_ids_in_grey_are_kept(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(LABEL.astype(dtype)).save(tmp_path / "a.png")
     assert np.array_equal(read_ids(tmp_path / "a.png"), LABEL)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP"])
+def test_ids_in_other_formats_without_loss_are_kept(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(LABEL).save(tmp_path / "a", kind)
+    assert np.array_equal(read_ids(tmp_path / "a"), LABEL)
+
+
+def test_a_label_as_jpeg_is_refused_as_jpeg_changes_ids(tmp_path: Path) -> None:
+    Image.fromarray(LABEL).save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="JPEG changes ids"):
+        read_ids(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (np.array([[-1, 3]], np.int32), {}, "values from -1 to 3"),
+        (np.array([[70000, 3]], np.int32), {}, "values from 3 to 70000"),
+        (np.array([[0.5, 3]], np.float32), {}, "pixels of the kind F"),
+        (np.array([[0, 3]], np.uint8), {"tiffinfo": {262: 0}}, "0 is white"),
+        (np.array([[0, 3]], np.uint8), {"tiffinfo": {339: 2}}, "8-bit signed"),
+    ],
+)
+def test_a_tiff_whose_numbers_would_change_is_refused_as_a_label(
+    tmp_path: Path, values: np.ndarray, options: dict[str, dict[int, int]], message: str
+) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif", **options)
+    with pytest.raises(DataError, match=message):
+        read_ids(tmp_path / "a.tif")
+
+
+def test_a_label_of_several_pages_is_refused(tmp_path: Path) -> None:
+    page = Image.fromarray(LABEL)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(DataError, match=r"a\.tif has 2 pages"):
+        read_ids(tmp_path / "a.tif")
+
+
+def test_pixels_with_the_no_data_value_of_a_geotiff_are_ignored(tmp_path: Path) -> None:
+    Image.fromarray(LABEL).save(tmp_path / "a.tif", tiffinfo={42113: "0"})
+    assert read_ids(tmp_path / "a.tif").tolist() == [[255, 1, 2], [2, 255, 255]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -235,6 +293,174 @@ def test_camvid_is_a_folder_data_set(shared_data: Path) -> None:
     sample = dataset[0]
     assert sample.image.size == (480, 360)
     assert sample.label.shape == (360, 480)
+
+
+# binary masks
+
+MASK = np.array([[0, 255, 255], [0, 0, 255]], np.uint8)
+
+
+@pytest.mark.parametrize("names", [None, "other\ncell\n", "cell\n"])
+def test_labels_of_0_and_255_are_refused_with_what_to_do(tmp_path: Path, names: str | None) -> None:
+    write_pair(tmp_path, "a", label=MASK)
+    write_pair(tmp_path, "b", label=MASK * np.uint8(0))
+    if names:
+        (tmp_path / "classes.txt").write_text(names)
+    with pytest.raises(DataError, match=r"only 0 and 255.*#ffffff.*--binary"):
+        open_dataset("folder", tmp_path, "val")
+
+
+def test_labels_of_0_and_65535_are_refused_likewise(tmp_path: Path) -> None:
+    write_pair(tmp_path, label=MASK.astype(np.uint16) * np.uint16(257))
+    with pytest.raises(DataError, match=r"only 0 and 65535.*--binary"):
+        open_dataset("folder", tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(np.uint8, 1), (np.uint16, 257)], ids=["8 bits", "16 bits"]
+)
+def test_binary_masks_are_two_classes_if_asked_for(
+    tmp_path: Path, dtype: type, factor: int
+) -> None:
+    write_pair(tmp_path, label=(MASK.astype(dtype) * dtype(factor)))
+    dataset = open_dataset("folder", tmp_path, "val", binary=True)
+    assert dataset.class_names == ("background", "foreground")
+    assert dataset[0].label.tolist() == [[0, 1, 1], [0, 0, 1]]
+
+
+def test_binary_masks_take_two_names_and_no_third(tmp_path: Path) -> None:
+    write_pair(tmp_path, label=MASK)
+    (tmp_path / "classes.txt").write_text("other\ncell\n")
+    assert open_dataset("folder", tmp_path, "val", binary=True).class_names == ("other", "cell")
+    (tmp_path / "classes.txt").write_text("other\ncell\nborder\n")
+    with pytest.raises(DataError, match=r"two classes.*names 3: other, cell, border"):
+        open_dataset("folder", tmp_path, "val", binary=True)
+
+
+def test_ids_are_no_binary_mask(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    with pytest.raises(DataError, match=r"a\.png is read as a mask.*values 0, 1, 2, 255"):
+        open_dataset("folder", tmp_path, "val", binary=True)[0]
+
+
+def test_a_published_data_set_is_not_binary(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cityscapes says what its ids mean"):
+        open_dataset("cityscapes", tmp_path, "val", binary=True)
+
+
+def test_black_and_white_in_the_list_of_classes_read_binary_masks(tmp_path: Path) -> None:
+    write_pair(tmp_path, label=MASK)
+    (tmp_path / "classes.txt").write_text("background #000000\ncell #ffffff\n")
+    dataset = open_dataset("folder", tmp_path, "val")
+    assert dataset.class_names == ("background", "cell")
+    assert dataset[0].label.tolist() == [[0, 1, 1], [0, 0, 1]]
+
+
+def test_zeros_and_ones_with_ignored_pixels_are_ids(tmp_path: Path) -> None:
+    write_pair(tmp_path, label=np.array([[0, 1, 255], [0, 0, 0]], np.uint8))
+    assert open_dataset("folder", tmp_path, "val").num_classes == 2
+
+
+@pytest.mark.parametrize("levels", [(0, 128), (0, 127, 255), (0, 85, 170, 255)])
+def test_grey_levels_are_not_taken_for_ids_of_many_classes(
+    tmp_path: Path, levels: tuple[int, ...]
+) -> None:
+    write_pair(tmp_path, label=np.resize(np.array(levels, np.uint8), (2, 3)))
+    with pytest.raises(DataError, match=r"look like grey levels.*classes\.txt"):
+        open_dataset("folder", tmp_path, "val")
+
+
+# lists of classes and their colours
+
+COLOURS = {
+    "name and numbers": "sky 70 130 180\ntraffic sign 220 220 0\nignore 9 9 9\n",
+    "commas": "sky,70,130,180\ntraffic sign, 220, 220, 0\nignore,9,9,9\n",
+    "numbers first": "70 130 180\tsky\n220 220 0\ttraffic sign\n9 9 9\tignore\n",
+    "hex": "sky #4682B4\ntraffic sign: #dcdc00\n#090909 ignore\n",
+    "csv": "name,r,g,b\nsky,70,130,180\ntraffic sign,220,220,0\nignore,9,9,9\n",
+    "commented": "# my classes\nsky 70 130 180\ntraffic sign 220 220 0\nignore 9 9 9\n",
+}
+PAINTED = np.array([[[70, 130, 180], [220, 220, 0], [9, 9, 9]]] * 2, np.uint8)
+
+
+@pytest.mark.parametrize("text", COLOURS.values(), ids=COLOURS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_of_labels_are_classes_where_the_list_names_them(
+    tmp_path: Path, text: str, mode: str
+) -> None:
+    write_pair(tmp_path)
+    image = Image.fromarray(PAINTED)
+    image = image.quantize(3) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "labels/a.png")
+    assert np.array_equal(np.asarray(image.convert("RGB")), PAINTED)
+    (tmp_path / "classes.txt").write_text(text)
+    dataset = open_dataset("folder", tmp_path, "val")
+    assert dataset.class_names == ("sky", "traffic sign")
+    assert dataset[0].label.tolist() == [[0, 1, 255]] * 2
+
+
+def test_the_border_of_pascal_voc_is_ignored(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    Image.fromarray(np.array([[[0, 0, 0], [128, 0, 0], [224, 224, 192]]] * 2, np.uint8)).save(
+        tmp_path / "labels/a.png"
+    )
+    (tmp_path / "classes.txt").write_text("background 0 0 0\naeroplane 128 0 0\n")
+    assert open_dataset("folder", tmp_path, "val")[0].label.tolist() == [[0, 1, 255]] * 2
+
+
+def test_grey_labels_stay_ids_beside_a_list_of_colours(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "classes.txt").write_text("background 0 0 0\nsky 70 130 180\nroad 1 1 9\n")
+    assert np.array_equal(open_dataset("folder", tmp_path, "val")[0].label, LABEL)
+
+
+def test_a_colour_of_no_class_is_an_error_with_its_pixels(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    Image.fromarray(PAINTED).save(tmp_path / "labels/a.png")
+    (tmp_path / "classes.txt").write_text("sky 70 130 180\nroad 1 2 3\n")
+    dataset = open_dataset("folder", tmp_path, "val")
+    with pytest.raises(DataError, match=r"a\.png: .*#090909 \(2 pixels\), #dcdc00 \(2 pixels\)"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sky 1 2 3\nroad\n", "'road' names none"),
+        ("sky 1 2 3\nroad 1 2 3\n", "names #010203 twice"),
+        ("sky\n\nroad\n", "line 2 is empty"),
+        ("ignore 1 2 3\n", "names no class but ignore"),
+    ],
+)
+def test_a_list_that_leaves_a_class_open_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_dataset("folder", tmp_path, "val")
+
+
+def test_names_that_end_in_one_number_or_three_large_ones_are_names(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    (tmp_path / "classes.txt").write_text("class 0\nzone 400 500 600\n#c\n")
+    assert open_dataset("folder", tmp_path, "val").class_names == (
+        "class 0", "zone 400 500 600", "#c",
+    )  # fmt: skip
+
+
+def test_the_list_of_cvat_makes_black_pixels_ignored(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    Image.fromarray(np.array([[[0, 0, 0], [128, 0, 0], [0, 9, 0]]] * 2, np.uint8)).save(
+        tmp_path / "labels/a.png"
+    )
+    (tmp_path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:128,0,0:wheel,door:\n"
+        "tree:0,9,0::\n"
+    )
+    dataset = open_dataset("folder", tmp_path, "val")
+    assert dataset.class_names == ("car", "tree")
+    assert dataset[0].label.tolist() == [[255, 0, 1]] * 2
 
 
 # synthetic

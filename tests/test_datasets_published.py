@@ -588,8 +588,8 @@ def test_a_label_in_colour_is_an_error_that_names_it(
 ) -> None:
     path = first_label(root := copy(name), name)
     with Image.open(path) as label:
-        label.convert("RGB").save(path)
-    with pytest.raises(DataError, match=rf"{re.escape(str(path))} has 3 channels \(RGB\)\. Labels"):
+        Image.new("RGB", label.size, "red").save(path)
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))} has 3 channels \(RGB\) with 1"):
         open_dataset(name, root, "val")[0]
 
 
@@ -598,7 +598,7 @@ def test_a_label_in_colour_inside_a_zip_is_named_with_its_member(
 ) -> None:
     path = first_label(root := copy("cityscapes"), "cityscapes")
     with Image.open(path) as label:
-        label.convert("RGB").save(path)
+        Image.new("RGB", label.size, "red").save(path)
     in_zips("cityscapes", root)
     with pytest.raises(DataError, match=r"trainvaltest\.zip!gtFine/val/.*labelIds\.png has 3 chan"):
         open_dataset("cityscapes", root, "val")[0]

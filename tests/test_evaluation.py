@@ -309,6 +309,25 @@ def test_the_result_as_plain_values_is_json_with_class_names() -> None:
     assert set(record["iou"]) == {"class 0", "class 1", "class 2"}
 
 
+def test_classes_without_a_pixel_are_warned_about_and_recorded() -> None:
+    scenes = Scenes([coloured([[0, 1, 2]], [[0, 2, IGNORE]])])
+    (sentence,) = evaluate(segmenter(Identity(3)), scenes, AS_IS).as_dict()["warnings"]
+    assert sentence.startswith("1 of 3 classes have no pixel in these labels: class 1.")
+
+
+def test_scores_on_a_single_class_say_that_they_say_little() -> None:
+    scenes = Scenes([coloured([[0, 1]], [[2, 2]])])
+    absent, single = evaluate(segmenter(Identity(3)), scenes, AS_IS).warnings
+    assert "2 of 3 classes have no pixel" in absent
+    assert "class 0, class 1" in absent
+    assert "one class, class 2" in single
+
+
+def test_labels_with_every_class_are_not_warned_about() -> None:
+    scenes = Scenes([coloured([[0, 1, 2]], [[0, 1, 2]])])
+    assert evaluate(segmenter(Identity(3)), scenes, AS_IS).warnings == ()
+
+
 def test_a_label_out_of_range_is_a_data_error_that_names_the_image() -> None:
     scenes = Scenes([coloured([[0]], [[7]], name="street.jpg")])
     with pytest.raises(DataError, match=r"street\.jpg: .* value 7: expected classes 0 to 2"):

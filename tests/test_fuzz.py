@@ -40,7 +40,7 @@ from iddc.config import (
     TrainingConfig,
     ViewsConfig,
 )
-from iddc.datasets.folder import read_ids
+from iddc.datasets.labelfiles import read_ids
 from iddc.datasets.potsdam import MatFile
 from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
 from iddc.images import check_images, find_images, open_image, to_rgb

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from iddc.config import PredictionConfig, ProtocolName, RefineName
 from iddc.datasets import LabelledImages
-from iddc.datasets.folder import read_ids
+from iddc.datasets.labelfiles import read_ids
 from iddc.errors import DataError
 from iddc.images import ahead, listed
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
@@ -100,11 +100,32 @@ class Evaluation:
     by_name: Scores | None = None
     """Of clusters as the classes that a person named them after (`SEEN`)."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on labels that make the scores say less than they seem to."""
+        pixels = self.confusion.counts.sum(0)
+        absent = [name for name, count in zip(self.class_names, pixels, strict=True) if not count]
+        found = [name for name in self.class_names if name not in absent]
+        sentences = []
+        if absent:
+            sentences.append(
+                f"{len(absent)} of {len(pixels)} classes have no pixel in these labels: "
+                f"{listed(absent)}. Such a class counts in the mIoU only if a cluster is matched "
+                "to it, and then with 0."
+            )
+        if len(found) == 1:
+            sentences.append(
+                f"All labelled pixels belong to one class, {found[0]}: these scores do not say "
+                "how well classes are told apart."
+            )
+        return tuple(sentences)
+
     def as_dict(self) -> dict[str, Any]:
         """The scores as plain values, for scores.json, with the pixels of clusters and classes."""
         counts = self.confusion.counts
         record = {
             "images": self.num_images,
+            "warnings": list(self.warnings),
             **self.scores.as_dict(self.class_names),
             "cluster_pixels": counts.sum(1).tolist(),
             "class_pixels": counts.sum(0).tolist(),

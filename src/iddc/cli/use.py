@@ -300,12 +300,14 @@ class Evaluate(Informing, Limited):
 
     run: RunPath
     data: Annotated[Path, arg(metavar="DIR")]
-    """The data set, as downloaded; folder: DIR/{SPLIT/}images and DIR/{SPLIT/}labels, PNGs of class
-    ids, 255 ignored."""
+    """The data set, as downloaded; folder: DIR/{SPLIT/}images and DIR/{SPLIT/}labels, pictures of
+    class ids, 255 ignored, or of the colours that classes.txt names."""
     dataset: DatasetName = "folder"
     """Which one it is."""
     split: str = "val"
     """The part of it."""
+    binary: bool = False
+    """Labels of a folder are masks of 0 and 255, and both are classes; else 255 is ignored."""
     protocol: ProtocolName = "full"
     """How images are resized, seen and scored; published numbers name theirs (`iddc recipes`)."""
     refine: RefineName = "none"
@@ -326,7 +328,7 @@ class Evaluate(Informing, Limited):
 
         run = Run.open(self.run)
         stamp = run.stamp
-        dataset = open_dataset(self.dataset, self.data, self.split)
+        dataset = open_dataset(self.dataset, self.data, self.split, binary=self.binary)
         refined = "" if self.refine == "none" else f"-{self.refine}"
         masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
         evaluation = evaluate(
@@ -359,6 +361,8 @@ class Evaluate(Informing, Limited):
         """Show the scores, before anything can keep them from being written."""
         from iddc.evaluation import SEEN
 
+        for sentence in evaluation.warnings:
+            print(f"warning: {sentence}", file=sys.stderr)
         if self.json:
             print_json(entry)
             return

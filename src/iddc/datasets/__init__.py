@@ -44,14 +44,25 @@ DATASETS: dict[DatasetName, Dataset] = {
 }
 
 
-def open_dataset(name: str, root: Path, split: str) -> LabelledImages:
+def open_dataset(name: str, root: Path, split: str, *, binary: bool = False) -> LabelledImages:
     """Open one split of a labelled data set.
+
+    Args:
+        name: One of `DATASETS`.
+        root: The folder that holds it.
+        split: The part of it.
+        binary: Labels of a `folder` are masks of 0 and 255, and both are classes.
 
     Raises:
         ConfigError: There is no data set of this name, or no such split of it.
         DataError: `root` does not hold it, or holds it in part.
     """
-    return _known(name)(root, split)
+    dataset = _known(name)
+    if not binary:
+        return dataset(root, split)
+    if name != "folder":
+        raise ConfigError(f"--binary is for the data set folder: {name} says what its ids mean.")
+    return FolderDataset(root, split, binary=True)
 
 
 def train_images(name: str, root: Path) -> tuple[ImageFile, ...]:

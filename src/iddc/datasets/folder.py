@@ -1,23 +1,32 @@
 """A labelled data set of one's own: `DIR/{SPLIT/}images/` and `DIR/{SPLIT/}labels/`, same stems.
 
-Labels are single-channel PNGs of class ids, 255 ignored. `classes.txt`, in `DIR/SPLIT` or `DIR`,
-names the classes, one per line; without it there are as many as the highest id in the labels says.
+Labels are pictures of class ids, 255 ignored, or of the colours that a list of classes names
+(`labelfiles`, `classlist`). The list, such as `classes.txt`, lies in `DIR/SPLIT` or `DIR`; without
+it there are as many classes as the highest id in the labels says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt8
 from PIL import Image
 
-from iddc.errors import DataError, UnreadableImage
-from iddc.images import ImageFile, find_images, listed, open_image, quiet_pillow
+from iddc.datasets.classlist import find_class_list
+from iddc.datasets.labelfiles import (
+    BINARY,
+    binary_ids,
+    present,
+    read_ids,
+    read_pair,
+    refuse_grey_levels,
+)
+from iddc.errors import DataError
+from iddc.images import ImageFile, find_images, listed
 from iddc.metrics import IGNORE
 
 
@@ -56,6 +65,7 @@ class FolderDataset:
     Args:
         root: DIR of the module's docstring.
         split: SPLIT. Where `DIR/SPLIT` does not exist, `DIR/images` and `DIR/labels` are read.
+        binary: The labels are masks of 0 and 255, which are two classes; nothing is ignored.
 
     Raises:
         DataError: Images or labels are missing, do not pair up or, when a sample is read, do not
@@ -64,13 +74,30 @@ class FolderDataset:
 
     name = "folder"
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, *, binary: bool = False) -> None:
         folder = _find(root, split)
         images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
         _refuse_unpaired(images.keys() - labels.keys(), "image", "label", folder)
         _refuse_unpaired(labels.keys() - images.keys(), "label", "image", folder)
         self._pairs = [(images[stem], labels[stem]) for stem in sorted(images)]
-        self.class_names = _class_names(folder, root) or self._scan_classes()
+        self._classes = find_class_list(folder, root)
+        self._binary = binary
+        named = self._classes.names if self._classes else ()
+        if binary and len(named) not in (0, 2):
+            raise DataError(
+                f"Masks of 0 and 255 (--binary) have two classes, but {folder} names "
+                f"{len(named)}: {listed(named)}."
+            )
+        if binary:
+            self.class_names = named or ("background", "foreground")
+        elif named:
+            self.class_names = named
+            if len(named) <= 2 and self._classes and not self._classes.colours:
+                refuse_grey_levels(
+                    self._values(at_most={0, *BINARY}), folder / "labels", named=True
+                )
+        else:
+            self.class_names = self._scan_classes(folder / "labels")
         self.num_classes = len(self.class_names)
         if self.num_classes > IGNORE:
             raise DataError(
@@ -89,7 +116,9 @@ class FolderDataset:
 
     def __getitem__(self, index: int) -> Sample:
         file, label = self._pairs[index]
-        image, ids = read_pair(file, label)
+        image, ids = read_pair(file, label, self._classes)
+        if self._binary:
+            ids = binary_ids(ids, label)
         strange = np.unique(ids[(ids >= self.num_classes) & (ids != IGNORE)])
         if len(strange):
             raise DataError(
@@ -98,57 +127,21 @@ class FolderDataset:
             )
         return Sample(image, ids.astype(np.uint8), str(file.name))
 
-    def _scan_classes(self) -> tuple[str, ...]:
-        highest = -1
+    def _values(self, *, at_most: Collection[int] | None = None) -> set[int]:
+        """The values of all labels; of the first ones, if they have others than `at_most`."""
+        values: set[int] = set()
         for _, label in self._pairs:
-            ids = read_ids(label)
-            known = ids[ids != IGNORE]
-            highest = max(highest, int(known.max()) if known.size else -1)
-        if highest < 0:
-            raise DataError(f"Every label pixel below {self._pairs[0][1].path.parent} is {IGNORE}.")
-        return tuple(f"class {index}" for index in range(highest + 1))
+            values |= present(read_ids(label, self._classes))
+            if at_most is not None and not values <= {*at_most}:
+                break
+        return values
 
-
-def read_pair(image: ImageFile, label: ImageFile) -> tuple[Image.Image, UInt16[np.ndarray, "H W"]]:
-    """Read an image and the ids of its pixels.
-
-    Raises:
-        DataError: One cannot be read, or they differ in size.
-    """
-    opened, ids = open_image(image), read_ids(label)
-    if ids.shape != (opened.height, opened.width):
-        raise DataError(
-            f"{label} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image {image} is "
-            f"{opened.width} x {opened.height}. A label has the size of its image."
-        )
-    return opened, ids
-
-
-def read_ids(file: ImageFile | Path) -> UInt16[np.ndarray, "H W"]:
-    """Read the ids that a single-channel PNG stores: palette indices, or grey of any bit depth.
-
-    Raises:
-        DataError: The file is damaged, or has colour or transparency instead of ids.
-    """
-    if isinstance(file, Path):
-        file = ImageFile(file, PurePosixPath(file.name))
-    try:
-        encoded = BytesIO(file.read_bytes())
-        with quiet_pillow, Image.open(encoded, formats=["PNG"]) as image:
-            mode = image.mode
-            # Pillow stretches grey of 2 and 4 bits to 0..255, which would change the ids.
-            stretch = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
-            pixels = np.asarray(image)
-    except UnreadableImage as error:  # it says itself what was expected
-        raise DataError(f"{file}: {error}") from error
-    except Exception as error:  # damaged files make Pillow raise almost anything
-        raise DataError(f"{file} is not a PNG that can be read ({error}).") from error
-    if pixels.ndim != 2:
-        raise DataError(
-            f"{file} has {pixels.shape[2]} channels ({mode}). Labels are single-channel PNGs of "
-            f"class ids, {IGNORE} for ignored pixels."
-        )
-    return pixels.astype(np.uint16) // stretch
+    def _scan_classes(self, folder: Path) -> tuple[str, ...]:
+        values = self._values()
+        refuse_grey_levels(values, folder, named=False)
+        if not values - {IGNORE}:
+            raise DataError(f"Every label pixel below {folder} is {IGNORE}.")
+        return tuple(f"class {index}" for index in range(max(values - {IGNORE}) + 1))
 
 
 def _find(root: Path, split: str) -> Path:
@@ -178,20 +171,3 @@ def _refuse_unpaired(stems: Collection[PurePosixPath], have: str, lack: str, fol
             f"In {folder}, {have}s with no {lack} of the same stem ({len(stems)}): "
             f"{listed(map(str, sorted(stems)))}. Add or remove files until all are pairs."
         )
-
-
-def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
-    for path in (folder / "classes.txt", root / "classes.txt"):
-        if path.is_file():
-            try:
-                text = path.read_text("utf-8-sig")
-                names = [name.strip() for name in text.strip().splitlines()]
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8 text.") from error
-            if not names:
-                raise DataError(f"{path} is empty. Expected one class name per line, or no file.")
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise DataError(f"{path} names {listed(twice)} twice. Give each class its own.")
-            return tuple(names)
-    return ()

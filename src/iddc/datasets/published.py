@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from iddc.config import DatasetName
-from iddc.datasets.folder import Sample, read_pair
+from iddc.datasets.folder import Sample
+from iddc.datasets.labelfiles import read_pair
 from iddc.errors import ConfigError, DataError
 from iddc.images import ImageFile, listed
 
