@@ -115,7 +115,7 @@ def measure(
                 segmenter = Segmenter.load(path, runtime.device)
             else:
                 with Run.start(path, seeded, source=str(source)) as run:
-                    segmenter = train_one(files, seeded, run, runtime, report=Progress())
+                    segmenter = train_one(files, seeded, run, runtime, progress=Progress())
             scores.append(evaluate(segmenter, val).scores)
         record[name] = {
             "miou": [score.miou for score in scores],

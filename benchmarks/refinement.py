@@ -40,7 +40,7 @@ from iddc.device import pick_device
 from iddc.errors import IddcError
 from iddc.evaluation import PROTOCOLS
 from iddc.metrics import IGNORE, Confusion, Scores
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.refine import refiner
 from iddc.runs import Run
 from iddc.segmenter import Segmenter, prepare
@@ -112,12 +112,11 @@ def main() -> None:
 
 
 def cases_of(
-    segmenter: Segmenter, dataset: LabelledImages, number: int, report: Progress | None = None
+    segmenter: Segmenter, dataset: LabelledImages, number: int, progress: Progress = SILENT
 ) -> Iterator[Case]:
     """The first images and what a segmenter says of them, at the label's size."""
     config = PROTOCOLS["full"].prediction
-    if report:
-        report.begin(number)
+    progress.begin(number)
     for index in range(number):
         sample = dataset[index]
         pixels = prepare(sample.image, segmenter.experiment.views.short_side, config.window)
@@ -126,10 +125,8 @@ def cases_of(
             sample,
             predict_probs(segmenter, pixels, config, (height, width), device=segmenter.device),
         )
-        if report:
-            report.update(index + 1, "refining", f"image {index + 1} of {number}")
-    if report:
-        report.end()
+        progress.update(index + 1, "refining", f"image {index + 1} of {number}")
+    progress.end()
 
 
 def drawn_cases(

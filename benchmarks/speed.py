@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     device, results = pick_device(args.device), args.folder / "results"
     if args.what == "measure":
-        bench(results, device, repeats=args.repeats, report=Progress())
+        bench(results, device, repeats=args.repeats, progress=Progress())
     elif args.what == "compile":
         text = compile_table(device, args.repeats)
         (results / f"compile_{device.type}.md").write_text(text)

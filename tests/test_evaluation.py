@@ -379,7 +379,7 @@ def test_progress_counts_the_images() -> None:
             calls.append("end")
 
     scenes = Scenes([coloured([[0]], [[0]])] * 2)
-    evaluate(segmenter(Identity(3)), scenes, AS_IS, report=Recording())
+    evaluate(segmenter(Identity(3)), scenes, AS_IS, progress=Recording())
     assert calls == [2, "image 1 of 2", "image 2 of 2", "end"]
 
 

@@ -32,7 +32,7 @@ from iddc.losses import Objective, Terms
 from iddc.pretraining import pretrain
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.losses import GlobalBatch
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
 from iddc.training import fit
@@ -95,16 +95,16 @@ class Notes(Progress):
 
 
 def train(
-    photos: list[ImageFile], path: Path, report: Progress | None = None, **objective: Any
+    photos: list[ImageFile], path: Path, progress: Progress = SILENT, **objective: Any
 ) -> Run:
     experiment = tiny(**objective)
     with Run.start(path, experiment, source="photos") as run:
-        fit(photos, experiment, run, OFTEN, report=report)
+        fit(photos, experiment, run, OFTEN, progress=progress)
     return run
 
 
-def learn_backbone(photos: list[ImageFile], path: Path, report: Progress | None = None) -> Run:
-    pretrain({"photos": photos}, small_pretraining(), path, OFTEN, report=report)
+def learn_backbone(photos: list[ImageFile], path: Path, progress: Progress = SILENT) -> Run:
+    pretrain({"photos": photos}, small_pretraining(), path, OFTEN, progress=progress)
     return Run(path)
 
 

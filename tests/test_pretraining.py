@@ -671,7 +671,7 @@ def test_a_pretraining_that_was_interrupted_ends_with_the_same_bytes(
     run(files, tmp_path / "undisturbed", tiny(method))
     stop = At(2, lambda: signal.raise_signal(signum))
     with pytest.raises(Interrupted, match="after step 2 of 4") as caught:
-        run(files, out, tiny(method), report=stop)
+        run(files, out, tiny(method), progress=stop)
     assert caught.value.exit_code == code
     assert not (out / "backbone.json").exists()
     run(files, out, tiny(method))
@@ -686,7 +686,7 @@ def test_a_pretraining_that_was_killed_ends_with_the_same_bytes(
     run(files, tmp_path / "undisturbed", tiny("contrast"))
     die = At(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
     child = multiprocessing.get_context("fork").Process(
-        target=lambda: run(files, out, tiny("contrast"), report=die, runtime=OFTEN)
+        target=lambda: run(files, out, tiny("contrast"), progress=die, runtime=OFTEN)
     )
     child.start()
     child.join(60)
@@ -704,7 +704,7 @@ def test_a_signal_while_images_are_decoded_stops(
 
     monkeypatch.setattr(At, "begin", signalled)
     with pytest.raises(Interrupted, match="while images were decoded") as caught:
-        run(files, tmp_path / "out", tiny("dino"), report=At(-1, lambda: None))
+        run(files, tmp_path / "out", tiny("dino"), progress=At(-1, lambda: None))
     assert caught.value.exit_code == 143
     run(files, tmp_path / "out", tiny("dino"))
 
@@ -831,7 +831,7 @@ def test_a_run_with_other_options_is_refused_and_overwrite_starts_anew(
     out = tmp_path / "out"
     stop = At(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
-        run(files, out, tiny("dino"), report=stop)
+        run(files, out, tiny("dino"), progress=stop)
     changed = tiny("dino", dino={"momentum": 0.5})
     with pytest.raises(ConfigError, match=r"dino\.momentum: 0\.994 in the run, 0\.5 asked"):
         run(files, out, changed)
@@ -858,7 +858,7 @@ def test_a_checkpoint_that_is_cut_short_is_kept_and_said(
     out = tmp_path / "out"
     stop = At(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
-        run(files, out, tiny("dino"), report=stop)
+        run(files, out, tiny("dino"), progress=stop)
     path = out / "checkpoint" / "state.pt"
     path.write_bytes(short := path.read_bytes()[:-1000])
     with pytest.raises(DataError, match=r"state\.pt cannot be read"):

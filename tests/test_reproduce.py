@@ -61,7 +61,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smoke(name: str, out: Path, **settings: Any) -> Report:
     rows = FEW.get(name, ())
     chosen = Settings(**{"smoke": True, "seeds": 2, "rows": rows, "refine": "fast"} | settings)
-    return reproduce(name, chosen, out, report=Notes())
+    return reproduce(name, chosen, out, progress=Notes())
 
 
 def planned(table: str, row: str, classes: int = 27, **settings: Any) -> Job:
@@ -242,7 +242,7 @@ def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(
 ) -> None:
     settings = Settings(smoke=True, seeds=1, rows=("frozen",))
     with pytest.raises(Interrupted):
-        reproduce("table8", settings, tmp_path, report=StopAt())
+        reproduce("table8", settings, tmp_path, progress=StopAt())
     (path,) = (tmp_path / "smoke" / "runs").iterdir()
     assert not Run(path).finished
     result = reproduce("table8", settings, tmp_path)
@@ -521,7 +521,7 @@ def test_a_run_with_snapshots_is_scored_after_each_epoch_and_at_last_as_ever(out
 def test_the_time_is_told_before_the_first_run(tmp_path: Path) -> None:
     notes = Notes()
     settings = Settings(smoke=True, seeds=2, rows=("frozen",))
-    reproduce("table8", settings, tmp_path, report=notes)
+    reproduce("table8", settings, tmp_path, progress=notes)
     first, *rest = notes.lines
     assert re.match(r"2 runs to train, about 0:00:\d\d for those of IDDC on ", first)
     runs = [line for line in rest if line.startswith("run ")]

@@ -307,7 +307,7 @@ def test_it_learns_on_drawn_scenes_and_clusters_live(tmp_path: Path) -> None:
 def test_a_run_of_stego_is_finished_and_predicts_the_same_after_loading(
     photos: list[ImageFile], tmp_path: Path
 ) -> None:
-    segmenter = fitted(photos, tmp_path / "run", report=Progress())
+    segmenter = fitted(photos, tmp_path / "run", progress=Progress())
     loaded = Segmenter.load(Run.open(tmp_path / "run").path, device="cpu")
     assert loaded.experiment.head == "codes"
     expected = segmenter.predict(photos[0].path, with_probs=True).probs
@@ -444,7 +444,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         with pytest.raises(Interrupted, match="step 4 of 7") as caught:
             fitted(photos, tmp_path / "parts")
     assert caught.value.exit_code == 128 + signum
-    fitted(photos, tmp_path / "parts", report=Progress())
+    fitted(photos, tmp_path / "parts", progress=Progress())
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert [entry["step"] for entry in log(tmp_path / "parts")] == list(range(8))
 

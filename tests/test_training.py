@@ -218,7 +218,7 @@ def test_a_run_that_runs_out_of_memory_says_it_once_and_goes_on_in_halves(
             notes.append(line)
 
     monkeypatch.setattr("iddc.training.gradients.embed_crops", short)
-    fit(photos, tiny(), start(tmp_path, tiny()), QUIET, report=Notes())
+    fit(photos, tiny(), start(tmp_path, tiny()), QUIET, progress=Notes())
     assert at_once[:3] == [3, 2, 1]
     assert max(at_once[1:]) == 2
     halved = "not enough free memory: the same again with 2 images at once"
@@ -749,7 +749,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(
         slow = At(-1, lambda: None)
         slow.update = lambda *_: time.sleep(0.02)  # type: ignore[method-assign]
         with start(tmp_path, experiment) as run:
-            fit(photos, experiment, run, often, report=slow)
+            fit(photos, experiment, run, often, progress=slow)
 
     path = tmp_path / "run" / "log.jsonl"
     kills = 0
@@ -782,7 +782,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(
     experiment = tiny(training={"end_to_end": True})
     before = signal.getsignal(signum)
     with start(tmp_path, experiment) as run, pytest.raises(Interrupted) as caught:
-        fit(photos, experiment, run, QUIET, report=At(3, lambda: signal.raise_signal(signum)))
+        fit(photos, experiment, run, QUIET, progress=At(3, lambda: signal.raise_signal(signum)))
     assert caught.value.exit_code == code
     assert signal.getsignal(signum) is before
     assert log(run)[-1]["step"] == 3
@@ -799,7 +799,7 @@ def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_done(
         wait = At(2, lambda: time.sleep(1))
         try:
             with start(tmp_path, tiny()) as run:
-                fit(photos, tiny(), run, QUIET.model_copy(update={"workers": 2}), report=wait)
+                fit(photos, tiny(), run, QUIET.model_copy(update={"workers": 2}), progress=wait)
         except Interrupted as error:
             sys.exit(error.exit_code)  # with the loop's frames still referred to, as in a shell
 
@@ -826,7 +826,7 @@ def test_a_second_ctrl_c_stops_at_once(photos: list[ImageFile], tmp_path: Path) 
         signal.raise_signal(signal.SIGINT)
 
     with start(tmp_path, tiny()) as run, pytest.raises(KeyboardInterrupt):
-        fit(photos, tiny(), run, QUIET, report=At(2, twice))
+        fit(photos, tiny(), run, QUIET, progress=At(2, twice))
 
 
 def test_a_signal_to_all_processes_is_heard_at_one_step(
@@ -836,7 +836,7 @@ def test_a_signal_to_all_processes_is_heard_at_one_step(
         report = At(2, lambda: signal.raise_signal(signal.SIGTERM))
         with start(tmp_path, tiny()) as run:
             try:
-                fit(photos, tiny(), run, QUIET, report=report)
+                fit(photos, tiny(), run, QUIET, progress=report)
             except Interrupted as error:
                 return error.exit_code
         return 0
@@ -848,7 +848,7 @@ def test_a_signal_to_all_processes_is_heard_at_one_step(
 def interrupted(photos: list[ImageFile], tmp_path: Path) -> None:
     stop = At(2, lambda: signal.raise_signal(signal.SIGTERM))
     with start(tmp_path, tiny()) as run, pytest.raises(Interrupted):
-        fit(photos, tiny(), run, QUIET, report=stop)
+        fit(photos, tiny(), run, QUIET, progress=stop)
 
 
 def test_other_images_than_before_are_refused(photos: list[ImageFile], tmp_path: Path) -> None:
@@ -867,7 +867,7 @@ def test_another_number_of_threads_is_noted(
     begun = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: begun + 1)
     with start(tmp_path, tiny()) as run:
-        fit(photos, tiny(), run, QUIET, report=Progress())
+        fit(photos, tiny(), run, QUIET, progress=Progress())
     assert f"with {begun + 1} threads, begun with {begun}" in capsys.readouterr().err
 
 
@@ -933,7 +933,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     with start(tmp_path, tiny()) as run:
         fill = At(3, lambda: monkeypatch.setattr(os, "fsync", full))
         with pytest.raises(SetupError, match="disk is full"):
-            fit(photos, tiny(), run, QUIET.model_copy(update={"checkpoint_every": 1}), report=fill)
+            fit(
+                photos, tiny(), run, QUIET.model_copy(update={"checkpoint_every": 1}), progress=fill
+            )
     assert run.checkpoint.read_bytes() == kept
 
 
@@ -1032,7 +1034,7 @@ def test_a_run_of_several_heads_goes_on_to_the_same_bytes(
     whole, report = start(tmp_path, experiment, "whole"), Progress()
     notes: list[str] = []
     monkeypatch.setattr(report, "note", notes.append)
-    fit(photos, experiment, whole, QUIET, report=report)
+    fit(photos, experiment, whole, QUIET, progress=report)
     assert [line for line in notes if f"kept head {log(whole)[-1]['head']:.0f} of 3" in line]
     cut = cut_and_resumed(photos, tmp_path, experiment, monkeypatch, done=4, checkpoint_every=3)
     assert weights(cut) == weights(whole)

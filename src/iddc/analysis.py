@@ -23,7 +23,7 @@ from iddc.errors import DataError, UnreadableImage
 from iddc.images import ImageFile, open_image
 from iddc.metrics import IGNORE
 from iddc.network import build_network
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.runs import WRITTEN, disk_errors, write_atomic
 from iddc.segmenter import prepare
 from iddc.thresholds import BINS, Affinities, cluster_affinities
@@ -74,7 +74,7 @@ def analyze(
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
     labelled: LabelledImages | None = None,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Analysis:
     """Look at the affinities of a backbone's embeddings and write affinities.json.
 
@@ -88,7 +88,7 @@ def analyze(
         out: The folder to write.
         runtime: How this machine works.
         labelled: Images with labels, if there are any.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         DataError: No image can be read, there are fewer distinct embeddings than clusters, or
@@ -103,7 +103,7 @@ def analyze(
     def photo(index: int) -> tuple[Image.Image, None]:
         return open_image(files[index], experiment.views.short_side), None
 
-    vectors, _ = look.at(len(files), photo, report)
+    vectors, _ = look.at(len(files), photo, progress)
     clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)
     classes = None
     if labelled:
@@ -112,7 +112,7 @@ def analyze(
             found = labelled[index]
             return found.image, found.label
 
-        vectors, known = look.at(len(labelled), sample, report)
+        vectors, known = look.at(len(labelled), sample, progress)
         there = torch.nonzero(known != IGNORE)[:, 0]
         if not len(there):
             raise DataError(f"Every pixel looked at in {labelled.name} is ignored.")
@@ -140,33 +140,29 @@ class _Look:
         self,
         number: int,
         read: Callable[[int], tuple[Image.Image, np.ndarray | None]],
-        report: Progress | None,
+        progress: Progress,
     ) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " _"]]:
         """Directions of patches, as the objective sees them, and the classes at their centres."""
         device = self.backbone.mean.device
         rows, ids = [], []
         chosen = self.rng.permutation(number)[:IMAGES].tolist()
-        if report:
-            report.begin(len(chosen))
-        for done, index in enumerate(chosen, start=1):
-            try:
-                image, label = read(index)
-            except UnreadableImage:
-                continue  # it has been named when headers were checked, or is one of many
-            pixels = prepare(image, self.experiment.views.short_side, 0)[None].to(device)
-            with torch.no_grad(), autocast(device, self.experiment.training.precision):
-                maps: Tensor = self.backbone(pixels)[0].float()
-            height, width = maps.shape[1:]
-            drawn = self.rng.permutation(height * width)[:PATCHES]
-            rows.append(maps.flatten(1).T[torch.from_numpy(drawn).to(device)].cpu())
-            if label is not None:
-                down = ((drawn // width + 0.5) * label.shape[0] / height).astype(int)
-                right = ((drawn % width + 0.5) * label.shape[1] / width).astype(int)
-                ids.append(torch.from_numpy(label[down, right].astype(np.int64)))
-            if report:
-                report.update(done, "embedding", f"image {done} of {len(chosen)}")
-        if report:
-            report.end()
+        with progress.job(len(chosen)):
+            for done, index in enumerate(chosen, start=1):
+                try:
+                    image, label = read(index)
+                except UnreadableImage:
+                    continue  # it has been named when headers were checked, or is one of many
+                pixels = prepare(image, self.experiment.views.short_side, 0)[None].to(device)
+                with torch.no_grad(), autocast(device, self.experiment.training.precision):
+                    maps: Tensor = self.backbone(pixels)[0].float()
+                height, width = maps.shape[1:]
+                drawn = self.rng.permutation(height * width)[:PATCHES]
+                rows.append(maps.flatten(1).T[torch.from_numpy(drawn).to(device)].cpu())
+                if label is not None:
+                    down = ((drawn // width + 0.5) * label.shape[0] / height).astype(int)
+                    right = ((drawn % width + 0.5) * label.shape[1] / width).astype(int)
+                    ids.append(torch.from_numpy(label[down, right].astype(np.int64)))
+                progress.update(done, "embedding", f"image {done} of {len(chosen)}")
         if not rows:
             raise DataError("No image can be read.")
         vectors = normalize(torch.cat(rows), dim=1)

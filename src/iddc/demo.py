@@ -15,7 +15,7 @@ from iddc.evaluation import Evaluation, evaluate
 from iddc.figures import contact_sheet
 from iddc.images import find_images
 from iddc.masks import write_image
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.recipes import RECIPES
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
@@ -51,13 +51,13 @@ def demo_experiment() -> Experiment:
     )
 
 
-def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
+def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
     """Draw scenes, fit IDDC and k-means on the same embeddings, score both, save pictures.
 
     Args:
         out: The folder to write; an earlier demonstration in it is replaced.
 
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: `out` holds something else.
@@ -71,12 +71,11 @@ def run_demo(out: Path, *, report: Progress | None = None) -> DemoResult:
     scores = {}
     learners: dict[str, Callable[..., Segmenter]] = {"k-means": fit_kmeans, "iddc": fit}
     for name, learn in learners.items():
-        if report:
-            report.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
+        progress.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
         with Run.start(out / name, experiment, source=str(scenes / "train"), overwrite=True) as run:
-            segmenter = learn(files, experiment, run, report=report)
+            segmenter = learn(files, experiment, run, progress=progress)
         masks = run.path / "evaluation"
-        scores[name] = evaluate(segmenter, dataset, save_masks=masks, report=report)
+        scores[name] = evaluate(segmenter, dataset, save_masks=masks, progress=progress)
         for index in range(min(SHOWN, len(dataset))):
             sample = dataset[index]
             path = run.path / "overlays" / Path(sample.name).with_suffix(".png")

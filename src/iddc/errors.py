@@ -36,7 +36,16 @@ class DataError(IddcError):
 
 
 class UnreadableImage(DataError):
-    """One image file cannot be decoded. Callers may skip it."""
+    """One image file cannot be decoded. Callers may skip it, and name the reason.
+
+    Attributes:
+        file: The file, or its path.
+        reason: What is wrong with it, in plain words.
+    """
+
+    def __init__(self, file: object, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file, self.reason = file, reason
 
 
 class SetupError(IddcError):

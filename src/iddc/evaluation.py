@@ -29,7 +29,7 @@ from iddc.errors import DataError
 from iddc.images import ahead, listed
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
 from iddc.metrics import IGNORE, LABELS, UNMATCHED, Confusion, Scores
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors
 from iddc.segmenter import Segmenter, request_of
 from iddc.windows import Request, as_array, cluster_ids
@@ -143,7 +143,7 @@ def evaluate(
     by_name: bool = False,
     save_masks: Path | None = None,
     saved: Sequence[int] | None = None,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Evaluation:
     """Score a segmenter: one confusion over all images, one matching, one number.
 
@@ -156,7 +156,7 @@ def evaluate(
             side by side as they were scored, in the colours of the classes. Ignored pixels are
             black, clusters that are matched to no class grey.
         saved: The places in the data set of the images that have one; None: all.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         DataError: A label has a value that is no class, no pixel is labelled, or no cluster has
@@ -165,14 +165,14 @@ def evaluate(
     """
     named = match_by_name(segmenter.labels, dataset.class_names) if by_name else None
     if save_masks is None:
-        return _count(segmenter, dataset, protocol, named, None, (), report)
+        return _count(segmenter, dataset, protocol, named, None, (), progress)
     with disk_errors(save_masks):
         save_masks.mkdir(parents=True, exist_ok=True)
         kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
     # The colours are known when all images are counted, so the clusters wait on the disk.
     with kept as folder:
         places = range(len(dataset)) if saved is None else saved
-        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), places, report)
+        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), places, progress)
         shown = evaluation.by_name or evaluation.scores
         for index in places:
             sample = dataset[index]
@@ -194,7 +194,7 @@ def _count(
     named: Int64[np.ndarray, " k"] | None,
     keep: Path | None,
     places: Sequence[int],
-    report: Progress | None,
+    progress: Progress,
 ) -> Evaluation:
     """Evaluate; `named` gives clusters their classes too, `keep` gets those of some places."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
@@ -210,15 +210,13 @@ def _count(
             taken.append((name, label))
             yield request
 
-    if report:
-        report.begin(len(dataset))
-    try:
+    with progress.job(len(dataset)):
         found = cluster_ids(
             segmenter,
             requests(),
             protocol.prediction,
             device=segmenter.device,
-            note=report.note if report else warnings.warn,
+            note=warnings.warn if progress is SILENT else progress.note,
         )
         for index, ids in enumerate(found):
             name, label = taken.popleft()
@@ -229,11 +227,7 @@ def _count(
                 raise DataError(f"{name}: {error}") from None
             if keep and index in places:
                 write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
-            if report:
-                report.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
-    finally:
-        if report:
-            report.end()
+            progress.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
     scores = Evaluation(confusion.scores(), confusion, dataset.class_names, len(dataset))
     return scores if named is None else replace(scores, by_name=confusion.scores(named))
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from iddc.datasets import LabelledImages
 from iddc.evaluation import PROTOCOLS, EvalProtocol, evaluate
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.segmenter import Segmenter
 
 _BAND = 20
@@ -24,7 +24,7 @@ def compare(
     protocol: EvalProtocol = PROTOCOLS["full"],
     *,
     shown: Sequence[int],
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Image.Image:
     """Draw image, truth and the prediction of each method, one row per image (Figs. 8 and 9).
 
@@ -36,13 +36,13 @@ def compare(
         dataset: Images with labels.
         protocol: How they are seen and scored.
         shown: The places in the data set of the images to draw.
-        report: Shows the progress.
+        progress: Shows how far the work is.
     """
     names = [Path(dataset[place].name).with_suffix(".png") for place in shown]
     with TemporaryDirectory() as folder:
         folders = [Path(folder, str(place)) for place in range(len(segmenters))]
         for masks, segmenter in zip(folders, segmenters.values(), strict=True):
-            evaluate(segmenter, dataset, protocol, save_masks=masks, saved=shown, report=report)
+            evaluate(segmenter, dataset, protocol, save_masks=masks, saved=shown, progress=progress)
         return contact_sheet(folders, ("image", "truth", *segmenters), names)
 
 

@@ -135,7 +135,7 @@ def _reading(source: Path) -> Iterator[None]:
         yield
     except Exception as error:  # damaged files make rasterio raise almost anything
         reason = str(error) or type(error).__name__
-        raise UnreadableImage(f"{source}: cannot be read as a GeoTIFF: {reason}") from error
+        raise UnreadableImage(source, f"cannot be read as a GeoTIFF: {reason}") from error
 
 
 def _placed(source: Path, raster: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from iddc.errors import one_line
@@ -15,7 +17,7 @@ _BAR = 20
 
 
 class Progress:
-    """Shows one job after another, each between `begin` and `end`."""
+    """Shows one job after another, each between `begin` and `end`, or inside `job`."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -63,6 +65,28 @@ class Progress:
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+    @contextmanager
+    def job(self, total: int, done: int = 0) -> Iterator[None]:
+        """Begin a job, and end it whatever happens."""
+        self.begin(total, done)
+        try:
+            yield
+        finally:
+            self.end()
+
+
+class _Silent(Progress):
+    """Shows nothing, for callers that do not ask."""
+
+    def begin(self, total: int, done: int = 0) -> None: ...
+    def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None: ...
+    def note(self, line: str) -> None: ...
+    def end(self) -> None: ...
+
+
+SILENT = _Silent()
+"""What functions take for a Progress where they are given none."""
 
 
 def _rich_bar() -> Any:

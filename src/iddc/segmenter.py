@@ -28,7 +28,7 @@ from iddc.errors import ConfigError, DataError
 from iddc.images import ImageFile, check_images, find_images, listed, open_image, to_rgb
 from iddc.masks import LABELS, Labels, overlay, read_labels, write_labels
 from iddc.network import Network
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.recipes import RECIPES
 from iddc.refine import refiner
 from iddc.runs import (
@@ -200,14 +200,14 @@ class Segmenter:
             source = f"{len(images)} paths"
             found = tuple(ImageFile(Path(path), PurePosixPath(path)) for path in images)
         files, skipped = check_images(found, max_unreadable=how.max_unreadable)
-        report = Progress() if progress else None
-        if report and backbone != self.experiment.backbone:
-            report.note(f"backbone {self.experiment.backbone}: {backbone}")
+        shown = Progress() if progress else SILENT
+        if backbone != self.experiment.backbone:
+            shown.note(f"backbone {self.experiment.backbone}: {backbone}")
         with (
             TemporaryDirectory() as folder,
             Run.start(Path(out or folder), experiment, source=source) as run,
         ):
-            trained = fit(files, experiment, run, how, skipped=skipped, report=report)
+            trained = fit(files, experiment, run, how, skipped=skipped, progress=shown)
         vars(self).update(vars(trained))
         return self
 

@@ -139,7 +139,7 @@ class ViewDataset(Dataset[View]):
         try:
             image = open_image(file, self._min_side)
         except UnreadableImage as error:
-            return View(index, None, str(error).removeprefix(f"{file}: "))
+            return View(index, None, error.reason)
         crops = draw_crops(image.size, self.config, _generator(_CROPS, self.seed, epoch, index))
         return View(index, cut(image, crops, self.config.crop_size))
 

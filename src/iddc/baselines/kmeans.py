@@ -10,10 +10,9 @@ from iddc.baselines.sampling import sample_embeddings
 from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import Experiment, Runtime
 from iddc.device import pick_device
-from iddc.errors import DataError
-from iddc.images import ImageFile, Skipped
+from iddc.images import ImageFile, Skipped, refuse_many
 from iddc.network import Centroids, build_network
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
 
@@ -26,7 +25,7 @@ def fit_kmeans(
     config: KMeansConfig = KMeansConfig(),  # noqa: B008
     *,
     skipped: Sequence[Skipped] = (),
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Segmenter:
     """Cluster the embeddings of all images and leave the segmenter in the run's folder.
 
@@ -41,7 +40,7 @@ def fit_kmeans(
         runtime: How this machine works.
         config: How much work is done.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         DataError: Too many images cannot be read, or there are fewer distinct embeddings than
@@ -51,25 +50,27 @@ def fit_kmeans(
     experiment = experiment.model_copy(update={"head": "centroids"})
     network = build_network(experiment).eval().to(pick_device(runtime.device))
     vectors, unreadable = sample_embeddings(
-        files, network.backbone, experiment, runtime, max_vectors=config.max_vectors, report=report
+        files,
+        network.backbone,
+        experiment,
+        runtime,
+        max_vectors=config.max_vectors,
+        progress=progress,
     )
     left_out = [*skipped, *unreadable]
     run.write_skipped((str(item.file.name), item.reason) for item in left_out)
-    total = len(files) + len(skipped)
-    if len(left_out) > runtime.max_unreadable * total:
-        raise DataError(
-            f"{len(left_out)} of {total} images cannot be read, more than the "
-            f"{runtime.max_unreadable:.0%} allowed by --max-unreadable; the last is "
-            f"{left_out[-1].file.name}: {left_out[-1].reason}. All are in skipped.csv."
-        )
+    refuse_many(
+        {str(item.file.name): item.reason for item in left_out},
+        len(files) + len(skipped),
+        max_unreadable=runtime.max_unreadable,
+    )
     head = network.head
     assert isinstance(head, Centroids)
     vectors = normalize(vectors, dim=1)
     if experiment.objective.centering == "batch" and len(vectors):
         head.mean.copy_(vectors.mean(0))
         vectors -= head.mean
-    if report:
-        report.note(f"clustering {len(vectors):,} embeddings")
+    progress.note(f"clustering {len(vectors):,} embeddings")
     result = spherical_kmeans(vectors, experiment.num_clusters, config, seed=experiment.seed)
     head.centroids.copy_(result.centroids)
     run.log(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +17,7 @@ from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, Skipped, ahead, open_image
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.segmenter import prepare
 from iddc.windows import window_starts
 
@@ -35,7 +34,7 @@ def sample_embeddings(
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
     max_vectors: int,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Float[Tensor, "n d"], list[Skipped]]:
     """Draw pixel embeddings in equal shares from all images, as prediction sees them.
 
@@ -58,7 +57,7 @@ def sample_embeddings(
         try:
             image = open_image(files[index], experiment.views.short_side)
         except UnreadableImage as error:
-            return str(error).removeprefix(f"{files[index]}: ")
+            return error.reason
         return draw_windows(
             prepare(image, experiment.views.short_side, experiment.prediction.window),
             experiment.prediction,
@@ -74,10 +73,7 @@ def sample_embeddings(
     vectors = torch.empty(max_vectors, backbone.embed_dim, device=device)
     filled = 0
     unreadable: list[Skipped] = []
-    with ExitStack() as stack:
-        if report:
-            report.begin(len(shares))
-            stack.callback(report.end)
+    with progress.job(len(shares)):
         decoded = ahead(windows_of, shares, runtime.workers)
         for done, (index, windows) in enumerate(decoded, start=1):
             if isinstance(windows, str):
@@ -88,8 +84,7 @@ def sample_embeddings(
             drawn = rng(_PATCHES, index).permutation(len(patches))[: shares[index]]
             vectors[filled : filled + len(drawn)] = patches[torch.from_numpy(drawn).to(device)]
             filled += len(drawn)
-            if report:
-                report.update(done, "embedding", f"{filled:,} embeddings")
+            progress.update(done, "embedding", f"{filled:,} embeddings")
     return vectors[:filled], unreadable
 
 
@@ -100,7 +95,7 @@ def pooled_embeddings(
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
     check: Callable[[], None],
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[list[int], Float[Tensor, "n d"], list[tuple[int, str]]]:
     """The mean embedding of the central square of each image, resized to a crop.
 
@@ -110,7 +105,7 @@ def pooled_embeddings(
         experiment: Of it count the size of a crop and the precision.
         runtime: How this machine works.
         check: Called before each image; what it raises ends the work.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Returns:
         The places in `files` of the images that can be read, a row for each of them on the
@@ -123,7 +118,7 @@ def pooled_embeddings(
         try:
             image = open_image(files[place], side)
         except UnreadableImage as error:
-            return str(error).removeprefix(f"{files[place]}: ")
+            return error.reason
         cut = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
 
@@ -137,10 +132,7 @@ def pooled_embeddings(
     waiting: list[Tensor] = []
     places: list[int] = []
     unreadable: list[tuple[int, str]] = []
-    with ExitStack() as stack:
-        if report:
-            report.begin(len(files))
-            stack.callback(report.end)
+    with progress.job(len(files)):
         for place, found in ahead(square, range(len(files)), runtime.workers):
             check()
             if isinstance(found, str):
@@ -151,8 +143,7 @@ def pooled_embeddings(
             if len(waiting) == at_once:
                 rows.append(pool(waiting))
                 waiting.clear()
-            if report:
-                report.update(place + 1, "embedding", f"image {place + 1} of {len(files)}")
+            progress.update(place + 1, "embedding", f"image {place + 1} of {len(files)}")
     if waiting:
         rows.append(pool(waiting))
     return places, torch.cat(rows), unreadable

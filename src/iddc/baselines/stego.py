@@ -28,7 +28,7 @@ from iddc.device import pick_device
 from iddc.errors import ConfigError, DataError, Interrupted, NumericError
 from iddc.images import ImageFile, Skipped, ahead
 from iddc.network import Codes, build_network
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.recipes.stego import stego_config
 from iddc.runs import Run
 from iddc.runs.configfile import differences
@@ -52,7 +52,7 @@ def fit_stego(
     config: StegoConfig | None = None,
     *,
     skipped: Sequence[Skipped] = (),
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Segmenter:
     """Train STEGO on unlabelled images and leave the segmenter in the run's folder.
 
@@ -68,7 +68,7 @@ def fit_stego(
         runtime: How this machine works.
         config: The loss and how it is trained; those of the recipe's data set if not given.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: The run was begun with another config.
@@ -102,13 +102,11 @@ def fit_stego(
             left_out.reasons |= state["left_out"]
             run.cut_log(learner.done)
         else:
-            left_out.add([learner.find_neighbours(check, report)])
+            left_out.add([learner.find_neighbours(check, progress)])
             run.write_skipped(left_out.reasons.items())
             left_out.check()
             run.log(step=0, baseline="stego", **config.model_dump())
-        if report:
-            report.begin(config.steps, learner.done)
-            stack.callback(report.end)
+        stack.enter_context(progress.job(config.steps, learner.done))
         started = time.monotonic()
         for keys, made in learner.batches():
             try:
@@ -119,12 +117,9 @@ def fit_stego(
             done, now = learner.done, time.monotonic()
             run.log(step=done, **numbers, seconds=round(now - started, 4))
             started = now
-            if report:
-                alive = (
-                    f"{numbers['live_clusters']:.0f} of {experiment.num_clusters} clusters alive"
-                )
-                where = f"step {done}/{config.steps}"
-                report.update(done, where, f"loss {numbers['loss']:.3f}  {alive}")
+            alive = f"{numbers['live_clusters']:.0f} of {experiment.num_clusters} clusters alive"
+            where = f"step {done}/{config.steps}"
+            progress.update(done, where, f"loss {numbers['loss']:.3f}  {alive}")
             if stop.signum or done % runtime.checkpoint_every == 0 or done == config.steps:
                 save()
             check()
@@ -177,7 +172,7 @@ class Learner:
         self._neighbours = torch.zeros(0, 0, dtype=torch.int64)  # of each of them, among them
 
     def find_neighbours(
-        self, check: Callable[[], None], report: Progress | None
+        self, check: Callable[[], None], progress: Progress
     ) -> list[tuple[int, str]]:
         """Find which images are alike, before the first step.
 
@@ -193,7 +188,7 @@ class Learner:
             self.experiment,
             self._runtime,
             check=check,
-            report=report,
+            progress=progress,
         )
         if len(pooled) < 2:
             raise DataError(

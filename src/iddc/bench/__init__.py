@@ -26,7 +26,7 @@ from iddc.bench.step import step_parts
 from iddc.bench.table import HEADER, cells, write_table
 from iddc.bench.turns import Part, Row, compare
 from iddc.config import BenchPart
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors
 
 __all__ = ["HEADER", "Machine", "Row", "bench", "cells"]
@@ -52,7 +52,7 @@ def bench(
     names: Sequence[BenchPart] = get_args(BenchPart),
     batch_size: int = 64,
     repeats: int = 7,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Machine, list[Row]]:
     """Measure parts of the work and write the table, as text and as data.
 
@@ -62,7 +62,7 @@ def bench(
         names: Which parts.
         batch_size: Images of a training batch, at least 2.
         repeats: How often each way is done; long ones less often (`turns.PATIENCE`).
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         NumericError: Both ways of a part disagree.
@@ -73,16 +73,10 @@ def bench(
     machine, rows = measure_machine(device), []
     with TemporaryDirectory() as folder:
         inputs = Inputs.draw(Path(folder), device, batch_size)
-        if report:
-            report.begin(len(names))
-        try:
+        with progress.job(len(names)):
             for done, name in enumerate(names, start=1):
                 rows += [compare(part, machine, device, repeats) for part in PARTS[name](inputs)]
-                if report:
-                    report.update(done, name)
-        finally:
-            if report:
-                report.end()
+                progress.update(done, name)
     options = f"--batch-size {batch_size} --repeats {repeats} --device {device}"
     if set(names) != set(PARTS):
         options += f" --parts {' '.join(names)}"

@@ -53,7 +53,7 @@ class Analyze(Limited):
 
         labelled = open_dataset(self.dataset, self.data, self.split) if self.data else None
         found = analyze(
-            files, experiment, self.out, self.runtime, labelled=labelled, report=Progress()
+            files, experiment, self.out, self.runtime, labelled=labelled, progress=Progress()
         )
         drawn = draw(found, self.out / "affinities.png")
         if self.json:

@@ -55,7 +55,7 @@ class Bench(Command):
             names=self.parts or get_args(BenchPart),
             batch_size=self.batch_size,
             repeats=self.repeats,
-            report=Progress(),
+            progress=Progress(),
         )
         print_table(HEADER[:6], [cells(row)[:6] for row in rows])
         bf16 = f"{machine.bf16_flops / 1e9:.0f} in bf16" if machine.bf16_flops else "no bf16"

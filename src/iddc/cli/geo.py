@@ -49,12 +49,12 @@ def predict_rasters(command: Predict, segmenter: Segmenter) -> int:
             continue
         try:
             if file.member is not None:
-                raise UnreadableImage(f"{file}: unpack the zip, rasters are read in parts")
+                raise UnreadableImage(file, "unpack the zip, rasters are read in parts")
             segment_raster(file.path, target, classify, classes, tile)
             collection.take_back(file)
             done += 1
         except UnreadableImage as error:
-            collection.leave_out(file, str(error).removeprefix(f"{file}: "))
+            collection.leave_out(file, error.reason)
     skipped = collection.write_skipped(found.files)
     collection.finish(found.files)
     if skipped > command.runtime.max_unreadable * len(found.files):

@@ -134,7 +134,7 @@ class Demo(Command):
             "Drawn scenes and the bundled backbone: the demo shows that everything works, not how "
             "good it is on photos."
         )
-        result = run_demo(self.out, report=Progress())
+        result = run_demo(self.out, progress=Progress())
         print_scores(result.scores)
         print(f"\n{result.sheet}    next: iddc train IMAGES --out RUN")
         return 0

@@ -77,7 +77,7 @@ class Train(Limited):
             from iddc.progress import Progress
             from iddc.training import fit
 
-            fit(files, experiment, run, self.runtime, skipped=skipped, report=Progress())
+            fit(files, experiment, run, self.runtime, skipped=skipped, progress=Progress())
         say_next(self.out, self.images, self.dataset)
         return 0
 
@@ -127,9 +127,9 @@ class Baseline(Limited):
 
             todo = (files, experiment, run, self.runtime)
             if self.method == "kmeans":
-                fit_kmeans(*todo, skipped=skipped, report=Progress())
+                fit_kmeans(*todo, skipped=skipped, progress=Progress())
             else:
-                fit_stego(*todo, self.options.stego, skipped=skipped, report=Progress())
+                fit_stego(*todo, self.options.stego, skipped=skipped, progress=Progress())
         say_next(self.out, self.images, self.dataset)
         return 0
 

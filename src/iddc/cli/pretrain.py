@@ -76,7 +76,7 @@ class Pretrain(Command):
             self.runtime,
             overwrite=self.overwrite,
             skipped=skipped,
-            report=Progress(),
+            progress=Progress(),
         )
         run = self.out.with_name(f"{self.out.name}-run")
         words = ("iddc", "train", self.images[0], "--backbone", self.out, "--out", run)

@@ -55,7 +55,7 @@ class Report(Command):
             images=self.images,
             samples=self.samples,
             device=self.runtime.device,
-            report=Progress(),
+            progress=Progress(),
         )
         if written.why:
             print(f"note: {written.why} Give others with --images.", file=sys.stderr)

@@ -103,7 +103,7 @@ class Reproduce(Command):
             ),
             self.out,
             self.runtime,
-            report=Progress(),
+            progress=Progress(),
         )
         if self.json:
             print_json(result.as_dict())

@@ -170,7 +170,7 @@ class Predict(Limited):
             try:
                 return open_image(file)
             except UnreadableImage as error:
-                return str(error).removeprefix(f"{file}: ")
+                return error.reason
 
         def images() -> Iterator[Image]:
             nonlocal done
@@ -192,14 +192,11 @@ class Predict(Limited):
         def write(item: tuple[ImageFile, Segmentation]) -> None:
             collection.add(*item)
 
-        progress.begin(len(missing))
-        try:
+        with progress.job(len(missing)):
             # Files are decoded and encoded in threads, while the network computes in this one.
             written = ahead(write, segmented(), nbytes=_result_bytes)
             for index, ((file, _), _) in enumerate(written, start=1):
                 progress.update(index, f"{index}/{len(missing)}", str(file.name))
-        finally:
-            progress.end()
         self._refuse_many(own - done, total)
         return done, len(files) - len(missing)
 
@@ -337,7 +334,7 @@ class Evaluate(Informing, Limited):
             PROTOCOLS[self.protocol].refined(self.refine),
             by_name=self.matching == "names",
             save_masks=masks if self.save_masks else None,
-            report=Progress(),
+            progress=Progress(),
         )
         entry = {
             "data": str(self.data.resolve()),

@@ -71,7 +71,7 @@ def read_ids(file: ImageFile | Path, classes: ClassList | None = None) -> UInt16
     try:
         pixels, nodata = _decoded(file, classes)
     except UnreadableImage as error:
-        raise DataError(f"{file}: {error}") from error
+        raise DataError(str(error)) from error
     except DataError:  # it says itself what was expected
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything

@@ -50,7 +50,7 @@ class MatFile(ImageFile):
             image = Image.fromarray(array[..., :3] if array.ndim == 3 else array.astype(np.uint16))
         except Exception as error:  # a damaged file fails in many ways
             raise UnreadableImage(
-                f"expected a Matlab file with the array {self.variable} ({error!r})"
+                self, f"expected a Matlab file with the array {self.variable} ({error!r})"
             ) from error
         encoded = BytesIO()
         image.save(encoded, "PNG", compress_level=0)

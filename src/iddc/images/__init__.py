@@ -4,7 +4,7 @@ Nothing is ever written, and pixels are decoded only by `open_image`: a folder, 
 first a tuple of `ImageFile`, each a file to read from and a name to write to.
 """
 
-from iddc.images.check import Skipped, check_images
+from iddc.images.check import Skipped, check_images, refuse_many
 from iddc.images.decode import MAX_PIXELS, open_image, quiet_pillow, to_rgb
 from iddc.images.files import FORMATS, MAX_BYTES, SUFFIXES, ImageFile
 from iddc.images.find import LABEL_FOLDERS, FoundImages, find_images, listed
@@ -25,5 +25,6 @@ __all__ = [
     "listed",
     "open_image",
     "quiet_pillow",
+    "refuse_many",
     "to_rgb",
 ]

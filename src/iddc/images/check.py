@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def check_images(
     def problem(file: ImageFile) -> str | None:
         try:
             with file.open() as stream:
-                open_header(stream)
+                open_header(file, stream)
         except Exception as error:
             return explain(error)
         return None
@@ -51,11 +51,30 @@ def check_images(
     pairs = list(zip(files, problems, strict=True))
     readable = [file for file, reason in pairs if reason is None]
     skipped = [Skipped(file, reason) for file, reason in pairs if reason is not None]
-    if len(skipped) > max_unreadable * len(files):
+    refuse_many(
+        {str(item.file): item.reason for item in skipped}, len(files), max_unreadable=max_unreadable
+    )
+    return readable, skipped
+
+
+def refuse_many(
+    reasons: Mapping[str, str], total: int, *, max_unreadable: float, kind: str = "images"
+) -> None:
+    """Raise if too many images cannot be read: then the user should know before the result is used.
+
+    Args:
+        reasons: The name of each unreadable image, and why it is.
+        total: The number of all images, unreadable ones too.
+        max_unreadable: The share of unreadable ones that is accepted, in [0, 1].
+        kind: What the images are called in the message.
+
+    Raises:
+        DataError: There are more.
+    """
+    if len(reasons) > max_unreadable * total:
         raise DataError(
-            f"{len(skipped)} of {len(files)} images cannot be read, more than the "
-            f"{100 * max_unreadable:g} % allowed by --max-unreadable: "
-            f"{listed(f'{item.file} ({item.reason})' for item in skipped)}. "
+            f"{len(reasons)} of {total} {kind} cannot be read, more than the "
+            f"{100 * max_unreadable:g}% allowed by --max-unreadable: "
+            f"{listed(f'{name} ({reason})' for name, reason in reasons.items())}. "
             "Repair or remove them, or allow a larger share."
         )
-    return readable, skipped

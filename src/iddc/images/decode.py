@@ -35,12 +35,12 @@ def open_image(file: ImageFile | Path, min_side: int = 0) -> Image.Image:
         file = ImageFile(file, PurePosixPath(file.name))
     try:
         with quiet_pillow:
-            image = open_header(BytesIO(file.read_bytes()))
+            image = open_header(file, BytesIO(file.read_bytes()))
             if min_side:
                 image.draft(None, (min_side, min_side))
             return to_rgb(image)
     except Exception as error:  # damaged files make Pillow raise almost anything
-        raise UnreadableImage(f"{file}: {explain(error)}") from error
+        raise UnreadableImage(file, explain(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -107,10 +107,10 @@ quiet_pillow = _Quiet()
 """`with quiet_pillow:` around anything that opens a user's file with Pillow."""
 
 
-def open_header(stream: BufferedIOBase) -> Image.Image:
+def open_header(file: ImageFile, stream: BufferedIOBase) -> Image.Image:
     """Read the header of an image in one of `FORMATS`; no pixel is decoded."""
     if not stream.read(1):
-        raise UnreadableImage("the file is empty")
+        raise UnreadableImage(file, "the file is empty")
     stream.seek(0)
     return Image.open(cast("IO[bytes]", stream), formats=tuple(FORMATS))
 
@@ -118,7 +118,7 @@ def open_header(stream: BufferedIOBase) -> Image.Image:
 def explain(error: Exception) -> str:
     """Say in plain words why an image could not be opened."""
     if isinstance(error, UnreadableImage):
-        return str(error)
+        return error.reason
     if isinstance(error, UnidentifiedImageError | KeyError):  # KeyError: a Pillow without AVIF
         return f"not an image in a known format ({', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):

@@ -58,16 +58,16 @@ class ImageFile:
         """
         status = self.path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise UnreadableImage("no regular file")
+            raise UnreadableImage(self, "no regular file")
         if self.member is None:
             if status.st_size > MAX_BYTES:
-                raise UnreadableImage(f"larger than {MAX_BYTES // 10**9} GB")
+                raise UnreadableImage(self, f"larger than {MAX_BYTES // 10**9} GB")
             return self.path.open("rb")
         archive = _open_zip(self.path, status.st_mtime_ns, os.getpid())
         info = archive.getinfo(self.member)
         most = min(MAX_BYTES, max(_MAX_PACKED, _MAX_RATIO * info.compress_size))
         if info.file_size > most:
-            raise UnreadableImage(f"claims {info.file_size / 1e9:.3g} GB in the zip")
+            raise UnreadableImage(self, f"claims {info.file_size / 1e9:.3g} GB in the zip")
         return cast("BufferedIOBase", archive.open(info))
 
     def read_bytes(self) -> bytes:

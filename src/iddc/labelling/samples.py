@@ -43,24 +43,21 @@ class Example(NamedTuple):
 
 
 def predict_samples(
-    predict: Callable[[Image.Image], Segmented], files: Sequence[ImageFile], report: Progress
+    predict: Callable[[Image.Image], Segmented], files: Sequence[ImageFile], progress: Progress
 ) -> list[Sample]:
     """Segment a dozen of the images, evenly spread. Unreadable ones are named and left out."""
     num = min(NUM_SAMPLES, len(files))
     samples = []
-    report.begin(num)
-    try:
+    with progress.job(num):
         for index in range(num):
             file = files[index * len(files) // num]
             try:
                 result = predict(open_image(file))
             except UnreadableImage as error:
-                report.note(f"note: {error}")
+                progress.note(f"note: {error}")
             else:
                 samples.append(reduced(str(file.name), result.image, result.clusters))
-            report.update(index + 1, f"sample {index + 1}/{num}", str(file.name))
-    finally:
-        report.end()
+            progress.update(index + 1, f"sample {index + 1}/{num}", str(file.name))
     return samples
 
 

@@ -24,7 +24,7 @@ from iddc.images import ImageFile, Skipped
 from iddc.pretraining.folder import WeightsFolder, hardware, write_card
 from iddc.pretraining.learner import Learner, build_method
 from iddc.pretraining.photos import Photos, decode_photos, find_photos
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.training.checkpoint import digest, load_state, save_state
 from iddc.training.distributed import joined
 from iddc.training.health import Health
@@ -45,7 +45,7 @@ def pretrain(
     *,
     overwrite: bool = False,
     skipped: Sequence[Skipped] = (),
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Backbone:
     """Train a backbone on unlabelled images and leave it in its weights folder.
 
@@ -61,7 +61,7 @@ def pretrain(
         runtime: How this machine works.
         overwrite: Replace an earlier run in `out`.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: The network does not fit the method, or the shares not the sources; or `out`
@@ -84,7 +84,8 @@ def pretrain(
         ExitStack() as stack,
     ):
         first = processes.rank == 0  # the one that writes
-        photos = _decoded([*sources.values()], config, folder.cache, runtime, stop, report)
+        progress = progress if first else SILENT
+        photos = _decoded([*sources.values()], config, folder.cache, runtime, stop, progress)
         left_out = LeftOut(files, skipped, runtime.max_unreadable)
         left_out.add([photos.failures])
         if first:
@@ -98,19 +99,17 @@ def pretrain(
             learner.restore(state)
         if first:
             folder.cut_log(learner.done)
-        if first and report:
-            if state and state["threads"] != torch.get_num_threads():
-                report.note(
-                    f"resumed with {torch.get_num_threads()} threads, begun with "
-                    f"{state['threads']}: the result is the same up to rounding"
-                )
-            report.begin(learner.steps, learner.done)
-            stack.callback(report.end)
+        if state and state["threads"] != torch.get_num_threads():
+            progress.note(
+                f"resumed with {torch.get_num_threads()} threads, begun with "
+                f"{state['threads']}: the result is the same up to rounding"
+            )
+        stack.enter_context(progress.job(learner.steps, learner.done))
 
         unreadable = {index for index, _ in photos.failures}
         names = [str(file.name) for i, file in enumerate(files) if i not in unreadable]
         advice = f"--precision fp32 or a lower --{config.method}.learning-rate"
-        health = Health(folder, learner.steps, processes, advice, report)
+        health = Health(folder, learner.steps, processes, advice, progress)
 
         def save() -> None:
             if first and health.good:
@@ -132,10 +131,9 @@ def pretrain(
             if first:
                 seconds = round(time.monotonic() - started, 4)
                 folder.log(step=step + 1, images=sum(counts), **numbers, seconds=seconds)
-            if first and report:
-                hidden = {"gradient_norm", "learning_rate"}
-                terms = [f"{k} {v:.2f}" for k, v in numbers.items() if k not in hidden]
-                report.update(step + 1, f"step {step + 1}/{learner.steps}", "  ".join(terms))
+            hidden = {"gradient_norm", "learning_rate"}
+            terms = [f"{k} {v:.2f}" for k, v in numbers.items() if k not in hidden]
+            progress.update(step + 1, f"step {step + 1}/{learner.steps}", "  ".join(terms))
             # With one process a signal is heard at once; several must agree on the step.
             signum = stop.signum if processes.size == 1 else max(row[1] for row in table)
             if signum or (step + 1) % runtime.checkpoint_every == 0 or step + 1 == learner.steps:
@@ -169,7 +167,7 @@ def _decoded(
     cache: Path,
     runtime: Runtime,
     stop: StopRequest,
-    report: Progress | None,
+    progress: Progress,
 ) -> Photos:
     """The decoded images: of an earlier call, or of the first process while the others wait."""
     names = digest([file for source in sources for file in source])
@@ -193,7 +191,7 @@ def _decoded(
                 min_side=config.min_side,
                 threads=max(1, _threads(runtime)),
                 check=check,
-                report=report,
+                progress=progress,
             )
         time.sleep(0.5)  # not in a barrier, which gives up after some minutes
     return photos

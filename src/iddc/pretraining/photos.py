@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iddc.errors import SetupError, UnreadableImage
 from iddc.images import FORMATS, ImageFile, open_image, quiet_pillow
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors, write_atomic
 from iddc.views import working_size
 
@@ -81,7 +81,7 @@ def decode_photos(
     min_side: int,
     threads: int,
     check: Callable[[], None],
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Photos:
     """Decode all files into a cache.
 
@@ -93,7 +93,7 @@ def decode_photos(
         min_side: Images with a shorter side are left out.
         threads: How many decode.
         check: Called now and then; may raise to stop.
-        report: Shows the progress, and the size before anything is written.
+        progress: Shows how far the work is, and the size before anything is written.
 
     Raises:
         SetupError: The disk has no room, or cannot be written.
@@ -111,15 +111,13 @@ def decode_photos(
             f"The decoded images take {size} in {folder}, where {free / 1e9:.2g} GB are free. Free "
             "some space, or give a smaller --short-side."
         )
-    if report:
-        report.note(f"decoding {len(files):,} images once, {size} in {folder}")
-        report.begin(len(files))
+    progress.note(f"decoding {len(files):,} images once, {size} in {folder}")
 
     def decoded(file: ImageFile) -> UInt8[np.ndarray, "H W 3"] | str:
         try:
             image = open_image(file, short_side)
         except UnreadableImage as error:
-            return str(error).removeprefix(f"{file}: ")
+            return error.reason
         if min(image.size) < min_side:
             return f"{image.width} x {image.height} pixels, smaller than --min-side {min_side}"
         reduced = working_size(image.size, short_side)
@@ -128,28 +126,24 @@ def decode_photos(
         return np.asarray(image)
 
     sizes, kept, failed, reasons = [], [], [], []
-    try:
-        with (
-            disk_errors(folder / _PIXELS),
-            (folder / _PIXELS).open("wb") as pixels,
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            for start in range(0, len(files), _AT_ONCE):
-                check()
-                some = pool.map(decoded, files[start : start + _AT_ONCE])
-                for number, result in enumerate(some, start):
-                    if isinstance(result, str):
-                        failed.append(number)
-                        reasons.append(result)
-                    else:
-                        sizes.append(result.shape[:2])
-                        kept.append(number)
-                        pixels.write(result.data)
-                if report:
-                    report.update(min(start + _AT_ONCE, len(files)), "decoding")
-    finally:
-        if report:
-            report.end()
+    with (
+        progress.job(len(files)),
+        disk_errors(folder / _PIXELS),
+        (folder / _PIXELS).open("wb") as pixels,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for start in range(0, len(files), _AT_ONCE):
+            check()
+            some = pool.map(decoded, files[start : start + _AT_ONCE])
+            for number, result in enumerate(some, start):
+                if isinstance(result, str):
+                    failed.append(number)
+                    reasons.append(result)
+                else:
+                    sizes.append(result.shape[:2])
+                    kept.append(number)
+                    pixels.write(result.data)
+            progress.update(min(start + _AT_ONCE, len(files)), "decoding")
     bounds = list(accumulate(len(source) for source in sources))
     buffer = io.BytesIO()
     np.savez(

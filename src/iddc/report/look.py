@@ -21,7 +21,7 @@ from iddc.device import autocast
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, open_image
 from iddc.network import Network
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.segmenter import Segmenter, prepare
 from iddc.thresholds import Affinities
 
@@ -95,7 +95,7 @@ def look_at(
     files: Sequence[ImageFile],
     *,
     samples: int,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Look | None:
     """Look at up to IMAGES of the images, evenly spread; None if none can be read.
 
@@ -103,7 +103,7 @@ def look_at(
         segmenter: A loaded run.
         files: The images.
         samples: How many of them get a mask, evenly spread too.
-        report: Shows the progress.
+        progress: Shows how far the work is.
     """
     network = segmenter.network
     assert isinstance(network, Network)  # what `Segmenter.load` gives
@@ -116,40 +116,36 @@ def look_at(
     seen: list[Seen] = []
     regions: list[Region] = []
     drawn: list[tuple[Tensor, Tensor]] = []
-    if report:
-        report.begin(len(chosen))
-    for done, index in enumerate(chosen, start=1):
-        try:
-            image = open_image(files[index])
-        except UnreadableImage:
-            continue
-        small = image.copy()
-        small.thumbnail((SIDE, SIDE))
-        probs, vectors = _embedded(segmenter, network, small)
-        confidence, ids = (values.cpu() for values in probs.max(0))
-        mass += probs.flatten(1).double().sum(1).cpu()
-        given += _given(probs, ids)
-        total.index_add_(0, ids.flatten(), vectors.flatten(1).T)
-        found = np.bincount(ids.flatten(), minlength=k)
-        counts += found
-        images += found > 0
-        for cluster in np.flatnonzero(found).tolist():
-            part = _largest(ids.numpy() == cluster)
-            inside = torch.from_numpy(part)
-            mean = vectors[:, inside].mean(1)
-            sure = float(confidence[inside].mean())
-            regions.append(Region(cluster, len(seen), sure, mean))
-        mask = None
-        if index in shown:
-            clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
-            mask = np.asarray(clusters.resize(small.size, Image.Resampling.NEAREST))
-        seen.append(Seen(str(files[index].name), small, ids.numpy(), mask))
-        places = torch.from_numpy(rng.permutation(ids.numel())[:PATCHES])
-        drawn.append((vectors.flatten(1).T[places], ids.flatten()[places]))
-        if report:
-            report.update(done, "looking", f"image {done} of {len(chosen)}")
-    if report:
-        report.end()
+    with progress.job(len(chosen)):
+        for done, index in enumerate(chosen, start=1):
+            try:
+                image = open_image(files[index])
+            except UnreadableImage:
+                continue
+            small = image.copy()
+            small.thumbnail((SIDE, SIDE))
+            probs, vectors = _embedded(segmenter, network, small)
+            confidence, ids = (values.cpu() for values in probs.max(0))
+            mass += probs.flatten(1).double().sum(1).cpu()
+            given += _given(probs, ids)
+            total.index_add_(0, ids.flatten(), vectors.flatten(1).T)
+            found = np.bincount(ids.flatten(), minlength=k)
+            counts += found
+            images += found > 0
+            for cluster in np.flatnonzero(found).tolist():
+                part = _largest(ids.numpy() == cluster)
+                inside = torch.from_numpy(part)
+                mean = vectors[:, inside].mean(1)
+                sure = float(confidence[inside].mean())
+                regions.append(Region(cluster, len(seen), sure, mean))
+            mask = None
+            if index in shown:
+                clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
+                mask = np.asarray(clusters.resize(small.size, Image.Resampling.NEAREST))
+            seen.append(Seen(str(files[index].name), small, ids.numpy(), mask))
+            places = torch.from_numpy(rng.permutation(ids.numel())[:PATCHES])
+            drawn.append((vectors.flatten(1).T[places], ids.flatten()[places]))
+            progress.update(done, "looking", f"image {done} of {len(chosen)}")
     if not seen:
         return None
     means = normalize(total, dim=1)

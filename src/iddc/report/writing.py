@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from iddc import __version__
 from iddc.datasets.samples import find_samples
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.report import drawings, gallery, tables
 from iddc.report.look import look_at
 from iddc.report.sides import Match, Side, colours_of_partners, match, open_side
@@ -40,7 +40,7 @@ def write_report(
     images: Path | None = None,
     samples: int = 12,
     device: str = "auto",
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Written:
     """Write RUN/report.html, one file that needs nothing else.
 
@@ -50,7 +50,7 @@ def write_report(
         images: What is looked at, if not the images of the training.
         samples: How many images are shown with their masks.
         device: See `pick_device`.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         DataError: A model, scores or the given images cannot be read.
@@ -63,7 +63,7 @@ def write_report(
     matched = None
     for each, name in zip(runs, names, strict=True):
         segmenter = Segmenter.load(each.path, device)
-        look = look_at(segmenter, found, samples=samples, report=report) if found else None
+        look = look_at(segmenter, found, samples=samples, progress=progress) if found else None
         colours = segmenter.labels.cluster_colours
         if sides and look and sides[0].look:
             matched = match(sides[0].look, look)

@@ -17,7 +17,7 @@ from iddc import __version__
 from iddc.config import Experiment, ObjectiveConfig, Runtime
 from iddc.device import pick_device
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted
-from iddc.progress import Progress
+from iddc.progress import SILENT, Progress
 from iddc.recipes import Figure
 from iddc.reproduce import smoke
 from iddc.reproduce.plan import Job, Settings, choose, is_asked, job_of
@@ -35,7 +35,7 @@ def reproduce(
     out: Path,
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Report:
     """Rerun a table or a figure.
 
@@ -47,7 +47,7 @@ def reproduce(
         settings: What to rerun, and what is other than in the paper.
         out: The folder to write.
         runtime: How this machine works.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: There is no such table or row, or no such backbone.
@@ -73,11 +73,11 @@ def reproduce(
     bench = None
     if name in CURVES:
         result.curves = CURVES[name]()
-    elif bench := _open(result, out / "runs", runtime, report):
+    elif bench := _open(result, out / "runs", runtime, progress):
         _leave_out(result, out / "runs")
         todo = _todo(result, out / "runs")
-        if report:
-            report.note(_announcement(bench, todo))
+        if progress is not SILENT:  # or nobody reads what takes some steps of training
+            progress.note(_announcement(bench, todo))
         _work(result, bench, out, len(todo))
     if bench or result.curves or not result.path.exists():  # without data, keep what was found
         result.write()
@@ -97,7 +97,7 @@ def _facts(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def _open(result: Report, runs: Path, runtime: Runtime, report: Progress | None) -> Bench | None:
+def _open(result: Report, runs: Path, runtime: Runtime, progress: Progress) -> Bench | None:
     """Find the data, and say of each row what it needs; without data none can be run.
 
     Rows that are not asked for stay in the table if an earlier command has run them.
@@ -105,7 +105,7 @@ def _open(result: Report, runs: Path, runtime: Runtime, report: Progress | None)
     bench, reason = None, ""
     assert result.settings.data is not None
     try:
-        bench = Bench.open(result.dataset, result.settings.data, runtime, report)
+        bench = Bench.open(result.dataset, result.settings.data, runtime, progress)
     except DataError as error:
         reason, result.failure = str(error), error.exit_code
     num_classes = bench.dataset.num_classes if bench else Experiment().num_clusters
@@ -175,9 +175,9 @@ def _work(result: Report, bench: Bench, out: Path, total: int) -> None:
     for seed in range(result.settings.seeds):
         for outcome, job in result.runnable():
             path = job.folder(out / "runs", result.name, seed)
-            if bench.report and not is_done(path):
+            if not is_done(path):
                 number += 1
-                bench.report.note(f"run {number} of {total}: {job.row.name}, seed {seed}")
+                bench.progress.note(f"run {number} of {total}: {job.row.name}, seed {seed}")
             try:
                 run = bench.train(job, path, seed)
                 outcome.entries[seed] = bench.score(job, run)

@@ -59,20 +59,20 @@ class Bench:
     dataset: LabelledImages
     """To score on."""
     runtime: Runtime
-    report: Progress | None
+    progress: Progress
     kept: dict[str, Kept] = field(default_factory=dict)
     """What runs of the same backbone, views and seed share: of one such group at a time."""
     seen: dict[bytes, dict[bytes, Tensor]] = field(default_factory=dict)
     """Embeddings of the windows that are scored, of one frozen backbone at a time."""
 
     @classmethod
-    def open(cls, name: str, data: Path, runtime: Runtime, report: Progress | None) -> Bench:
+    def open(cls, name: str, data: Path, runtime: Runtime, progress: Progress) -> Bench:
         """Find images and labels.
 
         Raises:
             DataError: They are not there, or in part.
         """
-        return cls(train_images(name, data), open_dataset(name, data, SPLIT), runtime, report)
+        return cls(train_images(name, data), open_dataset(name, data, SPLIT), runtime, progress)
 
     def train(self, job: Job, path: Path, seed: int) -> Run:
         """The finished run of a seed: one that is there, or a new one, or an interrupted one."""
@@ -85,7 +85,7 @@ class Bench:
         shared = {"shared": self._kept(experiment)} if job.row.method == "iddc" else {}
         source = f"{job.dataset}:{job.data.resolve()}"
         with Run.start(path, experiment, source=source) as run:
-            learn(self.files, experiment, run, runtime, *options, **shared, report=self.report)
+            learn(self.files, experiment, run, runtime, *options, **shared, progress=self.progress)
         return run
 
     def _kept(self, experiment: Experiment) -> Kept:
@@ -140,7 +140,7 @@ class Bench:
 
     def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
         protocol = PROTOCOLS[job.protocol].refined(job.refine)
-        return evaluate(segmenter, self.dataset, protocol, report=self.report).as_dict()
+        return evaluate(segmenter, self.dataset, protocol, progress=self.progress).as_dict()
 
     def seconds(self, experiment: Experiment) -> float:
         """How long a training takes, guessed from steps of a few images; 0 if they fail."""

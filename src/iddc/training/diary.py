@@ -24,7 +24,7 @@ class Diary:
         run: Run,
         plan: Plan,
         experiment: Experiment,
-        report: Progress | None,
+        progress: Progress,
         *,
         tensorboard: bool,
     ) -> None:
@@ -32,7 +32,7 @@ class Diary:
         self._plan = plan
         self._experiment = experiment
         self._warned = False
-        self._report = report
+        self._progress = progress
         self._summary = _summary_writer() if tensorboard else None
         self._board: Any = None
         self._time = _TimeLeft(plan, experiment)
@@ -43,8 +43,7 @@ class Diary:
         if self._summary:
             self._board = self._summary(str(self._run.path / "tensorboard"), purge_step=done + 1)
         self._time = _TimeLeft(self._plan, self._experiment, done)
-        if self._report:
-            self._report.begin(self._plan.steps, done)
+        self._progress.begin(self._plan.steps, done)
 
     def write(
         self, done: int, numbers: dict[str, float], *, images: int, seconds: float, making: float
@@ -64,15 +63,14 @@ class Diary:
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, done)
-        if self._report:
-            terms = ("loss", "positive", "negative", "regularizer")
-            texts = [f"{name} {numbers[name]:.2f}" for name in terms if name in numbers]
-            if "live_clusters" in numbers:
-                alive = f"{numbers['live_clusters']:.0f} of {self._experiment.num_clusters}"
-                texts.append(f"{alive} clusters alive")
-                self._warn(done, numbers["live_clusters"])
-            where = f"epoch {epoch}/{self._plan.epochs}"
-            self._report.update(done, where, "  ".join(texts), left)
+        terms = ("loss", "positive", "negative", "regularizer")
+        texts = [f"{name} {numbers[name]:.2f}" for name in terms if name in numbers]
+        if "live_clusters" in numbers:
+            alive = f"{numbers['live_clusters']:.0f} of {self._experiment.num_clusters}"
+            texts.append(f"{alive} clusters alive")
+            self._warn(done, numbers["live_clusters"])
+        where = f"epoch {epoch}/{self._plan.epochs}"
+        self._progress.update(done, where, "  ".join(texts), left)
 
     def _warn(self, done: int, live: float) -> None:
         """Say once that most clusters die, and at the end that they are dead."""
@@ -96,13 +94,11 @@ class Diary:
 
     def note(self, line: str) -> None:
         """Say something that is not about one step."""
-        if self._report:
-            self._report.note(line)
+        self._progress.note(line)
 
     def close(self) -> None:
         """Finish the progress line and the TensorBoard file."""
-        if self._report:
-            self._report.end()
+        self._progress.end()
         if self._board:
             self._board.close()
 

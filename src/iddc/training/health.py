@@ -45,17 +45,17 @@ class Health:
         steps: How many steps the run has.
         processes: The first of them writes.
         advice: What to try, for the user.
-        report: Shows what is left out.
+        progress: Shows which steps are left out.
     """
 
     def __init__(
-        self, run: Run, steps: int, processes: Processes, advice: str, report: Progress | None
+        self, run: Run, steps: int, processes: Processes, advice: str, progress: Progress
     ) -> None:
         self._run = run
         self._limit = min(MAX_BAD, steps)
         self._processes = processes
         self._advice = advice
-        self._report = report
+        self._progress = progress
         self._bad: list[dict[str, Any]] = []
 
     @property
@@ -93,6 +93,5 @@ class Health:
                 f"{self._run.path / 'diagnosis.json'} says what was seen. Try {self._advice}, with "
                 "--overwrite."
             )
-        if self._report and self._processes.rank == 0:
-            self._report.note(f"step {step} is left out, as it is not finite: {', '.join(wrong)}")
+        self._progress.note(f"step {step} is left out, as it is not finite: {', '.join(wrong)}")
         return {"not_finite": float(len(wrong))}

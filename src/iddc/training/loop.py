@@ -16,8 +16,8 @@ import torch
 
 from iddc.config import Experiment, Runtime
 from iddc.errors import DataError, Interrupted, SetupError
-from iddc.images import ImageFile, Skipped
-from iddc.progress import Progress
+from iddc.images import ImageFile, Skipped, refuse_many
+from iddc.progress import SILENT, Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
@@ -39,7 +39,7 @@ def fit(
     *,
     skipped: Sequence[Skipped] = (),
     shared: Kept | None = None,
-    report: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Segmenter:
     """Train a segmenter on unlabelled images (Sec. 3) and leave it in the run's folder.
 
@@ -53,7 +53,7 @@ def fit(
         runtime: How this machine works; it does not change the result.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
         shared: Embeddings of repeated views, kept for further runs like this one.
-        report: Shows the progress.
+        progress: Shows how far the work is.
 
     Raises:
         DataError: Fewer than 2 images, or too many of them cannot be read.
@@ -75,11 +75,12 @@ def fit(
         ExitStack() as stack,
     ):
         first = processes.rank == 0  # the one that writes
+        progress = progress if first else SILENT
         diary = None
         if first:
-            diary = Diary(run, plan, experiment, report, tensorboard=runtime.tensorboard)
+            diary = Diary(run, plan, experiment, progress, tensorboard=runtime.tensorboard)
         advice = "--training.precision fp32 or a lower --training.learning-rate"
-        health = Health(run, plan.steps, processes, advice, report)
+        health = Health(run, plan.steps, processes, advice, progress)
         note = diary.note if diary else warnings.warn
         learner = Learner(experiment, plan, processes, runtime.micro_batch_size, shared, note)
         left_out = LeftOut(files, skipped, runtime.max_unreadable)
@@ -177,10 +178,4 @@ class LeftOut:
         Raises:
             DataError: It is.
         """
-        if len(self.reasons) > self._max_share * self._total:
-            name, reason = list(self.reasons.items())[-1]
-            raise DataError(
-                f"{len(self.reasons)} of {self._total} images cannot be read, more than the "
-                f"{self._max_share:.0%} allowed by --max-unreadable; the last is {name}: "
-                f"{reason}. All are in skipped.csv."
-            )
+        refuse_many(self.reasons, self._total, max_unreadable=self._max_share)
