@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -109,13 +110,15 @@ AS_IS = EvalProtocol(PredictionConfig(window=0, flip=False))
 # The twins: numpy and loops; only Pillow's bilinear filter is shared with the code.
 
 
-def slow_enlarge(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear by pixel centres: each output pixel mixes four cells."""
+def slow_enlarge(grid: np.ndarray, height: int, width: int, *, corners: bool = False) -> np.ndarray:
+    """Bilinear by pixel centres, or corner on corner: each output pixel mixes four cells."""
 
     def mixes(length: int, cells: int) -> np.ndarray:
         weights = np.zeros((length, cells))
         for i in range(length):
             position = max(0.0, (i + 0.5) * cells / length - 0.5)
+            if corners:
+                position = i * (cells - 1) / (length - 1)
             cell = int(position)
             weights[i, cell] += 1 - (position - cell)
             weights[i, min(cell + 1, cells - 1)] += position - cell
@@ -130,14 +133,15 @@ def slow_grid(array: np.ndarray) -> np.ndarray:
     return Textures().probs(images)[0].double().numpy()
 
 
-def slow_probs(array: np.ndarray, *, flip: bool) -> np.ndarray:
-    """At the array's size, mirrored after enlarging."""
+def slow_probs(array: np.ndarray, *, flip: bool, corners: bool = False) -> np.ndarray:
+    """At the array's size: logits, mirrored after enlarging, then the softmax."""
     height, width = array.shape[:2]
-    probs = slow_enlarge(slow_grid(array), height, width)
+    logits = slow_enlarge(np.log(slow_grid(array)), height, width, corners=corners)
     if flip:
-        mirrored = slow_enlarge(slow_grid(array[:, ::-1]), height, width)
-        probs = (probs + mirrored[:, :, ::-1]) / 2
-    return probs
+        mirrored = slow_enlarge(np.log(slow_grid(array[:, ::-1])), height, width, corners=corners)
+        logits = (logits + mirrored[:, :, ::-1]) / 2
+    raised = np.exp(logits)
+    return raised / raised.sum(0)
 
 
 def slow_windows(array: np.ndarray) -> np.ndarray:
@@ -168,6 +172,14 @@ def slow_nearest(ids: np.ndarray, height: int, width: int) -> np.ndarray:
                 int((y + 0.5) * ids.shape[0] / height), int((x + 0.5) * ids.shape[1] / width)
             ]
     return result
+
+
+def slow_square(ids: np.ndarray) -> np.ndarray:
+    """To 320 x 320, pixel by pixel: the source pixel at floor(i m / 320), torch's rule."""
+    height, width = ids.shape
+    return np.array(
+        [[ids[y * height // 320, x * width // 320] for x in range(320)] for y in range(320)]
+    )
 
 
 def at_least_224(image: Image.Image) -> Image.Image:
@@ -205,12 +217,12 @@ def slow_stego(sample: Sample) -> tuple[Ids, Ids]:
 
 def slow_sliding(sample: Sample) -> tuple[Ids, Ids]:
     clusters = slow_windows(np.asarray(at_least_224(sample.image))).argmax(0)
-    return slow_nearest(clusters, 320, 320), slow_nearest(sample.label, 320, 320)
+    return slow_square(clusters), slow_square(sample.label)
 
 
-def slow_squash(sample: Sample) -> tuple[Ids, Ids]:
+def slow_squash(sample: Sample, *, corners: bool = True) -> tuple[Ids, Ids]:
     image = sample.image.resize((320, 320), Image.Resampling.BILINEAR)
-    clusters = slow_probs(np.asarray(image), flip=False).argmax(0)
+    clusters = slow_probs(np.asarray(image), flip=False, corners=corners).argmax(0)
     return clusters, slow_nearest(sample.label, 320, 320)
 
 
@@ -219,6 +231,7 @@ TWINS: dict[ProtocolName, Callable[[Sample], tuple[Ids, Ids]]] = {
     "stego-center-crop": slow_stego,
     "iddc-sliding": slow_sliding,
     "squash": slow_squash,
+    "squash-centers": partial(slow_squash, corners=False),
 }
 
 

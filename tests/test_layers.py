@@ -13,6 +13,7 @@ SOURCE = Path(iddc.__file__).parent
 LAYERS = {
     "config": 0,
     "errors": 0,
+    "canvas": 1,
     "clustering": 1,
     "device": 1,
     "images": 1,

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment  # type: ignore[attr-defined]  # no stubs
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from iddc.config import MatchingRows
 from iddc.errors import DataError
 from iddc.metrics import IGNORE, LABELS, UNMATCHED, Confusion
 
@@ -176,32 +178,42 @@ def test_adding_confusions_is_counting_all_pixels(
     assert total.counts.tolist() == Confusion.count(*case).counts.tolist()
 
 
-@given(pixels(), st.randoms(use_true_random=False))
-def test_scores_do_not_depend_on_how_clusters_are_numbered(
-    case: tuple[np.ndarray, np.ndarray, int, int], random: object
+@given(pixels(), st.randoms(use_true_random=False), st.sampled_from(["clusters", "classes"]))
+def test_accuracy_does_not_depend_on_how_clusters_are_numbered_nor_on_what_the_rows_are(
+    case: tuple[np.ndarray, np.ndarray, int, int], random: object, rows: MatchingRows
 ) -> None:
     clusters, labels, num_clusters, num_classes = case
     order = np.array(random.sample(range(num_clusters), num_clusters))  # type: ignore[attr-defined]
-    scores = Confusion.count(*case).scores()
-    renumbered = Confusion.count(order[clusters], labels, num_clusters, num_classes).scores()
-    assert renumbered.accuracy == scores.accuracy
-    assert renumbered.miou == pytest.approx(scores.miou)
+    renumbered = Confusion.count(order[clusters], labels, num_clusters, num_classes)
+    accuracy = renumbered.scores(renumbered.match(rows)).accuracy
+    assert accuracy == Confusion.count(*case).scores().accuracy
 
 
-def test_ties_go_to_the_higher_iou() -> None:
-    # Both assignments get 2 pixels right; the first has IoU 2/4 and 0, the second 1/3 and 1/3.
-    scores = counted([[2, 1], [1, 0]]).scores()
-    assert scores.matching == (1, 0)
-    assert scores.miou == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
-def test_an_absent_class_goes_to_an_empty_cluster_however_they_are_numbered(
-    order: tuple[int, ...],
+@pytest.mark.parametrize(
+    ("rows", "matching", "miou"),
+    [("clusters", (1, 2, 0), (5 / 10 + 0 + 0) / 3), ("classes", (2, 1, 0), (5 / 10 + 0) / 2)],
+)
+def test_ties_with_an_absent_class_are_decided_by_scipy_over_the_rows_that_are_said(
+    rows: MatchingRows, matching: tuple[int, ...], miou: float
 ) -> None:
-    for wrong in (3, 1):
-        rows = [[5, 0], [wrong, 0], [0, 0]]
-        assert counted([rows[k] for k in order]).scores().iou == (5 / (5 + wrong), None)
+    """The example of docs/protocols.md: class 2 has no pixel, cluster 0 has none either."""
+    confusion = counted([[0, 0, 0], [2, 0, 0], [5, 3, 0]])
+    found = confusion.scores(confusion.match(rows))
+    assert found.matching == matching
+    assert found.miou == pytest.approx(miou)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equally_good_assignments_are_decided_as_scipy_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 3, (int(rng.integers(1, 6)), int(rng.integers(1, 6))))
+    confusion = Confusion(counts)
+    for rows, table in (("clusters", counts), ("classes", counts.T)):
+        first, second = linear_sum_assignment(table, maximize=True)
+        clusters, classes = (first, second) if rows == "clusters" else (second, first)
+        expected = np.full(len(counts), UNMATCHED)
+        expected[clusters] = classes
+        assert (confusion.match(rows) == expected).all()
 
 
 def test_one_pixel_outweighs_any_iou() -> None:

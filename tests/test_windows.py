@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from iddc.canvas import STRIP_VALUES, window_starts
 from iddc.config import PredictionConfig
 from iddc.windows import (
-    STRIP_VALUES,
     Predictor,
     Request,
     cluster_ids,
@@ -25,7 +25,6 @@ from iddc.windows import (
     predict_probs,
     probability_rows,
     size_for_windows,
-    window_starts,
     winners,
 )
 

@@ -33,7 +33,13 @@ HeadName = Literal["conv", "linear", "centroids", "codes"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ScheduleStep = Literal["iteration", "epoch"]
 DatasetName = Literal["folder", "cityscapes", "cocostuff27", "cocostuff171", "potsdam3"]
-ProtocolName = Literal["full", "stego-center-crop", "iddc-sliding", "squash"]
+ProtocolName = Literal["full", "stego-center-crop", "iddc-sliding", "squash", "squash-centers"]
+MatchingRows = Literal["clusters", "classes"]
+"""The rows of the table that is matched; scipy's order decides among equally good matchings."""
+SoftmaxAt = Literal["patches", "pixels"]
+"""Where logits become probabilities: on the grid of patches, or at every pixel, as released."""
+Blend = Literal["mean", "tent"]
+"""Overlapping windows count equally, or each pixel by its distance from the window's border."""
 RefineName = Literal["none", "fast", "crf"]
 """Probabilities as they are; moved to edges by local windows; by the fully connected CRF."""
 ExportFormat = Literal["onnx", "torch-export"]
@@ -231,7 +237,15 @@ class PredictionConfig(Frozen):
     overlap: int = Field(75, ge=0)
     """How many pixels neighbouring windows share."""
     flip: bool = True
-    """Average the probabilities with those of the mirrored image."""
+    """Average the probabilities (or logits, see `softmax`) with those of the mirrored image."""
+    softmax: SoftmaxAt = "patches"
+    """Where logits become probabilities: on the grid of patches, whose probabilities are enlarged
+    bilinearly; or at every pixel, after the logits were enlarged (the authors' release)."""
+    align_corners: bool = False
+    """Enlarge the grid so that corner patches lie on corner pixels (the release's check after each
+    epoch), instead of at the centres of the pixels they cover."""
+    blend: Blend = "mean"
+    """How overlapping windows are averaged: equally, or by the distance from a window's border."""
     refine: RefineName = "none"
     """Make masks follow edges; crf needs the extra `crf`, and memory for the whole image."""
 

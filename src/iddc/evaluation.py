@@ -1,8 +1,8 @@
 """Scores on labelled images, each published number by the protocol that gave it.
 
-Nearest resizing is Pillow's everywhere, as in STEGO: pixel i of n out of m is the one under its
-centre, floor((i + 1/2) m / n), and where the centre lies between two, Pillow's rounding decides.
-(torch's "nearest" is another rule, floor(i m / n): half a step to the left.)
+There are two rules of nearest resizing, half a step apart. Before the network it is Pillow's, as in
+STEGO and in the release: pixel i of n out of m is the one under its centre, floor((i + 1/2) m / n).
+The release brings predictions and labels to a square by torch's: floor(i m / n).
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ import torch
 from jaxtyping import Int64, Integer, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from iddc.config import PredictionConfig, ProtocolName, RefineName
+from iddc.config import (
+    MatchingRows,
+    Precision,
+    PredictionConfig,
+    ProtocolName,
+    RefineName,
+)
 from iddc.datasets import LabelledImages
 from iddc.datasets.labelfiles import read_ids
 from iddc.errors import DataError
@@ -59,9 +66,13 @@ class EvalProtocol:
     """Whether the image is then reduced to the size at which the model was trained."""
     scored_at: Literal["label", "square"] = "label"
     """At the label's size, with probabilities brought there bilinearly; or clusters and label
-    brought to a square of `side`, to nearest."""
+    brought to a square of `side` by torch's nearest rule."""
     side: int = 320
-    """In pixels."""
+    """The side of the square, in pixels."""
+    precision: Precision = "fp32"
+    """The network's arithmetic; published numbers are those of single precision."""
+    matching_rows: MatchingRows = "clusters"
+    """Which of equally good matchings counts; see `Confusion.match`."""
 
     def refined(self, name: RefineName) -> EvalProtocol:
         """The same protocol with this refinement of the probabilities, where they are scored."""
@@ -69,22 +80,29 @@ class EvalProtocol:
         return replace(self, prediction=prediction)
 
 
-_WINDOWS = PredictionConfig(window=224, overlap=75, flip=True)
+_WINDOWS = PredictionConfig(window=224, overlap=75, flip=True, softmax="pixels")
+_WHOLE = PredictionConfig(window=0, flip=False, softmax="pixels")
 
 PROTOCOLS: dict[ProtocolName, EvalProtocol] = {
     # Table 4. The window is our choice.
-    "full": EvalProtocol(_WINDOWS, working_size="model"),
+    "full": EvalProtocol(_WINDOWS, working_size="model", matching_rows="classes"),
     # STEGO, HP, SmooSeg, EAGLE, CAUSE; Table 3.
     "stego-center-crop": EvalProtocol(
-        PredictionConfig(window=0, flip=True),
+        PredictionConfig(window=0, flip=True, softmax="pixels"),
         resize="shorter side",
         image_filter="nearest",
         center_crop=True,
     ),
     # The released validation on COCO-Stuff-27, behind Table 1.
-    "iddc-sliding": EvalProtocol(_WINDOWS, scored_at="square"),
-    # The release's check after each epoch; TransFGU on COCO.
-    "squash": EvalProtocol(PredictionConfig(window=0, flip=False), resize="square"),
+    "iddc-sliding": EvalProtocol(_WINDOWS, scored_at="square", matching_rows="classes"),
+    # The release's check after each epoch.
+    "squash": EvalProtocol(
+        PredictionConfig(window=0, flip=False, softmax="pixels", align_corners=True),
+        resize="square",
+        matching_rows="classes",
+    ),
+    # The release's validation mode 2; TransFGU on COCO.
+    "squash-centers": EvalProtocol(_WHOLE, resize="square", matching_rows="classes"),
 }
 
 
@@ -164,6 +182,7 @@ def evaluate(
         SetupError: The masks cannot be written.
     """
     named = match_by_name(segmenter.labels, dataset.class_names) if by_name else None
+    segmenter = _in_precision(segmenter, protocol.precision)
     if save_masks is None:
         return _count(segmenter, dataset, protocol, named, None, (), progress)
     with disk_errors(save_masks):
@@ -228,7 +247,8 @@ def _count(
             if keep and index in places:
                 write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
             progress.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
-    scores = Evaluation(confusion.scores(), confusion, dataset.class_names, len(dataset))
+    matched = confusion.scores(confusion.match(protocol.matching_rows))
+    scores = Evaluation(matched, confusion, dataset.class_names, len(dataset))
     return scores if named is None else replace(scores, by_name=confusion.scores(named))
 
 
@@ -292,24 +312,42 @@ def _confusion(
     return Confusion.of_table(table.view(num_clusters, LABELS).cpu().numpy(), num_classes)
 
 
+def _in_precision(segmenter: Segmenter, precision: Precision) -> Segmenter:
+    """The same segmenter, computing in another precision."""
+    experiment = segmenter.experiment
+    training = experiment.training.model_copy(update={"precision": precision})
+    changed = experiment.model_copy(update={"training": training})
+    return Segmenter.of(segmenter.network, changed, segmenter.labels)
+
+
 def _as_scored(ids: Any, protocol: EvalProtocol) -> Any:
     """An array or a tensor "H W" of ids, at the size at which it is scored."""
-    side = protocol.side
-    return ids if protocol.scored_at == "label" else _nearest(ids, (side, side))
+    if protocol.scored_at == "label":
+        return ids
+    rows, columns = (_torch_nearest(size, protocol.side) for size in ids.shape)
+    return ids[rows][:, columns]
 
 
 def _nearest(ids: Any, size: tuple[int, int]) -> Any:
-    """Resize an array or a tensor "H W" of ids to (width, height)."""
+    """Resize an array or a tensor "H W" of ids to (width, height) by Pillow's rule."""
     height, width = ids.shape
-    return ids[_nearest_places(height, size[1])][:, _nearest_places(width, size[0])]
+    return ids[_pillow_nearest(height, size[1])][:, _pillow_nearest(width, size[0])]
 
 
 @lru_cache(maxsize=16)
-def _nearest_places(size: int, out: int) -> Int64[np.ndarray, " out"]:
+def _pillow_nearest(size: int, out: int) -> Int64[np.ndarray, " out"]:
     """Which of `size` pixels each of `out` new ones is: what Pillow makes of their numbers."""
     numbers = Image.fromarray(np.arange(size, dtype=np.int32)[None])
     resized = numbers.resize((out, 1), Image.Resampling.NEAREST)
     return np.array(resized, np.int64).ravel()
+
+
+@lru_cache(maxsize=16)
+def _torch_nearest(size: int, out: int) -> Int64[np.ndarray, " out"]:
+    """Which of `size` pixels each of `out` new ones is: what torch makes of their numbers."""
+    numbers = torch.arange(size, dtype=torch.float64)[None, None]
+    resized = interpolate(numbers, out, mode="nearest")
+    return resized.long().ravel().numpy()
 
 
 def _panel(

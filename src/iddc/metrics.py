@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from iddc.config import MatchingRows
 from iddc.errors import DataError
 
 IGNORE = 255
@@ -81,29 +82,30 @@ class Confusion:
             raise ValueError(f"cannot add {other.counts.shape} counts to {self.counts.shape}")
         return Confusion(self.counts + other.counts)
 
-    def match(self) -> Int64[np.ndarray, " k"]:
+    def match(self, rows: MatchingRows = "clusters") -> Int64[np.ndarray, " k"]:
         """Give each cluster a class of its own, so that the most pixels are right.
 
         The assignment is one to one (Hungarian method): with more clusters than classes the rest
-        is UNMATCHED, with fewer some classes get no cluster. Assignments that are right equally
-        often are told apart by the sum of their IoU, then by how few absent classes they predict,
-        so that the scores do not depend on how clusters are numbered.
+        is UNMATCHED, with fewer some classes get no cluster. Among assignments that are right
+        equally often, the first in scipy's order counts, as in the field's code. It depends on how
+        clusters are numbered and on what the rows are; only classes without pixels, or equal
+        counts, make it matter.
+
+        Args:
+            rows: What the rows of the table are that scipy gets: clusters in STEGO's code and what
+                descends from it, classes in IDDC's.
 
         Returns:
             The class of each cluster, or UNMATCHED.
         """
         from scipy.optimize import linear_sum_assignment  # type: ignore[attr-defined]  # no stubs
 
-        found, true = self.counts.sum(1, keepdims=True), self.counts.sum(0, keepdims=True)
-        iou = self.counts / np.maximum(found + true - self.counts, 1)
-        absent = (true == 0) & (found > 0)
-        # The ties' sum stays below the scale: a single pixel outweighs it.
-        scale = min(self.counts.shape) + 1
-        rows, columns = linear_sum_assignment(
-            self.counts * float(scale) + iou - 1e-3 * absent, maximize=True
-        )
+        if rows == "clusters":
+            clusters, classes = linear_sum_assignment(self.counts, maximize=True)
+        else:
+            classes, clusters = linear_sum_assignment(self.counts.T, maximize=True)
         matching = np.full(len(self.counts), UNMATCHED, np.int64)
-        matching[rows] = columns
+        matching[clusters] = classes
         return matching
 
     def scores(self, matching: Int64[np.ndarray, " k"] | None = None) -> Scores:

@@ -113,9 +113,13 @@ class Codes(nn.Module):
         centroids = functional.normalize(self.centroids, dim=1)[:, :, None, None]
         return functional.conv2d(functional.normalize(codes, dim=1), centroids)
 
-    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
+    def logits_of(self, codes: Float[Tensor, "b 70 h w"]) -> Float[Tensor, "b k h w"]:
         """Give the cosines over the temperature."""
-        return self.cosines(self.codes(features)) / CODE_TEMPERATURE
+        return self.cosines(codes) / CODE_TEMPERATURE
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
+        """Give the cosines of the codes over the temperature."""
+        return self.logits_of(self.codes(features))
 
 
 HEADS: dict[HeadName, Callable[[int, int], nn.Module]] = {
@@ -185,6 +189,23 @@ class Network(nn.Module):
         """The probabilities of every patch, a softmax in single precision also under autocast."""
         logits: Tensor = self(images)
         return logits.float().softmax(dim=1)
+
+    def scores(
+        self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]
+    ) -> Float[Tensor, "b c h w"]:
+        """What of every patch is enlarged to pixels, see `PixelPredictor`: logits, or codes."""
+        features = self.embed(images)
+        if isinstance(self.head, Codes):
+            return self.head.codes(features)
+        return self.logits_from(features)
+
+    def probs_of(self, scores: Float[Tensor, "c ..."]) -> Float[Tensor, "k ..."]:
+        """The probabilities of enlarged scores, a softmax in single precision."""
+        logits = scores.float()
+        if isinstance(self.head, Codes):
+            flat = logits.flatten(1)[None, :, :, None]
+            logits = self.head.logits_of(flat)[0, :, :, 0].unflatten(1, scores.shape[1:])
+        return logits.softmax(dim=0)
 
     def spec(self) -> dict[str, Any]:
         """Describe the network without its weights, as JSON."""

@@ -48,6 +48,8 @@ from iddc.windows import (
     as_array,
     cluster_ids,
     most_probable,
+    pixel_probs,
+    pixel_scores,
     probability_strips,
     size_for_windows,
 )
@@ -244,6 +246,15 @@ class Segmenter:
         """The network's probabilities, computed in the experiment's precision."""
         with autocast(self.device, self.experiment.training.precision):
             return self.network.probs(images).float()
+
+    def scores(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """What of the network is enlarged to pixels, computed in the experiment's precision."""
+        with autocast(self.device, self.experiment.training.precision):
+            return pixel_scores(self.network, images).float()
+
+    def probs_of(self, scores: Float[Tensor, "c ..."]) -> Float[Tensor, "k ..."]:
+        """The probabilities of enlarged scores, in single precision."""
+        return pixel_probs(self.network, scores)
 
     def predict(
         self, image: str | Path | Image.Image | np.ndarray | Tensor, *, with_probs: bool = False

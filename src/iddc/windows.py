@@ -1,10 +1,7 @@
 """From an image to the probabilities, or the cluster, of every pixel, in bounded memory.
 
-Everything between a window's grid of probabilities and the pixels of the result is linear, and the
-same along both axes: bilinear resizing, the average where windows overlap, and resizing again. So
-one small matrix for each window of an axis does all of it, and no canvas is needed. Nothing here
-holds K values for every pixel: the result comes as strips of a few rows, each of which becomes
-cluster ids before the next is made.
+Nothing here holds K values for every pixel: the result comes as strips of a few rows (`canvas.py`),
+each of which becomes cluster ids before the next is made.
 """
 
 from __future__ import annotations
@@ -13,21 +10,18 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
-from torch.nn.functional import pad
 
+from iddc.canvas import linear_strips, pixel_strips, window_starts
 from iddc.config import PredictionConfig
 from iddc.device import in_memory
 
-STRIP_VALUES = {"cpu": 2**20, "cuda": 2**25}
-"""A strip holds about this many values, by the type of the device: 4 MB stay in a CPU's cache."""
 WINDOWS_AT_ONCE = {"cpu": 16, "cuda": 128}
 """Windows in one forward pass, of one or several images; their mirror images come on top."""
 
@@ -44,6 +38,38 @@ class Predictor(Protocol):
         """The probabilities of K clusters on a feature grid of any size."""
 
 
+@runtime_checkable
+class PixelPredictor(Predictor, Protocol):
+    """A Predictor that says what of a patch is enlarged before it becomes probabilities."""
+
+    def scores(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """What is averaged over mirror images and enlarged: logits, or codes."""
+
+    def probs_of(self, scores: Float[Tensor, "c ..."]) -> Float[Tensor, "k ..."]:
+        """The probabilities of enlarged scores."""
+
+
+def pixel_scores(
+    predictor: Predictor, images: UInt8[Tensor, "b 3 H W"]
+) -> Float[Tensor, "b c h w"]:
+    """The scores of a PixelPredictor, or else the logarithm of the probabilities.
+
+    These are the logits less a number that all clusters of a patch share, which no softmax sees,
+    as far as single precision holds the probability.
+    """
+    if isinstance(predictor, PixelPredictor):
+        return predictor.scores(images)
+    probs = predictor.probs(images).float()
+    return probs.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def pixel_probs(predictor: Predictor, scores: Float[Tensor, "c ..."]) -> Float[Tensor, "k ..."]:
+    """The probabilities of what `pixel_scores` gave, averaged and enlarged."""
+    if isinstance(predictor, PixelPredictor):
+        return predictor.probs_of(scores)
+    return scores.softmax(dim=0)
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """An image to segment."""
@@ -54,16 +80,6 @@ class Request:
     """Height and width of the result."""
     refine: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter
     """Gets the strips of probabilities before they become clusters; see `refine.py`."""
-
-
-def window_starts(size: int, window: int, overlap: int) -> list[int]:
-    """Where windows start along an axis of `size` pixels, so that every pixel is covered.
-
-    The stride is `window - overlap`; the last window is shifted back to end at the border, and an
-    axis no longer than a window has one that is as long as the axis.
-    """
-    last = max(size - window, 0)
-    return [*range(0, last, window - overlap), last]
 
 
 def size_for_windows(size: tuple[int, int], window: int) -> tuple[int, int]:
@@ -91,7 +107,9 @@ def probability_strips(
     Each window's grid of probabilities is averaged with that of its mirror image (`config.flip`),
     brought to the window's size bilinearly, and averaged where windows overlap; the result is
     brought to the request's size bilinearly. Without windows the grid is brought there at once.
-    All resizing is that of pixel centres (`align_corners=False`), without antialiasing.
+    With `softmax="pixels"` the grid holds logits, which become probabilities at the window's size.
+    All resizing is without antialiasing, and that of pixel centres unless `align_corners` says
+    otherwise of the grid.
 
     Windows of several images go through the predictor together, so requests are taken ahead of
     time. The strips of an image must be used up before the next image is asked for.
@@ -112,10 +130,15 @@ def probability_strips(
             yield from _windows(request.image, config)
 
     batch_size = batch_size or WINDOWS_AT_ONCE.get(device.type, 16)
-    grids = _grids(predictor, crops(), config.flip, batch_size, device, note)
+    grids = _grids(predictor, crops(), config, batch_size, device, note)
     for grid in grids:
         request = taken.popleft()
-        yield request, _strips(request, grid, grids, config)
+        size = request.image.shape[1], request.image.shape[2]
+        if config.softmax == "patches":
+            yield request, linear_strips(grid, grids, size, request.out_size, config)
+        else:
+            probs_of = partial(pixel_probs, predictor)
+            yield request, pixel_strips(grid, grids, size, request.out_size, config, probs_of)
 
 
 def probability_rows(
@@ -241,7 +264,7 @@ def _windows(
 def _grids(
     predictor: Predictor,
     crops: Iterable[UInt8[Tensor, "3 h w"]],
-    flip: bool,
+    config: PredictionConfig,
     batch_size: int,
     device: torch.device,
     note: Callable[[str], object],
@@ -259,7 +282,7 @@ def _grids(
 
         def compute(at_once: int) -> Float[Tensor, "b k gh gw"]:
             parts = torch.split(images, at_once)
-            return torch.cat([_averaged(predictor, part.to(device), flip) for part in parts])
+            return torch.cat([_averaged(predictor, part.to(device), config) for part in parts])
 
         with torch.inference_mode():
             grids, batch_size = in_memory(compute, batch_size, len(images), note)
@@ -276,116 +299,16 @@ def _grids(
 
 
 def _averaged(
-    predictor: Predictor, images: UInt8[Tensor, "b 3 h w"], flip: bool
+    predictor: Predictor, images: UInt8[Tensor, "b 3 h w"], config: PredictionConfig
 ) -> Float[Tensor, "b k gh gw"]:
     # Convolutions take a quarter to a third less time when the channels of a pixel lie together.
-    both = torch.cat([images, images.flip(-1)]) if flip else images
-    grids = predictor.probs(both.contiguous(memory_format=torch.channels_last)).float()
-    if not flip:
+    both = torch.cat([images, images.flip(-1)]) if config.flip else images
+    both = both.contiguous(memory_format=torch.channels_last)
+    if config.softmax == "patches":
+        grids = predictor.probs(both).float()
+    else:
+        grids = pixel_scores(predictor, both).float()
+    if not config.flip:
         return grids
     plain, mirrored = grids.chunk(2)
     return (plain + mirrored.flip(-1)) / 2
-
-
-@dataclass(frozen=True, eq=False)
-class _Band:
-    """What the grid of one window gives to an axis of the result."""
-
-    first: int
-    """The first of the pixels that it reaches."""
-    weights: Float[Tensor, "n g"]
-    """Of each of these pixels, how much each cell of the grid counts in it; on the CPU."""
-
-    @property
-    def end(self) -> int:
-        """The pixel after the last one."""
-        return self.first + len(self.weights)
-
-
-def _strips(
-    request: Request,
-    grid: Float[Tensor, "k gh gw"],
-    others: Iterator[Float[Tensor, "k gh gw"]],
-    config: PredictionConfig,
-) -> Iterator[Float[Tensor, "k _ W2"]]:
-    """Put the grids of an image's windows together; they come row by row after the first one."""
-    clusters, device = len(grid), grid.device
-    (height, width), (out_height, out_width) = request.image.shape[1:], request.out_size
-    down = _bands(height, grid.shape[1], out_height, config.window, config.overlap)
-    across = _bands(width, grid.shape[2], out_width, config.window, config.overlap)
-    columns = [(band.first, band.end, band.weights.T.to(device)) for band in across]
-    at_once = max(1, STRIP_VALUES.get(device.type, 2**20) // (clusters * out_width))
-    # Rows of windows, as wide as the result and as high as a grid, that rows to come need.
-    held: list[tuple[_Band, Float[Tensor, "gh k W2"]]] = []
-    grids, row = chain([grid], others), 0
-    for band, ready in zip(down, [*(band.first for band in down[1:]), out_height], strict=True):
-        wide = torch.zeros(grid.shape[1], clusters, out_width, device=device)
-        # Not strict: that would take the first grid of the next row.
-        for (first, end, weights), cells in zip(columns, grids, strict=False):
-            wide[:, :, first:end] += cells.transpose(0, 1) @ weights
-        held.append((band, wide))
-        while row < ready:
-            stop = min(row + at_once, ready)
-            yield _mixed(held, row, stop)
-            row = stop
-        held = [(band, wide) for band, wide in held if band.end > row]
-
-
-def _mixed(
-    held: list[tuple[_Band, Float[Tensor, "gh k W2"]]], row: int, stop: int
-) -> Float[Tensor, "k _ W2"]:
-    """The rows of the result from `row` to `stop`: one product of matrices."""
-    weights, cells = [], []
-    for band, wide in held:
-        start, end = (max(0, place - band.first) for place in (row, stop))
-        part = band.weights[start:end]
-        (used,) = part.any(dim=0).nonzero(as_tuple=True)
-        if len(used):
-            chosen = slice(int(used[0]), int(used[-1]) + 1)
-            above = band.first + start - row
-            weights.append(pad(part[:, chosen], (0, 0, above, stop - row - above - len(part))))
-            cells.append(wide[chosen])
-    maps = torch.cat(cells).flatten(1)
-    mixed = torch.cat(weights, dim=1).to(maps.device) @ maps
-    return mixed.view(stop - row, *cells[0].shape[1:]).transpose(0, 1)
-
-
-@lru_cache(maxsize=16)
-def _bands(size: int, grid: int, out: int, window: int, overlap: int) -> list[_Band]:
-    """From grids to an axis of `out` pixels: for each window, a band of a matrix.
-
-    It resizes the grid to the window, divides by how many windows cover a pixel, and resizes the
-    axis of `size` pixels to `out`. Without windows it resizes the one grid to `out`. In float64: at
-    pixel 6000 a weight in float32 would be off by up to 0.0005.
-    """
-    if not window:
-        size, window, overlap = grid, grid, 0
-    starts, window = window_starts(size, window, overlap), min(window, size)
-    cover = torch.zeros(size, dtype=torch.float64)
-    for start in starts:
-        cover[start : start + window] += 1
-    cells = torch.zeros(window, grid, dtype=torch.float64)
-    for place, share in _neighbours(grid, window):
-        cells[torch.arange(window), place] += share
-    (near, _), (far, _) = sources = _neighbours(size, out)
-    bands = []
-    for start in starts:
-        first = int(torch.searchsorted(far, start))
-        end = int(torch.searchsorted(near, start + window))
-        weights = torch.zeros(end - first, grid, dtype=torch.float64)
-        for place, share in sources:
-            here = place[first:end]
-            inside = (here >= start) & (here < start + window)
-            part = share[first:end] * inside / cover[here]
-            weights += part[:, None] * cells[(here - start).clamp(0, window - 1)]
-        bands.append(_Band(first, weights.float()))
-    return bands
-
-
-def _neighbours(size: int, out: int) -> list[tuple[Int64[Tensor, " out"], Float64[Tensor, " out"]]]:
-    """Bilinear resizing of an axis: two of its pixels for each new one, and their shares."""
-    position = (torch.arange(out, dtype=torch.float64) + 0.5) * size / out - 0.5
-    position = position.clamp(0, size - 1)
-    near = position.floor().long()
-    share = position - near
-    return [(near, 1 - share), ((near + 1).clamp(max=size - 1), share)]

@@ -13,13 +13,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from iddc.backbones import Backbone
+from iddc.canvas import window_starts
 from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, Skipped, ahead, open_image
 from iddc.progress import SILENT, Progress
 from iddc.segmenter import prepare
-from iddc.windows import window_starts
 
 _WINDOWS, _PATCHES = range(2)
 """The independent streams of random numbers of an image."""

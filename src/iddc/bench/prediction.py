@@ -12,13 +12,13 @@ from iddc.bench.inputs import Case, Inputs
 from iddc.bench.machine import Work, count_flops
 from iddc.bench.network import once
 from iddc.bench.turns import Part
+from iddc.canvas import window_starts
 from iddc.config import Experiment
 from iddc.datasets import open_dataset
 from iddc.evaluation import EvalProtocol, evaluate
 from iddc.metrics import IGNORE, Confusion
 from iddc.network import Network, build_network
 from iddc.segmenter import Segmenter, prepare
-from iddc.windows import window_starts
 
 TIES = 0.02
 """The share of pixels that may fall to another cluster: bf16 decides near ties otherwise."""
@@ -46,7 +46,9 @@ def evaluation_part(inputs: Inputs, case: Case) -> Part:
     network, experiment = _trained(inputs, case)
     segmenter = Segmenter.of(network, experiment)
     dataset = open_dataset("folder", inputs.folder, "val")
-    protocol = EvalProtocol(experiment.prediction, working_size="model")  # `full`
+    protocol = EvalProtocol(
+        experiment.prediction, working_size="model", precision=experiment.training.precision
+    )
 
     def plain() -> Integer[np.ndarray, "k c"]:
         shape = (network.num_clusters, dataset.num_classes)
