@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import inspect
 import json
 import math
@@ -213,6 +214,76 @@ def test_the_final_norm_is_applied_to_every_patch(kind: str) -> None:
     torch.testing.assert_close(
         features.var(1, correction=0), torch.ones(2, *features.shape[2:]), atol=1e-2, rtol=0
     )
+
+
+def cubic_by_hand(values: np.ndarray, length: int) -> np.ndarray:
+    """DINO's interpolation of the first axis: Keys' kernel of a = -0.75, the offset 0.1."""
+
+    def kernel(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return 1.25 * x**3 - 2.25 * x**2 + 1
+        return -0.75 * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    side, result = len(values), []
+    for i in range(length):
+        place = (i + 0.5) * side / (length + 0.1) - 0.5
+        low = math.floor(place)
+        taps = [(kernel(place - j), min(max(j, 0), side - 1)) for j in range(low - 1, low + 3)]
+        result.append(sum(weight * values[j] for weight, j in taps))
+    return np.stack(result)
+
+
+@pytest.mark.parametrize("grid", [(7, 5), (20, 20), (14, 15), (14, 14)], ids=str)
+def test_positions_of_dino_are_interpolated_as_dino_does_it(grid: tuple[int, int]) -> None:
+    name, options = TINY["vit"]
+    torch.manual_seed(4)
+    backbone = untrained_backbone(name, options=options, positions="dino").eval()
+    with torch.no_grad():
+        backbone.net.pos_embed.copy_(torch.randn_like(backbone.net.pos_embed))
+    # A copy and a rebuilt one interpolate their own positions.
+    copied = copy.deepcopy(backbone)
+    rebuilt = build_backbone(Architecture.model_validate(backbone.architecture.model_dump()))
+    rebuilt.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        backbone.net.pos_embed.zero_()
+    images = some_images(16 * grid[0], 16 * grid[1])
+    state = dict(copied.net.state_dict())
+    first, patches = state["pos_embed"][:, :1], state["pos_embed"][0, 1:].unflatten(0, (14, 14))
+    if grid != (14, 14):
+        rows = cubic_by_hand(patches.double().numpy(), grid[0])
+        columns = cubic_by_hand(rows.transpose(1, 0, 2), grid[1]).transpose(1, 0, 2)
+        patches = torch.from_numpy(columns).float()
+    state["pos_embed"] = torch.cat([first, patches.flatten(0, 1)[None]], 1)
+    with torch.no_grad():
+        expected = as_map(vit_by_hand(state, images, 2)[:, 1:], *grid)
+        for network in (copied, rebuilt.eval()):
+            torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("label", "positions"),
+    [
+        ("dino-vits16", "dino"),
+        ("ibot-vitb16", "dino"),
+        ("dino-xcits12-p8", "timm"),
+        ("dinov2-vits14", "timm"),
+        ("dinov3-vits16", "timm"),
+        ("vit_base_patch8_224.dino", "dino"),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", "timm"),
+        ("vit_small_patch16_224", "timm"),
+    ],
+)
+def test_only_the_vits_of_dino_and_ibot_interpolate_as_dino_does(
+    label: str, positions: str
+) -> None:
+    known = dict(BACKBONES).get(label)
+    assert known_module.positions_of(label, known.timm_name if known else label) == positions
+
+
+def test_positions_of_dino_need_learned_positions() -> None:
+    with pytest.raises(ConfigError, match="positions 'dino' need positions learned"):
+        untrained_backbone("test_resnet", positions="dino")
 
 
 def test_positions_are_interpolated_to_another_size_as_timm_does_it() -> None:

@@ -204,7 +204,7 @@ class Network(nn.Module):
         logits = scores.float()
         if isinstance(self.head, Codes):
             flat = logits.flatten(1)[None, :, :, None]
-            logits = self.head.logits_of(flat)[0, :, :, 0].unflatten(1, scores.shape[1:])
+            logits = self.head.logits_of(flat).reshape(-1, *scores.shape[1:])
         return logits.softmax(dim=0)
 
     def spec(self) -> dict[str, Any]:

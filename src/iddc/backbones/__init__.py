@@ -34,6 +34,7 @@ from iddc.backbones.known import (
     fetch_weights,
     is_here,
     lookup,
+    positions_of,
 )
 from iddc.backbones.weights import fitting_weights, load_weights, not_numbers, read_weights
 from iddc.errors import ConfigError, DataError, SetupError
@@ -114,7 +115,8 @@ def load_backbone(name: str) -> Backbone:
     path = Path(file).expanduser() if equals else _published(label, timm_name)
     state = read_weights(path)
     mean, std = _statistics(label, timm_name)
-    backbone = untrained_backbone(timm_name, mean=mean, std=std)
+    positions = positions_of(label, timm_name)
+    backbone = untrained_backbone(timm_name, positions=positions, mean=mean, std=std)
     load_weights(backbone.net, state, str(path))
     return backbone.eval()
 

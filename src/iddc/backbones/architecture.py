@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iddc.backbones.positions import Positions, interpolate_as_dino
 from iddc.config import Frozen
 from iddc.errors import ConfigError, SetupError
 
@@ -46,6 +47,8 @@ class Architecture(Frozen):
     """Keyword arguments of timm beside the name: depth, embed_dim, dynamic_img_size."""
     image_size: int = Field(ge=0, le=MAX_SIZE)
     """The side of the image whose positions are learned, in pixels; 0: none are learned."""
+    positions: Positions = "timm"
+    """How learned positions are interpolated where an image has another size."""
     stages: tuple[int, ...] = ()
     """The stages of a hierarchical network that are concatenated; none: plain, the last block."""
     components: int = Field(0, ge=0)
@@ -91,6 +94,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.net = net
+        if architecture.positions == "dino":
+            interpolate_as_dino(net)
         strides = [architecture.patch_size]
         strides += [_info(net)[stage]["reduction"] for stage in architecture.stages]
         self._smallest = max(strides)
@@ -177,6 +182,7 @@ def untrained_backbone(
     *,
     options: Mapping[str, Option] | None = None,
     stages: tuple[int, ...] = (),
+    positions: Positions = "timm",
     mean: Colour = IMAGENET_MEAN,
     std: Colour = IMAGENET_STD,
 ) -> Backbone:
@@ -186,6 +192,7 @@ def untrained_backbone(
         timm_name: A network of timm. A tag (`.lvd142m`) sets the size of its learned positions.
         options: Other keyword arguments of timm, such as depth=2.
         stages: For a hierarchical network, which of its stages; none: those of stride 8 to 32.
+        positions: See Architecture.
         mean: See Architecture.
         std: See Architecture.
 
@@ -196,8 +203,8 @@ def untrained_backbone(
     for extra in ANY_SIZE:
         try:
             architecture, net = _created(timm_name, {**extra, **(options or {})}, stages)
-            statistics = {"mean": mean, "std": std}
-            backbone = Backbone(architecture.model_copy(update=statistics), net)
+            given = {"mean": mean, "std": std, "positions": positions}
+            backbone = Backbone(architecture.model_copy(update=given), net)
             _check_any_size(backbone)
         except Exception as error:  # each of timm's networks objects in its own way
             problem = error

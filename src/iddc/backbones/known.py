@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from iddc.backbones.positions import Positions
 from iddc.config import BackboneName
 from iddc.errors import SetupError
 
@@ -108,6 +109,18 @@ _SECONDS = 5
 def lookup(name: str) -> KnownBackbone | None:
     """The entry of BACKBONES of that name, if it has one."""
     return next((known for key, known in BACKBONES.items() if key == name), None)
+
+
+def positions_of(label: str, timm_name: str) -> Positions:
+    """How the authors of some weights interpolate positions: DINO's and iBOT's ViTs by DINO's rule.
+
+    Args:
+        label: What the user called the backbone.
+        timm_name: Its name in timm, with the tag of its weights if it has one.
+    """
+    known = lookup(label)
+    theirs = known.source in (_DINO, _IBOT) if known else timm_name.endswith(".dino")
+    return "dino" if theirs and timm_name.startswith("vit_") else "timm"
 
 
 def is_here(name: str) -> bool:
