@@ -133,18 +133,24 @@ def slow_grid(array: np.ndarray) -> np.ndarray:
     return Textures().probs(images)[0].double().numpy()
 
 
-def slow_probs(array: np.ndarray, *, flip: bool, corners: bool = False) -> np.ndarray:
-    """At the array's size: logits, mirrored after enlarging, then the softmax."""
+def slow_probs(
+    array: np.ndarray, *, flip: bool, corners: bool = False, logits: bool = True
+) -> np.ndarray:
+    """At the array's size, mirrored after enlarging; of logits the softmax comes last."""
     height, width = array.shape[:2]
-    logits = slow_enlarge(np.log(slow_grid(array)), height, width, corners=corners)
+
+    def enlarged(pixels: np.ndarray) -> np.ndarray:
+        grid = np.log(slow_grid(pixels)) if logits else slow_grid(pixels)
+        return slow_enlarge(grid, height, width, corners=corners)
+
+    values = enlarged(array)
     if flip:
-        mirrored = slow_enlarge(np.log(slow_grid(array[:, ::-1])), height, width, corners=corners)
-        logits = (logits + mirrored[:, :, ::-1]) / 2
-    raised = np.exp(logits)
+        values = (values + enlarged(array[:, ::-1])[:, :, ::-1]) / 2
+    raised = np.exp(values) if logits else values
     return raised / raised.sum(0)
 
 
-def slow_windows(array: np.ndarray) -> np.ndarray:
+def slow_windows(array: np.ndarray, *, logits: bool = True) -> np.ndarray:
     """Windows of 224 with stride 149, the last at the border, on one canvas."""
 
     def starts(length: int) -> list[int]:
@@ -158,7 +164,7 @@ def slow_windows(array: np.ndarray) -> np.ndarray:
     for y in starts(height):
         for x in starts(width):
             window = array[y : y + 224, x : x + 224]
-            canvas[:, y : y + 224, x : x + 224] += slow_probs(window, flip=True)
+            canvas[:, y : y + 224, x : x + 224] += slow_probs(window, flip=True, logits=logits)
             count[y : y + 224, x : x + 224] += 1
     return canvas / count
 
@@ -197,7 +203,7 @@ def slow_full(sample: Sample) -> tuple[Ids, Ids]:
     if scale < 1:
         size = (round(width * scale), round(height * scale))
         image = image.resize(size, Image.Resampling.BILINEAR)
-    probs = slow_windows(np.asarray(at_least_224(image)))
+    probs = slow_windows(np.asarray(at_least_224(image)), logits=False)
     return slow_enlarge(probs, height, width).argmax(0), sample.label
 
 
