@@ -38,6 +38,9 @@ from iddc.runs.files import TEMPORARY
 from iddc.views import ViewDataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+needs_full = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full, which this system lacks"
+)
 
 TRAIN = (
     "train {photos} --out {out} --num-clusters 4 --backbone untrained:test_vit --epochs 2 "
@@ -187,6 +190,7 @@ def process(
         sys.addaudithook(hear)
         # As in a terminal: what a shell starts in the background begins with Ctrl-C ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         sys.argv = ["iddc", *argv]
         first()
         try:
@@ -365,8 +369,12 @@ def test_a_run_that_is_killed_again_and_again_goes_on(
 # Signals ------------------------------------------------------------------------------------------
 
 
+ENDS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+"""SIGHUP: the terminal is closed."""
+
+
 @pytest.mark.parametrize("name", ["train", "pretrain", "predict"])
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), ENDS)
 def test_a_signal_is_one_sentence_and_its_code_and_the_command_can_be_given_again(
     world: World, undisturbed: Any, tmp_path: Path, name: str, signum: int, code: int
 ) -> None:
@@ -380,6 +388,24 @@ def test_a_signal_is_one_sentence_and_its_code_and_the_command_can_be_given_agai
     assert not list(out.rglob(TEMPORARY))
     give_again(argv, out)
     assert contents(out) == expected
+
+
+# Streams ------------------------------------------------------------------------------------------
+
+
+def full_streams() -> None:
+    sys.stdout, sys.stderr = Path("/dev/full").open("w"), Path("/dev/full").open("w")  # noqa: SIM115
+
+
+@needs_full
+def test_a_training_whose_lines_nobody_can_read_ends_as_if_they_were_read(
+    world: World, undisturbed: Any, tmp_path: Path
+) -> None:
+    expected, _, _ = undisturbed("train")
+    out = tmp_path / "out"
+    end = process(world.argv(COMMANDS["train"], out), out, first=full_streams)
+    assert contents(out) == expected
+    assert end.code == 4  # its last line, on stdout, says where the model is
 
 
 # The machine --------------------------------------------------------------------------------------

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
 from types import FrameType
 
 from iddc.cli import main
+from iddc.cli.streams import end_streams, guard_streams
 
 
 def run() -> None:
     """Run the command line of this process and exit with its code."""
-    signal.signal(signal.SIGTERM, _stop)  # where a command does not hear it itself
-    for stream in (sys.stdout, sys.stderr):  # a path may be no UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    code = main()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # else Python would complain of it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # where a command does not hear it itself
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores the end of a terminal
+            signal.signal(signum, _stop)
+    guard_streams()
+    sys.exit(end_streams(main()))
 
 
 def _stop(signum: int, _frame: FrameType | None) -> None:

@@ -6,7 +6,8 @@
     │   └── UnreadableImage  3   one image file; a run skips it and lists it in skipped.csv
     ├── SetupError           4   this machine lacks something: weights, an extra, space, a right
     ├── NumericError         5   numbers are not finite, or an exported model disagrees
-    └── Interrupted    130 / 143   stopped by Ctrl-C or SIGTERM; the state on disk can be resumed
+    └── Interrupted    130 / 143   stopped by Ctrl-C or SIGTERM (129: the terminal was closed); the
+                                   state on disk can be resumed
 
 A message says what is wrong, what was expected, what was found and what to do. The command line
 prints it as one line and returns the exit code; a traceback appears only with `-v`.

@@ -26,7 +26,7 @@ class Progress:
         """Start a job of `total` equal parts, of which some may be done already."""
         self._total, self._first = total, done
         self._started = self._shown = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr and sys.stderr.isatty():
             self._bar = _rich_bar()
             self._task = self._bar.add_task("", total=total, completed=done, text="", eta="")
             self._bar.start()

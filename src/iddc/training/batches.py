@@ -77,11 +77,12 @@ def _processes(workers: int) -> int:
 def _serve(reader: Connection, writer: Connection, _worker: int) -> None:
     """Make a worker live exactly as long as the main process holds its end of the pipe.
 
-    Ctrl-C and the SIGTERM of a scheduler reach every process, and the main one finishes its step
-    first. But at its end it waits for workers that SIGTERM would have to stop.
+    Ctrl-C, the SIGTERM of a scheduler and the SIGHUP of a terminal reach every process, and the
+    main one finishes its step first. But at its end it waits for workers that SIGTERM would have
+    to stop.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     writer.close()
 
     def leave() -> None:

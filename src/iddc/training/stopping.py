@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request, heard at the end of a step."""
+"""Ctrl-C, SIGTERM and the end of the terminal as a request, heard at the end of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 
 class StopRequest:
-    """Remembers SIGINT or SIGTERM while it is open; `signum` is 0 until one comes.
+    """Remembers SIGINT, SIGTERM or SIGHUP while it is open; `signum` is 0 until one comes.
+
+    SIGHUP stays ignored where it is: `nohup` asks for that.
 
     A second Ctrl-C stops at once, unless torchrun started several processes: it sends each signal
     on to them, so that they hear the first one twice.
@@ -22,8 +24,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._hear)
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._hear)
         return self
 
     def __exit__(
