@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -460,9 +461,48 @@ def test_connections_that_stop_in_the_middle_cost_nobody_else(client: Client) ->
     gc.collect()
 
 
+def test_a_thousand_silent_connections_lock_nobody_out_and_fill_no_terminal(
+    run: Path, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip(f"needs 2,000 open files in one process, and ulimit -Hn is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        with (
+            (tmp_path / "said").open("wb") as said,
+            process_of(run, files=1024, stderr=said) as (process, port),
+            ExitStack() as silent,
+        ):
+            for _ in range(1100):
+                silent.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            with closing(Client(port)) as owner:
+                assert owner.edit(names={0: "sky"})[0] == 200
+            assert process.poll() is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (tmp_path / "said").stat().st_size < 10_000
+    assert read_labels(run, K).names[0] == "sky"
+
+
+@LEFT_OPEN
+@pytest.mark.parametrize("sent", [b"", b"GET /token/labels HTTP/1.1\r\n"])
+def test_who_asks_nothing_is_hung_up_on(
+    run: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "MAX_SILENCE", 0.2)
+    with served(run) as port, socket.create_connection(("127.0.0.1", port), timeout=30) as silent:
+        silent.sendall(sent)
+        with suppress(ConnectionResetError):
+            assert silent.recv(1) == b""
+
+
 SERVE = """
+import resource
 import sys
 from pathlib import Path
+if len(sys.argv) > 2:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]),) * 2)
 from iddc.labelling.server import listen, make_app, make_server
 with listen(0) as listening:
     print(listening.getsockname()[1], flush=True)
@@ -471,10 +511,12 @@ with listen(0) as listening:
 
 
 @contextmanager
-def process_of(run: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def process_of(
+    run: Path, *, files: int | None = None, stderr: Any = None
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Serve the page of a run in a process, which is killed at the end; and its port."""
-    command = [sys.executable, "-c", SERVE, str(run)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", SERVE, str(run), *([str(files)] if files else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         assert process.stdout is not None
         try:
             yield process, int(process.stdout.readline())
@@ -900,6 +942,81 @@ def test_the_second_of_two_browsers_is_told_and_loses_only_its_last_edit(
         assert page.one("#problem").get_property("hidden")
         browser.get_log("browser")  # it has the refused request
     assert read_labels(run, K).names[:2] == ("sky", "sea")
+
+
+def test_edits_that_wait_behind_a_refused_one_take_no_name_of_others_away(
+    browser: Chrome, run: Path
+) -> None:
+    with served(run) as port, closing(Client(port)) as other:
+        page = Page(browser, port)
+        other.edit(names={0: "sky"})
+        # All are made before the first is answered, on a screen that does not show "sky".
+        browser.execute_script("rename([1], 'sea'); rename([0], 'road'); rename([2], 'tree')")
+        page.wait("!waiting")
+        assert page.row(0, ".name").get_property("value") == "sky"
+        assert page.one("#problem").text.endswith("which are not saved: 2.")
+        browser.get_log("browser")  # it has the refused request
+        page.name(1, "sea")  # now that it is seen
+        assert page.one("#problem").get_property("hidden")
+    assert read_labels(run, K).names == ("sky", "sea", "cluster 2", "cluster 3")
+
+
+def test_edits_that_wait_behind_a_wrong_name_are_saved(browser: Chrome, run: Path) -> None:
+    with served(run) as port:
+        page = Page(browser, port)
+        browser.execute_script("rename([1], '\u200b'); rename([0], 'road')")
+        page.wait("!waiting")
+        assert "printable" in page.one("#problem").text
+        browser.get_log("browser")
+    assert read_labels(run, K).names[:2] == ("road", "cluster 1")
+
+
+def test_an_edit_before_a_refresh_that_brings_other_names_is_told_and_dropped(
+    browser: Chrome, run: Path
+) -> None:
+    with served(run) as port, closing(Client(port)) as other:
+        page = Page(browser, port)
+        other.edit(names={0: "sky"})
+        browser.execute_script("refresh(); rename([0], 'road')")
+        page.wait("!waiting && state.names[0] === 'sky'")
+        assert "in another window" in page.one("#problem").text
+    assert read_labels(run, K).names[0] == "sky"
+
+
+SLOW = """
+const asked = window.fetch, gate = new Promise((answer) => { window.answer = answer; });
+window.fetch = async (path, options) => {
+  if (path === "labels") await gate;
+  return asked(path, options);
+};
+"""
+
+
+@pytest.mark.parametrize("then", ["Enter", "Escape"])
+def test_what_is_being_typed_stays_when_another_tab_names_the_cluster(
+    browser: Chrome, run: Path, then: str
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with served(run) as port:
+        page = Page(browser, port)
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        Page(browser, port).name(0, "sky")
+        browser.close()
+        browser.switch_to.window(first)
+        browser.execute_script(SLOW)  # one comes back, and types before the names are there
+        browser.execute_script("window.dispatchEvent(new Event('focus'))")
+        page.row(0, ".name").click()
+        page.keys("roa")
+        browser.execute_script("answer()")
+        page.wait("state.names[0] === 'sky'")
+        assert page.row(0, ".name").get_property("value") == "roa"
+        assert "named sky elsewhere" in page.one("#problem").text
+        page.keys("d", Keys.ENTER if then == "Enter" else Keys.ESCAPE)
+        name = "road" if then == "Enter" else "sky"
+        page.wait(f"state.names[0] === '{name}' && rows[0].name.value === '{name}'")
+    assert read_labels(run, K).names[0] == name
 
 
 def test_a_page_shows_what_others_changed_when_one_comes_back_to_it(

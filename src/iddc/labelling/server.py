@@ -6,7 +6,9 @@ that of two browsers, or a browser and a command line, none takes the other's na
 """
 
 # No postponed annotations: FastAPI reads the types of routes, which wrappers hide as text.
+import asyncio
 import json
+import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +23,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from iddc.errors import ConfigError, IddcError, SetupError
 from iddc.labelling.samples import TILE, Sample, find_examples, shares
@@ -32,6 +35,10 @@ from iddc.runs import Run
 HOST = "127.0.0.1"
 MAX_BODY = 1_000_000
 """The longest request, in bytes: an edit of some thousand clusters."""
+MAX_CONNECTIONS = 100
+"""How many connections are held at once. For one more, the one that is silent longest goes."""
+MAX_SILENCE = 20.0
+"""Seconds for a request to arrive in full, counted from its connection or the answer before."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -66,6 +73,58 @@ class _Edit(_Seen):
 Asked = TypeVar("Asked", bound=_Seen)
 
 
+class _Bounded(H11Protocol):
+    """One connection among few: whoever sends nothing holds no place for long."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_request()
+        others: list[Any] = [other for other in self.connections if other is not self]
+        if len(others) >= MAX_CONNECTIONS:
+            min(others, key=lambda other: other.silent_since).transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._deadline:
+            self._deadline.cancel()
+
+    def _await_request(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self.silent_since = self.loop.time()
+        self._deadline = self.loop.call_later(MAX_SILENCE, self._expire)
+
+    def _expire(self) -> None:
+        cycle = self.cycle
+        if cycle and not cycle.response_complete and not cycle.more_body:
+            self._await_request()  # it has asked, and waits for us
+        else:
+            self.transport.abort()
+
+
+class _Once(logging.Filter):
+    """Lets each message through once: a server that lacks files would repeat one for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage().partition("\n")[0]
+        new = text not in self._told and len(self._told) < 100
+        self._told.add(text)
+        return new
+
+
+_ONCE = _Once()
+
+
 def listen(port: int) -> socket.socket:
     """Take a port of this machine, which no other machine reaches; 0: a free one.
 
@@ -88,7 +147,8 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     """What answers for the page; `run(sockets=[...])` ends with KeyboardInterrupt at Ctrl-C."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Bounded,
+        backlog=MAX_CONNECTIONS,  # also how many are accepted before others are heard
         ws="none",
         lifespan="off",
         log_level="error",
@@ -96,6 +156,8 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=2,
     )
+    for name in ("asyncio", "uvicorn.error"):
+        logging.getLogger(name).addFilter(_ONCE)
     return uvicorn.Server(config)
 
 

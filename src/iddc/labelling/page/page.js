@@ -9,6 +9,8 @@ let facts, state, current;
 let hovered = null;
 let saving = Promise.resolve();
 let waiting = 0; // how many changes are not answered yet
+let era = 0; // rises when names turn out to be other than those that were on the screen
+let dropped = 0; // how many changes were made on a screen of an earlier era, and are not sent
 
 // Talking to the server --------------------------------------------------------------------------
 
@@ -28,27 +30,48 @@ async function ask(path, body) {
 
 const load = async () => (await ask("labels")).json();
 
-// One change after the other: each is made from the state that the one before it gave.
+// One change after the other: each is made from the state that the one before it gave. If others
+// have changed the names meanwhile, what was typed before that could be seen is dropped, and told:
+// sent with the new state, it would silently take the others' names away.
 function change(path, edit) {
+  const mine = era;
   waiting += 1;
   $("problem").hidden = true;
   $("status").textContent = "Saving …";
   saving = saving.then(async () => {
-    try {
-      state = await (await ask(path, { version: state.version, ...edit })).json();
-      $("status").textContent = "Saved";
-    } catch (error) {
-      complain(error);
-      state = await load().catch(() => state);
+    if (mine !== era) dropped += 1;
+    else {
+      try {
+        state = await (await ask(path, { version: state.version, ...edit })).json();
+        $("status").textContent = "Saved";
+      } catch (error) {
+        complain(error);
+        see(await load().catch(() => null));
+      }
     }
     waiting -= 1;
-    if (!waiting) show(state);
+    if (waiting) return;
+    show(state);
+    if (dropped) {
+      complain(new Error(`${$("problem").hidden ? "The names were changed in another window. " :
+        `${$("problem").textContent} `}Changes made after that, which are not saved: ${dropped}.`));
+      dropped = 0;
+    }
   });
   return saving;
 }
 
+// Takes a state from the server; null: it gave none, and nobody knows what is saved.
+function see(found) {
+  if (state && found?.version !== state.version) era += 1;
+  state = found ?? state;
+}
+
 function refresh() {
-  saving = saving.then(async () => show(await load())).catch(complain);
+  saving = saving.then(async () => {
+    see(await load());
+    show(state);
+  }).catch(complain);
   return saving;
 }
 
@@ -78,8 +101,12 @@ function show(found) {
     const name = state.names[cluster];
     const others = classes.get(name).filter((other) => other !== cluster);
     const written = numbered(cluster) || ignored(cluster) ? "" : name;
-    const typing = document.activeElement === row.name && row.shown === written;
+    const typing = document.activeElement === row.name && row.name.value !== row.shown;
     if (!typing) row.name.value = written;
+    else if (row.shown !== written) {
+      complain(new Error(`While you type, ${facts.numbers[cluster]} was named ` +
+        `${written || "anew"} elsewhere. Enter replaces that name, Escape keeps it.`));
+    }
     row.shown = written;
     row.name.placeholder = ignored(cluster) ? "ignored" : facts.numbers[cluster];
     row.colour.value = state.colours[cluster];
