@@ -22,6 +22,7 @@ from iddc.backbones import Backbone, save_backbone, untrained_backbone
 from iddc.cli import main
 from iddc.config import Experiment, Runtime, TrainingConfig
 from iddc.datasets.fake import write_fake
+from iddc.datasets.synthetic import write_scenes
 from iddc.errors import ConfigError, Interrupted, NumericError, SetupError
 from iddc.progress import Progress
 from iddc.recipes import FIGURES, RECIPES, TABLES
@@ -526,6 +527,43 @@ def test_the_time_is_told_before_the_first_run(tmp_path: Path) -> None:
     assert re.match(r"2 runs to train, about 0:00:\d\d for those of IDDC on ", first)
     runs = [line for line in rest if line.startswith("run ")]
     assert runs == ["run 1 of 2: frozen, seed 0", "run 2 of 2: frozen, seed 1"]
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> list[str]:
+    """A command that trains one step on a labelled folder without classes.txt."""
+    root = tmp_path / "data"
+    write_scenes(root, count=8, seed=0, size=(64, 64))
+    (root / "classes.txt").unlink()
+    config = "recipe: folder\nbackbone: untrained:test_vit\nepochs: 1\nhead: linear\n"
+    views = "views: {short_side: 32, crop_size: 32}\nprediction: {window: 0}\n"
+    (tmp_path / "one.yaml").write_text(config + views)
+    return [
+        *("reproduce", "table8", "--rows", "frozen", "--seeds", "1", "--data", str(root)),
+        *("--dataset", "folder", "--out", str(tmp_path / "out"), "--device", "cpu"),
+    ]
+
+
+def test_a_run_of_one_step_is_reproduced(few: list[str], tmp_path: Path) -> None:
+    assert main([*few, "--config", str(tmp_path / "one.yaml")]) == 0
+    (log,) = (tmp_path / "out" / "runs").glob("*/log.jsonl")
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_no_label_is_opened_before_the_training_ends(few: list[str], tmp_path: Path) -> None:
+    for label in (tmp_path / "data" / "val" / "labels").iterdir():
+        label.write_bytes(b"no label")
+    (tmp_path / "data" / "classes.txt").write_text("a\nb\n")
+    assert main([*few, "--config", str(tmp_path / "one.yaml")]) == 3  # when it is scored
+    (model,) = (tmp_path / "out" / "runs").glob("*/model.safetensors")
+    assert model.is_file()
+
+
+def test_where_only_labels_say_the_number_of_classes_it_is_asked_for(
+    few: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*few, "--backbone", "untrained:test_vit"]) == 2
+    assert "Give --num-clusters" in capsys.readouterr().err
 
 
 def test_a_time_that_cannot_be_measured_stops_nothing(

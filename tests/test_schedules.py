@@ -16,6 +16,10 @@ def test_poly_falls_from_one_to_zero_by_the_papers_formula() -> None:
     assert poly(0.75, 0.5) == pytest.approx(0.5)  # sqrt(1 - 3/4)
 
 
+def test_poly_stays_zero_after_the_end() -> None:
+    assert poly(3.0, 0.9) == 0
+
+
 def test_backbone_trains_in_the_middle_two_fifths() -> None:
     plan = Plan(epochs=5, steps_per_epoch=2)
     trains = [backbone_trains(plan.progress(step), 0.4, 0.8) for step in range(plan.steps)]

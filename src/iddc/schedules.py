@@ -38,8 +38,11 @@ class Plan:
 
 
 def poly(progress: float, power: float) -> float:
-    """The factor (1 - t)^power of the learning rate (Sec. 4.2.2): 1 at the start, 0 at the end."""
-    factor: float = (1 - progress) ** power
+    """The factor (1 - t)^power of the learning rate (Sec. 4.2.2): 1 at the start, 0 at the end.
+
+    It stays 0 after the end, where the power of a negative number would be no number.
+    """
+    factor: float = max(0.0, 1 - progress) ** power
     return factor
 
 

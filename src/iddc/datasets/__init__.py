@@ -20,6 +20,7 @@ __all__ = [
     "LabelledImages",
     "Sample",
     "open_dataset",
+    "outline",
     "train_images",
 ]
 
@@ -73,6 +74,21 @@ def train_images(name: str, root: Path) -> tuple[ImageFile, ...]:
         DataError: `root` does not hold it, or holds it in part.
     """
     return _known(name).train_images(root)
+
+
+def outline(name: str, root: Path, split: str) -> tuple[int, int | None]:
+    """The number of images of a split, and of its classes, without opening a label.
+
+    The number of classes is None where only the labels say it.
+
+    Raises:
+        ConfigError: There is no data set of this name, or no such split of it.
+        DataError: `root` does not hold it, or holds it in part.
+    """
+    if name == "folder":
+        return FolderDataset.outline(root, split)
+    dataset = _known(name)(root, split)
+    return len(dataset), dataset.num_classes
 
 
 def _known(name: str) -> Dataset:

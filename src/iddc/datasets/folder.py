@@ -75,11 +75,7 @@ class FolderDataset:
     name = "folder"
 
     def __init__(self, root: Path, split: str, *, binary: bool = False) -> None:
-        folder = _find(root, split)
-        images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
-        _refuse_unpaired(images.keys() - labels.keys(), "image", "label", folder)
-        _refuse_unpaired(labels.keys() - images.keys(), "label", "image", folder)
-        self._pairs = [(images[stem], labels[stem]) for stem in sorted(images)]
+        folder, self._pairs = _find_pairs(root, split)
         self._classes = find_class_list(folder, root)
         self._binary = binary
         named = self._classes.names if self._classes else ()
@@ -104,6 +100,17 @@ class FolderDataset:
                 f"{self.num_classes} classes in {folder}, but at most {IGNORE} can be told from "
                 f"the ignored label {IGNORE}. Merge classes."
             )
+
+    @staticmethod
+    def outline(root: Path, split: str) -> tuple[int, int | None]:
+        """The numbers of images, and of classes where a list of classes says it, by names alone.
+
+        Raises:
+            DataError: Images or labels are missing, do not pair up, or the list is wrong.
+        """
+        folder, pairs = _find_pairs(root, split)
+        classes = find_class_list(folder, root)
+        return len(pairs), len(classes.names) if classes else None
 
     @staticmethod
     def train_images(root: Path) -> tuple[ImageFile, ...]:
@@ -142,6 +149,15 @@ class FolderDataset:
         if not values - {IGNORE}:
             raise DataError(f"Every label pixel below {folder} is {IGNORE}.")
         return tuple(f"class {index}" for index in range(max(values - {IGNORE}) + 1))
+
+
+def _find_pairs(root: Path, split: str) -> tuple[Path, list[tuple[ImageFile, ImageFile]]]:
+    """The folder of a split, and its images with their labels, of which none is opened."""
+    folder = _find(root, split)
+    images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
+    _refuse_unpaired(images.keys() - labels.keys(), "image", "label", folder)
+    _refuse_unpaired(labels.keys() - images.keys(), "label", "image", folder)
+    return folder, [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
 def _find(root: Path, split: str) -> Path:

@@ -20,7 +20,7 @@ from iddc.errors import ConfigError, DataError, IddcError, Interrupted
 from iddc.progress import SILENT, Progress
 from iddc.recipes import Figure
 from iddc.reproduce import smoke
-from iddc.reproduce.plan import Job, Settings, choose, is_asked, job_of
+from iddc.reproduce.plan import Job, Settings, choose, is_asked, job_of, takes_classes
 from iddc.reproduce.plots import CURVES, check_matplotlib, draw, draw_pictures
 from iddc.reproduce.report import Outcome, Report
 from iddc.reproduce.work import Bench, is_done, missing
@@ -102,13 +102,13 @@ def _open(result: Report, runs: Path, runtime: Runtime, progress: Progress) -> B
 
     Rows that are not asked for stay in the table if an earlier command has run them.
     """
-    bench, reason = None, ""
+    bench, reason, num_classes = None, "", Experiment().num_clusters
     assert result.settings.data is not None
     try:
         bench = Bench.open(result.dataset, result.settings.data, runtime, progress)
+        num_classes = _num_classes(result, bench) or num_classes
     except DataError as error:
         reason, result.failure = str(error), error.exit_code
-    num_classes = bench.dataset.num_classes if bench else Experiment().num_clusters
     for row in result.target.rows:
         job = job_of(row, result.target, result.settings, num_classes)
         outcome = Outcome(row, job, reason if job else "", kept=not is_asked(row, result.settings))
@@ -120,6 +120,23 @@ def _open(result: Report, runs: Path, runtime: Runtime, progress: Progress) -> B
         if outcome.entries or not outcome.kept:
             result.outcomes.append(outcome)
     return bench
+
+
+def _num_classes(result: Report, bench: Bench) -> int | None:
+    """K where the number of classes says it. No label is opened before the training.
+
+    Raises:
+        ConfigError: Nothing but the labels says it.
+    """
+    settings = result.settings
+    if not takes_classes(result.target, settings):
+        return None
+    if bench.num_classes is None:
+        raise ConfigError(
+            f"{settings.data} has no classes.txt, and labels are not opened before the training. "
+            "Give --num-clusters, or name the classes in classes.txt, one in a line."
+        )
+    return bench.num_classes
 
 
 def _leave_out(result: Report, runs: Path) -> None:
@@ -165,7 +182,7 @@ def _announcement(bench: Bench, todo: dict[tuple[str, int], Job]) -> str:
     return (
         f"{len(todo):,} runs to train, about {time} for those of IDDC on "
         f"{pick_device(bench.runtime.device)}, judged by a few steps; then scores on "
-        f"{len(bench.dataset):,} images each. Stop at any moment: the same command goes on."
+        f"{bench.num_scored:,} images each. Stop at any moment: the same command goes on."
     )
 
 

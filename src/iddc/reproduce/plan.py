@@ -152,6 +152,11 @@ def is_other(target: Target, settings: Settings) -> bool:
     return settings.base is not None or settings.dataset not in {None, target.dataset}
 
 
+def takes_classes(target: Target, settings: Settings) -> bool:
+    """Whether rows have as many clusters as the data set has classes."""
+    return is_other(target, settings) and settings.base is None and settings.num_clusters is None
+
+
 def job_of(row: Row, target: Target, settings: Settings, num_classes: int) -> Job | None:
     """What a row needs; nothing if it is of a method that is not ours to run."""
     if row.recipe is None or settings.data is None:

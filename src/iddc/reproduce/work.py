@@ -6,7 +6,8 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +21,7 @@ from iddc.backbones import load_backbone
 from iddc.baselines.kmeans import fit_kmeans
 from iddc.baselines.stego import fit_stego
 from iddc.config import Experiment, RefineName, Runtime
-from iddc.datasets import LabelledImages, open_dataset, train_images
+from iddc.datasets import LabelledImages, open_dataset, outline, train_images
 from iddc.device import pick_device
 from iddc.errors import DataError, IddcError, SetupError
 from iddc.evaluation import PROTOCOLS, evaluate
@@ -43,6 +44,8 @@ SPLIT = "val"
 """What every table is scored on."""
 _TRIAL = 4
 """Images of the step by which the time is guessed."""
+_TRIAL_STEPS = 3
+"""To warm up; with new views; with views that may be kept."""
 
 K = TypeVar("K")
 Q = TypeVar("Q")
@@ -56,8 +59,14 @@ class Bench:
 
     files: Sequence[ImageFile]
     """To train on."""
-    dataset: LabelledImages
-    """To score on."""
+    name: str
+    """The data set to score on."""
+    data: Path
+    """Where it lies."""
+    num_scored: int
+    """How many images it has to score on."""
+    num_classes: int | None
+    """How many classes it has, if that is known before a label is opened."""
     runtime: Runtime
     progress: Progress
     kept: dict[str, Kept] = field(default_factory=dict)
@@ -72,7 +81,13 @@ class Bench:
         Raises:
             DataError: They are not there, or in part.
         """
-        return cls(train_images(name, data), open_dataset(name, data, SPLIT), runtime, progress)
+        files, scored = train_images(name, data), outline(name, data, SPLIT)
+        return cls(files, name, data, *scored, runtime, progress)
+
+    @cached_property
+    def dataset(self) -> LabelledImages:
+        """What is scored on. Labels may be opened from here on, when a run is trained."""
+        return open_dataset(self.name, self.data, SPLIT)
 
     def train(self, job: Job, path: Path, seed: int) -> Run:
         """The finished run of a seed: one that is there, or a new one, or an interrupted one."""
@@ -145,19 +160,20 @@ class Bench:
     def seconds(self, experiment: Experiment) -> float:
         """How long a training takes, guessed from steps of a few images; 0 if they fail."""
         plan, training = Plan.of(experiment, len(self.files)), experiment.training
+        trial = replace(plan, epochs=max(plan.epochs, _TRIAL_STEPS))  # a run may have one step
         number, times = min(_TRIAL, len(self.files)), []
         with suppress(IddcError):
             device = pick_device(self.runtime.device)
-            learner = Learner(experiment, plan, Processes(device), self.runtime.micro_batch_size)
+            learner = Learner(experiment, trial, Processes(device), self.runtime.micro_batch_size)
             views = ViewDataset(self.files, experiment.views, experiment.seed)
-            for epoch in (0, 1, 1):  # to warm up; with new views; with views that may be kept
+            for epoch in (0, 1, 1):
                 started = time.monotonic()
                 keys = learner.views.keys(epoch, range(number))
                 batch = collate_views([views[key] for key in learner.views.missing(keys)])
                 inputs = learner.views.inputs(keys, batch)
                 learner.learn(inputs, [len(inputs)])
                 times.append(time.monotonic() - started)
-        if len(times) < 3:
+        if len(times) < _TRIAL_STEPS:
             return 0.0
         repeat = 0 if training.end_to_end else experiment.views.repeat
         fresh = min(repeat or plan.epochs, plan.epochs)
