@@ -11,7 +11,9 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import huggingface_hub
@@ -1077,18 +1079,41 @@ def test_without_network_fetching_fails_at_once(
     assert time.monotonic() - start < 10
 
 
-def test_weights_that_can_be_fetched_are_fetched_once_asked_for(
-    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hub(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A hub that publishes one file and says what it wants of it; what was asked is in `asked`."""
     source = untrained_backbone("test_vit.r160_in1k").eval()
-    asked: list[tuple[str, str]] = []
+    file = empty_caches / "fetched.safetensors"
+    save_file(source.net.state_dict(), file)
+    told = SimpleNamespace(
+        commit_hash="abc123", etag=sha256(file.read_bytes()).hexdigest(), net=source.net, asked=[]
+    )
 
-    def download(repository: str, file: str) -> str:
-        asked.append((repository, file))
-        save_file(source.net.state_dict(), empty_caches / "fetched.safetensors")
-        return str(empty_caches / "fetched.safetensors")
+    def download(repository: str, name: str, revision: str) -> str:
+        told.asked.append((repository, name, revision))
+        return str(file)
 
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: told)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert torch.equal(load_backbone("test_vit.r160_in1k").net.pos_embed, source.net.pos_embed)
-    assert asked == [("timm/test_vit.r160_in1k", "model.safetensors")]
+    return told
+
+
+def test_weights_that_can_be_fetched_are_fetched_once_asked_for(hub: Any) -> None:
+    assert torch.equal(load_backbone("test_vit.r160_in1k").net.pos_embed, hub.net.pos_embed)
+    assert hub.asked == [("timm/test_vit.r160_in1k", "model.safetensors", "abc123")]
+
+
+@pytest.mark.parametrize("etag", ["0" * 64, "W/1234", None])
+def test_fetched_weights_with_another_checksum_than_the_hub_says_are_refused(
+    hub: Any, etag: str | None
+) -> None:
+    hub.etag = etag
+    with pytest.raises(SetupError, match=r"SHA-256.*abc123|abc123.*SHA-256"):
+        load_backbone("test_vit.r160_in1k")
+
+
+def test_damaged_weights_are_not_kept_for_the_next_time(hub: Any, empty_caches: Path) -> None:
+    (empty_caches / "fetched.safetensors").write_bytes(b"cut short")
+    with pytest.raises(SetupError, match="are damaged: expected SHA-256"):
+        load_backbone("test_vit.r160_in1k")
+    assert not (empty_caches / "fetched.safetensors").exists()

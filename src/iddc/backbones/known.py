@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +175,8 @@ def fetch_weights(timm_name: str, file: str = "", *, name: str = "") -> Path:
         raise SetupError(f"The weights of {name} cannot be fetched by themselves. {advice}")
     try:
         return _download(f"timm/{timm_name}")
+    except SetupError:
+        raise
     except Exception as error:  # the hub's library raises its own, requests' and httpx' errors
         raise SetupError(
             f"The weights of {name} are not on this machine and could not be fetched "
@@ -187,7 +191,32 @@ def _download(repository: str) -> Path:
     name, other = _HUB_FILES
     # hf_hub_download retries for 20 seconds when there is no network; this asks once.
     try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=_SECONDS)
+        facts = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=_SECONDS)
     except EntryNotFoundError:
         name = other
-    return Path(hub.hf_hub_download(repository, name))
+        facts = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=_SECONDS)
+    # The file is of the revision whose checksum was told, even if another one is published now.
+    path = Path(hub.hf_hub_download(repository, name, revision=facts.commit_hash))
+    _check(path, facts.etag or "", f"{repository}, revision {facts.commit_hash}")
+    return path
+
+
+def _check(path: Path, etag: str, source: str) -> None:
+    """Compare a download with the SHA-256 that the hub has of it.
+
+    Raises:
+        SetupError: They differ. The file is removed, or it would be taken from the cache next time.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", etag):
+        raise SetupError(
+            f"The hub does not say the SHA-256 of the weights of {source}, so they are not used. "
+            "Pass --backbone NAME=FILE."
+        )
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != etag:
+        path.resolve().unlink()
+        raise SetupError(
+            f"The weights of {source} are damaged: expected SHA-256 {etag}, found {found}. They "
+            "were removed; give the command again."
+        )
