@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -573,6 +575,42 @@ def test_masks_of_two_models_are_not_mixed(
     assert main([*argv, "--window", "32", "--overlap", "8"]) == 0  # its own
 
 
+TOGETHER = """
+import os, sys, time
+from pathlib import Path
+from iddc.cli import main
+link, here = os.link, Path(sys.argv[1])
+
+def together(*names):
+    (here / f"ready-{os.getpid()}").touch()
+    while len(list(here.glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    link(*names)
+
+os.link = together
+sys.exit(main(sys.argv[2:]))
+"""
+"""A command that, once it has seen that nobody claimed its folder, waits for another as far."""
+
+
+def test_of_two_models_that_begin_in_one_folder_at_the_same_moment_one_is_refused(
+    photos: Path, trained: Path, tmp_path: Path
+) -> None:
+    argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out"), "--limit", "1"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path), *argv, *own],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for own in ([], ["--window", "48"])
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    assert "of other windows" in "".join(said)
+
+
 def test_masks_of_other_images_of_the_same_names_are_not_taken_for_finished(
     photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -791,22 +829,51 @@ def test_doctor_is_exit_4_where_a_package_cannot_be_imported(
     assert "error: torchvision: Install iddc again" in captured.err
 
 
-def test_the_demo_scores_both_methods_and_shows_them(
-    backbone: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def small_demo(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = demo.demo_experiment().model_copy(
         update={
             "backbone": str(backbone),
-            "training": TrainingConfig(batch_size=4, min_steps=1),
+            "training": TrainingConfig(batch_size=4, min_steps=4),
             "views": ViewsConfig(crop_size=32, short_side=64),
             "prediction": PredictionConfig(window=64, overlap=0, flip=False),
         }
     )
     monkeypatch.setattr(demo, "demo_experiment", lambda: experiment)
     monkeypatch.setattr(demo, "SCENES", 5)
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_a_demo_that_was_stopped_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, steps = Run.log, 0
+
+    def log(run: Run, **entry: object) -> None:
+        nonlocal steps
+        steps += "step" in entry
+        write(run, **entry)
+
+    def stopped(run: Run, **entry: object) -> None:
+        log(run, **entry)
+        if entry.get("step") == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    out = tmp_path / "demo"
+    monkeypatch.setattr(Run, "log", stopped)
+    assert main(["demo", "--out", str(out)]) == 143
+    assert "the same command again" in error(capsys)
+    before = tree(out / "k-means")
+    monkeypatch.setattr(Run, "log", log)
+    assert main(["demo", "--out", str(out)]) == 0
+    assert steps == 4  # two before, and two after
+    assert {name: data for name, data in tree(out / "k-means").items() if name in before} == before
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_scores_both_methods_and_shows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     assert main(["demo", "--out", str(out)]) == 0  # an earlier one is replaced
@@ -834,6 +901,61 @@ def test_the_demo_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> Non
 
 
 # What goes wrong ----------------------------------------------------------------------------------
+
+TOO_LONG = "/".join(["d" * 200] * 25)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", TOO_LONG, "--out", "run"],
+        ["train", "{photos}", "--num-clusters", "3", "--out", f"{TOO_LONG}/run"],
+        ["predict", TOO_LONG, "{photos}", "--out", "masks"],
+        ["report", TOO_LONG],
+        ["label", TOO_LONG, "--list"],
+        ["analyze", TOO_LONG, "--out", "out"],
+        ["demo", "--out", TOO_LONG],
+    ],
+)
+def test_a_path_that_is_too_long_is_exit_2_and_says_so(
+    argv: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.format(photos=photos) for word in argv]) == 2
+    said = error(capsys)
+    assert "A path is longer than this system allows" in said
+    assert len(said) < 250
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        RuntimeError("alloc_cpu.cpp:114: DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_limit_of_memory_is_exit_4_and_no_bug(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> int:
+        raise failure
+
+    monkeypatch.setattr(COMMANDS["models"], "__call__", fail)
+    assert main(["models"]) == 4
+    assert "limit of memory (ulimit -v)" in error(capsys)
+
+
+def test_what_the_system_refuses_is_exit_4_and_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files", "photos/1.jpg")
+
+    monkeypatch.setattr(COMMANDS["models"], "__call__", fail)
+    assert main(["models"]) == 4
+    assert error(capsys) == "error: The system refused (too many open files): photos/1.jpg."
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from iddc import export
 from iddc.__main__ import run as run_process
 from iddc.cli import main
 from iddc.datasets.synthetic import write_scenes
@@ -364,6 +365,35 @@ def test_a_run_that_is_killed_again_and_again_goes_on(
     give_again(argv, tmp_path / "out")
     assert contents(tmp_path / "out") == expected
     assert not list(tmp_path.rglob(TEMPORARY))
+
+
+def test_a_kill_never_leaves_a_model_beside_the_names_of_another(
+    world: World, tmp_path: Path
+) -> None:
+    out, old = tmp_path / "out", (b"old model", b"old names")
+    model, labels = out / "model.onnx", out / "model.labels.json"
+    argv = ["export", str(world.run), "--to", "onnx", "--out", str(model)]
+
+    def replace_the_old(at: int) -> End:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        model.write_bytes(old[0])
+        labels.write_bytes(old[1])
+        return process(argv, out, at=at, first=quick)
+
+    def quick() -> None:
+        export.export = lambda *_: b"new model"  # the real one takes seconds
+
+    whole = replace_the_old(0)
+    assert whole.code == 0
+    new = model.read_bytes(), labels.read_bytes()
+    assert new[0] == b"new model"
+    seen = set()
+    for at in range(1, whole.changes + 1):
+        replace_the_old(at)
+        seen.add((model.read_bytes(), labels.read_bytes() if labels.exists() else None))
+    assert seen <= {old, (old[0], None), (new[0], None), new}
+    assert (new[0], None) in seen  # between the two
 
 
 # Signals ------------------------------------------------------------------------------------------

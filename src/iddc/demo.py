@@ -55,8 +55,8 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
     """Draw scenes, fit IDDC and k-means on the same embeddings, score both, save pictures.
 
     Args:
-        out: The folder to write; an earlier demonstration in it is replaced.
-
+        out: The folder to write. A demonstration in it that was stopped goes on; a finished one is
+            replaced.
         progress: Shows how far the work is.
 
     Raises:
@@ -64,6 +64,7 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
     """
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _OURS):
         raise ConfigError(f"{out} holds something else than a demo. Choose a new or empty folder.")
+    finished = (out / _SHEET).exists()  # it is written last
     scenes, experiment = out / "scenes", demo_experiment()
     write_scenes(scenes, SCENES, experiment.seed)
     files = find_images(scenes / "train").files
@@ -72,8 +73,15 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
     learners: dict[str, Callable[..., Segmenter]] = {"k-means": fit_kmeans, "iddc": fit}
     for name, learn in learners.items():
         progress.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
-        with Run.start(out / name, experiment, source=str(scenes / "train"), overwrite=True) as run:
-            segmenter = learn(files, experiment, run, progress=progress)
+        run = Run(out / name)
+        alike = run.has_config and run.experiment == experiment
+        if not finished and alike and run.finished:
+            segmenter = Segmenter.load(run.path)
+        else:
+            anew = finished or not alike
+            source = str(scenes / "train")
+            with Run.start(run.path, experiment, source=source, overwrite=anew) as run:
+                segmenter = learn(files, experiment, run, progress=progress)
         masks = run.path / "evaluation"
         scores[name] = evaluate(segmenter, dataset, save_masks=masks, progress=progress)
         for index in range(min(SHOWN, len(dataset))):

@@ -6,6 +6,7 @@ error answer at once. Results go to stdout; progress, remarks and errors to stde
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -46,6 +47,15 @@ COMMANDS: dict[str, type[Command]] = {
 }
 TOGETHER = ("train", "pretrain")
 """What the processes of torchrun do together. Of all else each would do the whole."""
+_SHOWN = 60
+"""How many characters of a path that is too long an error repeats."""
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "failed to map segment",
+)
+"""What PyTorch, Python's threads and the loader of libraries say where memory is short."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,9 +140,21 @@ def _in_words(error: BaseException) -> tuple[int, str]:
             return 130, "Interrupted."
         case PermissionError():
             return 4, f"No permission: {error.filename}."
-        case MemoryError():
-            return 4, "This machine has not enough memory."
+        case OSError(errno=errno.ENAMETOOLONG):
+            path = os.fsdecode(error.filename or "")
+            return 2, (
+                f"A path is longer than this system allows, {len(path):,} characters: "
+                f"{path[:_SHOWN]}... Give a shorter one."
+            )
     kind = type(error).__name__
     if kind == "OutOfMemoryError":  # of torch, which is not imported here
         return 4, "The GPU has not enough free memory. Free it, or give --device cpu."
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
+        return 4, (
+            "This machine, or your limit of memory (ulimit -v), has not enough of it. Free some, "
+            "raise the limit, or give smaller images or batches."
+        )
+    if isinstance(error, OSError) and error.errno:
+        where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+        return 4, f"The system refused ({(error.strerror or str(error)).lower()}){where}."
     return 1, f"This is a bug in iddc ({kind}: {error}). Please report it with the output of -v."

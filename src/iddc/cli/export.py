@@ -14,7 +14,8 @@ from iddc.cli.learn import say
 from iddc.cli.options import Command, RunPath
 from iddc.config import ExportFormat
 from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage
-from iddc.runs import Run, disk_errors, write_atomic
+from iddc.runs import Run, disk_errors
+from iddc.runs.files import open_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +75,14 @@ class Export(Command):
         names = json.dumps(export.label_maps(segmenter.labels), indent=2, ensure_ascii=False)
         with disk_errors(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.out.with_suffix(".labels.json"), names + "\n")
-        write_atomic(self.out, data)
+        labels = self.out.with_suffix(".labels.json")
+        with open_atomic(labels) as names_file, open_atomic(self.out) as model_file:
+            names_file.write(names.encode() + b"\n")
+            model_file.write(data)
+            model_file.flush()
+            # From here on there are no names, rather than those of another model, until both are
+            # new: the model gets its name first, then the names get theirs.
+            labels.unlink(missing_ok=True)
         say(f"{self.out}, {len(data) / 1e6:,.1f} MB    next: see docs/deployment.md")
         return 0
 

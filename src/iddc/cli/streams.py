@@ -71,7 +71,7 @@ def _guarded(stream: TextIO | None, number: int) -> Any:
 
 
 def end_streams(code: int) -> int:
-    """Write what stdout still holds, and return the exit code: 4 if output was lost, else `code`."""
+    """Write what stdout still holds. The exit code is `code`, or 4 where output was lost."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     failure = getattr(sys.stdout, "failure", None)

@@ -20,8 +20,8 @@ from iddc.cli.learn import refuse_inside, say
 from iddc.cli.options import Flat, ImagesPath, Limited, RunPath
 from iddc.config import DatasetName, PredictionConfig, ProtocolName, RefineName, Runtime
 from iddc.errors import ConfigError, DataError, UnreadableImage
-from iddc.runs import WRITTEN, Run, disk_errors, explain, refuse_newer, write_atomic
-from iddc.runs.files import TEMPORARY
+from iddc.runs import WRITTEN, Run, disk_errors, explain, refuse_newer
+from iddc.runs.files import TEMPORARY, write_new
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -262,13 +262,14 @@ def claim(out: Path, run: Path, images: Path, segmenter: Segmenter) -> None:
             raise ConfigError(
                 f"{out} holds something else than masks of iddc. Choose a new or empty folder."
             )
+        # Of two models that begin at the same moment, only one may have the folder.
+        note = json.dumps({**WRITTEN, **record}, indent=2) + "\n"
+        if not path.exists() and write_new(path, note):
+            return
         try:
-            kept = json.loads(path.read_text("utf-8")) if path.exists() else None
+            kept = json.loads(path.read_text("utf-8"))
         except ValueError:
             kept = {}
-    if kept is None:
-        write_atomic(path, json.dumps({**WRITTEN, **record}, indent=2) + "\n")
-        return
     if isinstance(kept, dict):
         refuse_newer(kept, path, ConfigError)
         kept = {key: value for key, value in kept.items() if key not in WRITTEN}

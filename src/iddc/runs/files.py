@@ -76,6 +76,39 @@ def write_atomic(path: Path, data: bytes | memoryview | str) -> None:
         file.write(data)
 
 
+def write_new(path: Path, data: str) -> bool:
+    """Write a file whole unless there is one of that name, which is then left as it is.
+
+    Of several processes that do this at once, one succeeds: the system gives the name away once.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        SetupError: It cannot be written: disk full, read-only, no permission.
+    """
+    temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
+    with disk_errors(path):
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:  # a disk without hard links: a kill may leave it cut short
+                try:
+                    with path.open("x", encoding="utf-8") as file:
+                        file.write(data)
+                except FileExistsError:
+                    return False
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name when the block ends, and is gone if it fails.

@@ -141,6 +141,11 @@ class Run:
         return load_config(self._config)
 
     @property
+    def has_config(self) -> bool:
+        """Whether a run was begun here."""
+        return self._config.is_file()
+
+    @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
 
