@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iddc import geo
+from iddc import geo, ground, rasters
 from iddc.cli import main
 from iddc.errors import SetupError, UnreadableImage
 from iddc.masks import Classes, Labels
@@ -28,6 +30,10 @@ from iddc.segmenter import Segmenter
 from tiny import tiny_segmenter
 
 rasterio = pytest.importorskip("rasterio", reason="the extra `geo` is not installed")
+pyogrio = pytest.importorskip("pyogrio", reason="the extra `geo` is not installed")
+features = pytest.importorskip("rasterio.features")
+pyproj = pytest.importorskip("pyproj")
+shapely = pytest.importorskip("shapely")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning"),
@@ -407,7 +413,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from iddc import geo
+from iddc import geo, ground, rasters
 from iddc.errors import SetupError
 from iddc.masks import Labels
 source, target, room = sys.argv[1:]
@@ -465,7 +471,8 @@ def scenes(tmp_path: Path) -> Path:
 
 def predict(model: Path, scenes: Path, out: Path, *options: str) -> int:
     argv = ["predict", str(model), str(scenes), "--out", str(out), "--device", "cpu"]
-    return main([*argv, "--formats", "geotiff", "--max-unreadable", "0.5", *options])
+    formats = () if "--formats" in options else ("--formats", "geotiff")
+    return main([*argv, *formats, "--max-unreadable", "0.5", *options])
 
 
 def test_the_command_writes_rasters_and_lists_what_is_none(
@@ -508,9 +515,105 @@ def test_rasters_in_a_zip_are_left_out_with_a_reason(
     assert "files of other kinds" in capsys.readouterr().err
 
 
-def test_geotiff_goes_with_no_other_format(
+def test_rasters_and_photos_are_two_commands(
     model: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["predict", str(model), str(scenes), "--out", str(tmp_path / "out")]
     assert main([*argv, "--formats", "png", "geotiff"]) == 2
-    assert "goes with no other" in capsys.readouterr().err
+    assert "go with csv alone, found png too" in capsys.readouterr().err
+
+
+def test_a_table_and_polygons_of_rasters_say_the_same_as_their_masks(
+    model: Path, scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert predict(model, scenes, out, "--formats", "geotiff", "geojson", "gpkg", "csv") == 0
+    with rasterio.open(out / "geotiff" / "north" / "a.tif") as raster:
+        ids = raster.read(1)
+        transform = raster.transform
+    rows = list(csv.DictReader((out / "shares.csv").read_text().splitlines()))
+    found = {row["class"]: row for row in rows if row["image"] == "north/a.tif"}
+    for index, name in enumerate((out / "classes.txt").read_text().splitlines()):
+        pixels = int((ids == index).sum())
+        assert int(found[name]["pixels"]) == pixels
+        # A pixel has 10 m x 10 m, as the UTM grid is within 0.1 % of the ground here.
+        assert float(found[name]["m2"]) == pytest.approx(100 * pixels, rel=2e-3)
+    shares = [float(row["share"]) for row in found.values()]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    with closing(sqlite3.connect(out / "gpkg" / "north" / "a.gpkg")) as base:
+        polygons = base.execute("select geom, id from a").fetchall()
+    # A GeoPackage puts 8 bytes and an envelope (of 32 here) before the WKB.
+    shapes = [(shapely.from_wkb(geom[40:]), index) for geom, index in polygons]
+    assert all(shape.is_valid for shape, _ in shapes)
+    drawn = features.rasterize(shapes, ids.shape, fill=254, transform=transform)
+    assert (drawn == ids).all()
+
+
+def test_polygons_of_geojson_are_in_degrees_and_gdal_reads_names_and_areas(tmp_path: Path) -> None:
+    ids = np.zeros((1, 20, 30), np.uint8)
+    ids[0, 5:15, 10:20] = 1
+    ids[0, 8:10, 12:16] = 2  # a hole in it, which is ignored
+    source = write(tmp_path / "clusters.tif", ids, nodata=255)
+    classes = Labels.numbered(3).edit({0: "wood", 1: "lake é", 2: "ignore"}).classes
+    rasters.write_polygons(source, tmp_path / "a.geojson", classes, "geojson")
+    meta, _, wkb, (numbers, names, areas) = pyogrio.raw.read(tmp_path / "a.geojson")
+    assert meta["crs"] == "EPSG:4326"
+    assert [*meta["fields"]] == ["id", "class", "m2"]
+    shapes = dict(zip(names, shapely.from_wkb(wkb), strict=True))
+    assert dict(zip(names, numbers, strict=True)) == {"wood": 0, "lake é": 1}
+    assert len(shapes["lake é"].interiors) == 1
+    earth = pyproj.Geod(ellps="WGS84")
+    for name, area in zip(names, areas, strict=True):
+        expected, _ = earth.geometry_area_perimeter(shapely.orient_polygons(shapes[name]))
+        assert area == pytest.approx(abs(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("crs", "corner", "pixel"),
+    [
+        ("EPSG:4326", (8.0, 60.0), 0.01),
+        ("EPSG:3857", (900_000.0, 8_000_000.0), 800.0),  # stretched by 4 in area
+        ("EPSG:32632", (300_000.0, 6_600_000.0), 500.0),
+        ("EPSG:3035", (4_000_000.0, 3_000_000.0), 500.0),
+    ],
+)
+def test_areas_are_those_on_the_ground_in_any_projection(
+    crs: str, corner: tuple[float, float], pixel: float, tmp_path: Path
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 3, (1, 70, 130), np.uint8)
+    ids[0, :3] = 255
+    place = rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1])
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", count=1, dtype="uint8", nodata=255,
+        height=70, width=130, crs=crs, transform=place,
+    ) as raster:  # fmt: skip
+        raster.write(ids)
+    classes = Labels.numbered(3).edit({2: "ignore"}).classes
+    areas = rasters.measure(tmp_path / "a.tif", classes)
+    expected = np.zeros(3)
+    to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    earth = pyproj.Geod(ellps="WGS84")
+    for row in range(3, 70):
+        for column in range(130):
+            corners = [(column + a, row + b) for a, b in ((0, 0), (1, 0), (1, 1), (0, 1))]
+            lon, lat = zip(*(to_degrees.transform(*(place * xy)) for xy in corners), strict=True)
+            expected[ids[0, row, column]] += abs(earth.polygon_area_perimeter(lon, lat)[0])
+    assert areas.pixels.tolist() == np.bincount(ids[0, 3:].ravel()).tolist()
+    assert areas.square_metres is not None
+    np.testing.assert_allclose(areas.square_metres, expected, rtol=1e-4)
+
+
+def test_the_whole_earth_has_510_million_square_kilometres() -> None:
+    # Moritz (1980): the surface of the WGS 84 ellipsoid is 510,065,621.7 square kilometres.
+    ring = np.array([[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0]])
+    assert ground.ring_area(ring) / 1e6 == pytest.approx(510_065_621.7, rel=1e-7)
+
+
+def test_without_a_place_on_earth_there_are_no_polygons_and_no_areas(tmp_path: Path) -> None:
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", count=1, dtype="uint8", height=4, width=4
+    ) as raster:
+        raster.write(np.zeros((1, 4, 4), np.uint8))
+    assert rasters.measure(tmp_path / "a.tif", CLASSES).square_metres is None
+    with pytest.raises(UnreadableImage, match="place on Earth is not known"):
+        rasters.write_polygons(tmp_path / "a.tif", tmp_path / "a.gpkg", CLASSES, "gpkg")

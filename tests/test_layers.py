@@ -35,6 +35,8 @@ LAYERS = {
     "segmenter": 4,
     "evaluation": 5,
     "geo": 3,
+    "ground": 1,
+    "rasters": 4,
     "export": 5,
     "training": 5,
     "analysis": 6,

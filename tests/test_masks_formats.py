@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tracemalloc
 import zipfile
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,7 +23,18 @@ from pycocotools import mask as cocomask
 from pycocotools.coco import COCO
 
 from iddc.errors import ConfigError
-from iddc.masks import FORMATS, Classes, Labels, coco, cvat, labelstudio, palette
+from iddc.masks import (
+    FORMATS,
+    Classes,
+    Labels,
+    coco,
+    cvat,
+    labelme,
+    labelstudio,
+    palette,
+    shares,
+    yolo,
+)
 from iddc.masks.formats import Origin
 from iddc.masks.polygons import trace
 
@@ -370,6 +383,88 @@ def test_the_labelling_configuration_names_every_class_as_text(tmp_path: Path) -
     assert [[*colour] for colour in colours] == palette(len(names)).tolist()
     (brush,), (image,) = view.iter("BrushLabels"), view.iter("Image")
     assert (brush.get("name"), brush.get("toName")) == ("label", image.get("name"))
+
+
+# YOLO and LabelMe ---------------------------------------------------------------------------------
+
+
+def filled(polygons: list[tuple[Any, int]], shape: tuple[int, int]) -> np.ndarray:
+    """The class of every pixel that pycocotools finds in a polygon; 255 elsewhere."""
+    ids = np.full(shape, 255, np.uint8)
+    for corners, index in polygons:
+        flat = [np.asarray(corners, float).ravel().tolist()]
+        inside = cocomask.decode(cocomask.merge(cocomask.frPyObjects(flat, *shape))) == 1
+        assert (ids[inside] == 255).all()
+        ids[inside] = index
+    return ids
+
+
+@given(IDS)
+def test_yolo_labels_cover_exactly_the_pixels_of_each_class(ids: np.ndarray) -> None:
+    height, width = ids.shape
+    polygons = []
+    for line in yolo.describe_image(ids, NUM).decode().splitlines():
+        index, *numbers = line.split()
+        corners = np.array(numbers, float).reshape(-1, 2)
+        assert ((corners >= 0) & (corners <= 1)).all()
+        polygons.append((np.rint(corners * [width, height]), int(index)))
+    assert (filled(polygons, ids.shape) == ids).all()
+
+
+@given(IDS)
+def test_labelme_shapes_cover_exactly_the_pixels_of_each_class(ids: np.ndarray) -> None:
+    names = HOSTILE[:NUM]
+    record = json.loads(labelme.describe_image("/photos/a.jpg", ids, names))
+    assert (record["imageHeight"], record["imageWidth"]) == ids.shape
+    assert (record["imagePath"], record["imageData"]) == ("/photos/a.jpg", None)
+    shapes = [(shape["points"], names.index(shape["label"])) for shape in record["shapes"]]
+    assert {shape["shape_type"] for shape in record["shapes"]} <= {"polygon"}
+    assert (filled(shapes, ids.shape) == ids).all()
+
+
+def test_the_names_of_yolo_are_read_by_a_yaml_parser_as_they_are(tmp_path: Path) -> None:
+    yolo.assemble(tmp_path / "data.yaml", tmp_path, [], some_classes(HOSTILE))
+    names = yaml.safe_load((tmp_path / "data.yaml").read_text("utf-8"))["names"]
+    assert names == dict(enumerate(HOSTILE))
+
+
+# Tables of shares ---------------------------------------------------------------------------------
+
+
+def test_tables_say_how_much_of_each_image_and_folder_a_class_covers(tmp_path: Path) -> None:
+    masks = {
+        "north/a.jpg": [[0, 0, 1, 255]],
+        "north/b.jpg": [[0, 0], [0, 0]],
+        "c.jpg": [[1]],
+    }
+    for name, ids in masks.items():
+        target = tmp_path / "parts" / PurePosixPath(name).with_suffix(".json")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(shares.describe_image(name, shares.count_pixels(np.array(ids), 2)))
+    classes = some_classes(["sky, or so", 'a "b"'])
+    shares.assemble(
+        tmp_path / "shares.csv", tmp_path / "parts", [*map(PurePosixPath, masks)], classes
+    )
+    with (tmp_path / "shares.csv").open(newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows == [
+        ("north/a.jpg", "sky, or so", "2", "0.500000", ""),
+        ("north/a.jpg", 'a "b"', "1", "0.250000", ""),
+        ("north/a.jpg", "ignore", "1", "0.250000", ""),
+        ("north/b.jpg", "sky, or so", "4", "1.000000", ""),
+        ("north/b.jpg", 'a "b"', "0", "0.000000", ""),
+        ("c.jpg", "sky, or so", "0", "0.000000", ""),
+        ("c.jpg", 'a "b"', "1", "1.000000", ""),
+    ]
+    with (tmp_path / "shares-by-folder.csv").open(newline="") as file:
+        folders = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert folders == [
+        (".", "1", "sky, or so", "0", "0.000000", ""),
+        (".", "1", 'a "b"', "1", "1.000000", ""),
+        ("north", "2", "sky, or so", "6", "0.750000", ""),
+        ("north", "2", 'a "b"', "1", "0.125000", ""),
+        ("north", "2", "ignore", "1", "0.125000", ""),
+    ]
 
 
 # The rest, and all together -----------------------------------------------------------------------

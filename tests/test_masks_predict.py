@@ -23,6 +23,7 @@ from iddc.cli.use import CLAIM, MaskFormat, claim
 from iddc.config import Experiment
 from iddc.images import find_images
 from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
+from iddc.rasters import SUFFIXES
 from iddc.runs import Run
 from iddc.runs import files as run_files
 from iddc.segmenter import Segmenter
@@ -95,7 +96,7 @@ def done(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_command_line_knows_every_format() -> None:
-    assert set(get_args(MaskFormat)) == {*FORMATS, "geotiff"}
+    assert set(get_args(MaskFormat)) == {*FORMATS, *SUFFIXES}
 
 
 def test_every_format_leaves_what_it_promises_and_nothing_unfinished(done: Path) -> None:
@@ -104,7 +105,9 @@ def test_every_format_leaves_what_it_promises_and_nothing_unfinished(done: Path)
     expected = {f"{kind}/{s}.png" for kind in ("png", "palette", "overlay") for s in stems}
     expected |= {f"npz/{s}.npz" for s in stems}
     kinds = ("coco", "coco-polygons", "labelstudio")
-    expected |= {f"parts/{kind}/{s}.json" for kind in kinds for s in stems}
+    expected |= {f"parts/{kind}/{s}.json" for kind in (*kinds, "csv") for s in stems}
+    expected |= {f"labelme/{s}.json" for s in stems} | {f"yolo/labels/{s}.txt" for s in stems}
+    expected |= {"shares.csv", "shares-by-folder.csv", "yolo/data.yaml"}
     classes = ("SegmentationClass", "SegmentationObject")
     expected |= {f"parts/cvat/{kind}/{s}.png" for kind in classes for s in stems}
     expected |= {"parts/skipped/cut.txt", "parts/skipped/empty.txt"}

@@ -17,7 +17,7 @@ from iddc import __version__
 EXTRAS = {
     "crf": ("pydensecrf2",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
-    "geo": ("rasterio",),
+    "geo": ("rasterio", "pyogrio"),
     "label": ("fastapi", "uvicorn"),
     "plots": ("matplotlib",),
     "tensorboard": ("tensorboard",),

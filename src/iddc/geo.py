@@ -58,7 +58,7 @@ def segment_raster(
         UnreadableImage: GDAL cannot read the source, or it holds no real numbers, leads to other
             files, or claims more pixels than its bytes can hold.
     """
-    rasterio = _rasterio()
+    rasterio = open_rasterio()
     # 255 cannot be both the last of 256 classes and no data.
     kind = np.promote_types(classes.of_cluster.dtype, np.min_scalar_type(len(classes.names)))
     none = int(np.iinfo(kind).max)
@@ -114,7 +114,7 @@ def _opened(source: Path) -> Iterator[Any]:
         if not source.is_file():
             raise ValueError("it is no regular file")
         # As an absolute path it is neither an address nor an option of GDAL.
-        raster = _rasterio().open(source.absolute(), driver="GTiff")
+        raster = open_rasterio().open(source.absolute(), driver="GTiff")
     with raster:
         with _reading(source):
             if raster.tags(ns="OVERVIEWS"):
@@ -215,7 +215,12 @@ def _image(bands: UInt8[np.ndarray, "3 H W"]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0)))
 
 
-def _rasterio() -> Any:
+def open_rasterio() -> Any:
+    """Import rasterio.
+
+    Raises:
+        SetupError: The extra `geo` is missing.
+    """
     try:
         import rasterio
         import rasterio.errors

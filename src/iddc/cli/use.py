@@ -33,7 +33,20 @@ if TYPE_CHECKING:
     from iddc.segmenter import Segmentation, Segmenter
 
 MaskFormat = Literal[
-    "png", "palette", "overlay", "coco", "coco-polygons", "cvat", "labelstudio", "npz", "geotiff"
+    "png",
+    "palette",
+    "overlay",
+    "csv",
+    "coco",
+    "coco-polygons",
+    "cvat",
+    "labelstudio",
+    "labelme",
+    "yolo",
+    "npz",
+    "geotiff",
+    "geojson",
+    "gpkg",
 ]
 ModelsOwn = arg(metavar="N", help_behavior_hint="(default: the model's own)")
 CLAIM = "predictions.json"
@@ -56,9 +69,10 @@ class Predict(Limited):
     """The folder to write, outside of IMAGES. Unreadable images are listed in DIR/skipped.csv."""
     formats: tuple[MaskFormat, ...] = ("png",)
     """png: class ids, 8 or 16 bit, 255 or 65535 ignored; palette: the same, shown in colours;
-    overlay: on the image; coco, coco-polygons, cvat, labelstudio: one file for that program; npz:
-    probabilities, 2 bytes a pixel and cluster; geotiff, which goes with no other: ids of GeoTIFFs
-    at their place on Earth (extra `geo`)."""
+    overlay: on the image; csv: how much of each image and folder a class covers; coco,
+    coco-polygons, cvat, labelstudio, labelme, yolo: for that program; npz:
+    probabilities, 2 bytes a pixel and cluster. For GeoTIFFs, with the extra `geo`: geotiff, ids at
+    their place on Earth; geojson, gpkg: polygons; csv beside one of these has square metres too."""
     shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
     """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
     window: Annotated[int | None, ModelsOwn] = None
@@ -81,9 +95,12 @@ class Predict(Limited):
                 f"--formats: expected at least one of {', '.join(get_args(MaskFormat))}."
             )
         first, step = parse_shard(self.shard)
-        if "geotiff" in self.formats:
-            if self.formats != ("geotiff",):
-                raise ConfigError("--formats: geotiff reads rasters, and goes with no other.")
+        if {"geotiff", "geojson", "gpkg"} & {*self.formats}:
+            if others := {*self.formats} - {"geotiff", "geojson", "gpkg", "csv"}:
+                raise ConfigError(
+                    "--formats: geotiff, geojson and gpkg are for rasters and go with csv alone, "
+                    f"found {', '.join(sorted(others))} too. Give two commands."
+                )
             from iddc.cli.geo import predict_rasters
 
             return predict_rasters(self, self._segmenter())

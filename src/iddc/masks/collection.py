@@ -134,9 +134,10 @@ class Collection:
         name = str(file.name.with_name(inside.name))
         source, path = (Path(os.path.abspath(path)) for path in (self.source, file.path))
         if file.member:
-            return Origin(name, f"{source.stem}/{inside}")
+            return Origin(name, f"{source.stem}/{inside}", inside.name)
         root = source.parent if source.is_dir() else source.parent.parent
-        return Origin(name, str(path.relative_to(root if path.is_relative_to(root) else "/")))
+        served = path.relative_to(root if path.is_relative_to(root) else "/")
+        return Origin(name, str(served), str(path))
 
     def _path(self, key: str, file: ImageFile, suffix: str) -> Path:
         return self.folder / key / file.name.with_suffix(suffix)

@@ -13,7 +13,7 @@ from jaxtyping import Integer
 from PIL import Image
 
 from iddc.errors import ConfigError
-from iddc.masks import coco, cvat, labelstudio
+from iddc.masks import coco, cvat, labelme, labelstudio, shares, yolo
 from iddc.masks.colours import overlay
 from iddc.masks.ids import encode, with_palette
 from iddc.masks.labels import Classes, Labels
@@ -51,6 +51,8 @@ class Origin(NamedTuple):
     """Its path in the folder of images."""
     served: str
     """Its path from the folder around that one."""
+    path: str = ""
+    """Its absolute path; of a member of a zip, its name alone."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,35 @@ FORMATS: dict[str, Format] = {
         ".json",
         whole="labelstudio.json",
         assemble=labelstudio.assemble,
+    ),
+    "csv": Format(
+        {
+            "parts/csv": lambda origin, result: shares.describe_image(
+                origin.name,
+                shares.count_pixels(result.classes, len(result.labels.classes.names)),
+            )
+        },
+        ".json",
+        whole="shares.csv",
+        assemble=shares.assemble,
+    ),
+    "yolo": Format(
+        {
+            "yolo/labels": lambda _, result: yolo.describe_image(
+                result.classes, len(result.labels.classes.names)
+            )
+        },
+        ".txt",
+        whole="yolo/data.yaml",
+        assemble=yolo.assemble,
+    ),
+    "labelme": Format(
+        {
+            "labelme": lambda origin, result: labelme.describe_image(
+                origin.path or origin.name, result.classes, result.labels.classes.names
+            )
+        },
+        ".json",
     ),
     "npz": Format({"npz": _npz}, ".npz", with_probs=True),
 }
