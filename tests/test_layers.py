@@ -19,6 +19,7 @@ LAYERS = {
     "images": 1,
     "losses": 1,
     "metrics": 1,
+    "predicting": 5,
     "progress": 1,
     "recipes": 1,
     "runs": 1,

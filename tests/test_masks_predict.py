@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from iddc.cli import main
-from iddc.cli.use import CLAIM, MaskFormat, claim
+from iddc.cli.predict import MaskFormat
 from iddc.config import Experiment
 from iddc.images import find_images
 from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
+from iddc.predicting import CLAIM, claim
 from iddc.rasters import SUFFIXES
 from iddc.runs import Run
 from iddc.runs import files as run_files
@@ -341,7 +342,7 @@ def test_a_shard_sees_what_another_left_out_while_it_wrote(
     masks = Collection(photos, tmp_path, ["png"], Segmenter.load(model, "cpu").labels.classes)
     files = find_images(photos).files
     real = Run.write_skipped
-    meanwhile: list[Callable[[], None]] = [lambda: masks.leave_out(files[0], "late")]
+    meanwhile: list[Callable[[], None]] = [lambda: masks.mark_skipped(files[0], "late")]
 
     def write(run: Run, rows: Any) -> None:
         real(run, rows)
@@ -349,7 +350,7 @@ def test_a_shard_sees_what_another_left_out_while_it_wrote(
             meanwhile.pop()()
 
     monkeypatch.setattr(Run, "write_skipped", write)
-    masks.leave_out(files[1], "early")
+    masks.mark_skipped(files[1], "early")
     masks.write_skipped(files)
     assert (tmp_path / "skipped.csv").read_text().split() == [
         "name,reason", f"{files[0].name},late", f"{files[1].name},early",

@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,17 +159,18 @@ def test_a_second_time_only_what_is_missing_is_predicted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, calls = tmp_path / "out", []
+    out, calls = tmp_path / "out", list[Any]()
     assert predict(model, clip, out) == 0
     before = tree(out)
     (out / "png" / "-a clip" / "000002.png").unlink()
-    honest = Segmenter.predict
+    honest = Segmenter.predict_items
 
-    def counted(self: Segmenter, *args: object, **options: bool) -> object:
-        calls.append(args)
-        return honest(self, *args, **options)  # type: ignore[arg-type]
+    def counted(self: Segmenter, *args: Any, **options: Any) -> Iterator[Any]:
+        for result in honest(self, *args, **options):
+            calls.append(result)
+            yield result
 
-    monkeypatch.setattr(Segmenter, "predict", counted)
+    monkeypatch.setattr(Segmenter, "predict_items", counted)
     capsys.readouterr()
     assert predict(model, clip, out) == 0
     assert len(calls) == 1

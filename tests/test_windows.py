@@ -227,7 +227,8 @@ def test_windows_of_several_images_share_a_batch_and_each_image_has_its_own_clus
     # 4, 6, 4 and 1 windows; those of the last are smaller.
     images = [noise(*size, seed=i) for i, size in enumerate([(20, 20), (20, 40), (20, 20), (9, 9)])]
     requests = [Request(image, (31, 17)) for image in images]
-    found = list(cluster_ids(Counting(), requests, config, device=CPU, batch_size=10))
+    answers = cluster_ids(Counting(), requests, config, device=CPU, batch_size=10)
+    found = [ids for _, ids in answers]
     assert sizes == [10, 4, 1]
     for ids, image in zip(found, images, strict=True):
         assert np.array_equal(
@@ -246,7 +247,9 @@ def test_short_memory_halves_the_batch_and_changes_no_probability() -> None:
             return super().probs(images)
 
     request = Request(image, (20, 50))
-    (ids,) = cluster_ids(Large(), [request], config, device=CPU, batch_size=8, note=notes.append)
+    ((_, ids),) = cluster_ids(
+        Large(), [request], config, device=CPU, batch_size=8, note=notes.append
+    )
     assert (ids == expected).float().mean() > 0.99
     assert notes == [
         f"not enough free memory: the same again with {n} images at once" for n in (4, 2)

@@ -8,8 +8,7 @@ The release brings predictions and labels to a square by torch's: floor(i m / n)
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -218,28 +217,23 @@ def _count(
 ) -> Evaluation:
     """Evaluate; `named` gives clusters their classes too, `keep` gets those of some places."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
-    taken: deque[tuple[str, UInt8[np.ndarray, "H W"]]] = deque()
 
-    def asked(index: int) -> tuple[str, UInt8[np.ndarray, "H W"], Request]:
+    def asked(index: int) -> Request:
         sample = dataset[index]
         image, label = _before_network(sample.image, sample.label, protocol)
-        return sample.name, _as_scored(label, protocol), _request(segmenter, image, protocol)
-
-    def requests() -> Iterator[Request]:
-        for _, (name, label, request) in ahead(asked, range(len(dataset))):
-            taken.append((name, label))
-            yield request
+        request = _request(segmenter, image, protocol)
+        return replace(request, key=(sample.name, _as_scored(label, protocol)))
 
     with progress.job(len(dataset)):
         found = cluster_ids(
             segmenter,
-            requests(),
+            (request for _, request in ahead(asked, range(len(dataset)))),
             protocol.prediction,
             device=segmenter.device,
             note=warnings.warn if progress is SILENT else progress.note,
         )
-        for index, ids in enumerate(found):
-            name, label = taken.popleft()
+        for index, (request, ids) in enumerate(found):
+            name, label = request.key
             clusters = _as_scored(ids, protocol)
             try:
                 confusion += _confusion(clusters, label, *confusion.counts.shape)

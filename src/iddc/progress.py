@@ -22,8 +22,8 @@ class Progress:
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def begin(self, total: int, done: int = 0) -> None:
-        """Start a job of `total` equal parts, of which some may be done already."""
+    def begin(self, total: int | None, done: int = 0) -> None:
+        """Start a job of `total` equal parts, None if unknown, of which some may be done."""
         self._total, self._first = total, done
         self._started = self._shown = time.monotonic()
         if sys.stderr and sys.stderr.isatty():
@@ -38,19 +38,20 @@ class Progress:
             done: How many parts are done.
             where: Where that is (`epoch 3/5`).
             text: What there is to know.
-            left: The seconds until the end; None: as if all parts took the same time.
+            left: The seconds until the end; None: as if all parts took the same time, if their
+                number is known.
         """
         now, text = time.monotonic(), one_line(text)
-        if left is None:
+        if left is None and self._total is not None:
             left = (now - self._started) / max(1, done - self._first) * (self._total - done)
-        eta = f"eta {_minutes(left)}"
+        eta = "" if left is None else f"eta {_minutes(left)}"
         if self._bar:
             room = self._bar.console.width - len(where) - _BAR - len("100%") - len(eta) - 4
             text = text[: max(0, room)]  # or rich shortens every column
             self._bar.update(self._task, completed=done, description=where, text=text, eta=eta)
         elif now - self._shown >= INTERVAL or done == self._total:
             self._shown = now
-            parts = (where, f"{done / self._total:4.0%}", text, eta)
+            parts = (where, f"{done / self._total:4.0%}" if self._total else "", text, eta)
             self.note("  ".join(part for part in parts if part))
 
     def note(self, line: str) -> None:
@@ -67,7 +68,7 @@ class Progress:
             self._bar = None
 
     @contextmanager
-    def job(self, total: int, done: int = 0) -> Iterator[None]:
+    def job(self, total: int | None, done: int = 0) -> Iterator[None]:
         """Begin a job, and end it whatever happens."""
         self.begin(total, done)
         try:
@@ -79,7 +80,7 @@ class Progress:
 class _Silent(Progress):
     """Shows nothing, for callers that do not ask."""
 
-    def begin(self, total: int, done: int = 0) -> None: ...
+    def begin(self, total: int | None, done: int = 0) -> None: ...
     def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None: ...
     def note(self, line: str) -> None: ...
     def end(self) -> None: ...

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -54,6 +53,7 @@ from iddc.windows import (
     size_for_windows,
 )
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -293,23 +293,36 @@ class Segmenter:
             UnreadableImage, DataError, ConfigError: See `predict`.
             SetupError: There is not enough memory.
         """
-        config, taken = self.experiment.prediction, deque[Image.Image]()
+        items = ((None, image) for image in images)
+        for _, result in self.predict_items(items, with_probs=with_probs, note=note):
+            yield result
+
+    def predict_items(
+        self,
+        items: Iterable[tuple[K, str | Path | Image.Image | np.ndarray | Tensor]],
+        *,
+        with_probs: bool = False,
+        note: Callable[[str], object] = warnings.warn,
+    ) -> Iterator[tuple[K, Segmentation]]:
+        """Segment images as `predict_all` does; each comes with a key, and so does its result."""
+        config = self.experiment.prediction
 
         def requests() -> Iterator[Request]:
-            for image in images:
+            for key, image in items:
                 rgb = _as_image(image)
-                taken.append(rgb)
-                yield request_of(rgb, self.experiment.views.short_side, config)
+                request = request_of(rgb, self.experiment.views.short_side, config)
+                yield replace(request, key=(key, rgb))
 
         options: Any = {"device": self.device, "note": note}
         if with_probs:
             for request, strips in probability_strips(self, requests(), config, **options):
+                key, rgb = request.key
                 probs = torch.cat([strip.cpu() for strip in request.refine(strips)], dim=1)
-                yield Segmentation(taken.popleft(), most_probable(probs), self.labels, probs)
+                yield key, Segmentation(rgb, most_probable(probs), self.labels, probs)
             return
-        for ids in cluster_ids(self, requests(), config, **options):
-            clusters = as_array(ids, self.num_clusters)
-            yield Segmentation(taken.popleft(), clusters, self.labels)
+        for request, ids in cluster_ids(self, requests(), config, **options):
+            key, rgb = request.key
+            yield key, Segmentation(rgb, as_array(ids, self.num_clusters), self.labels)
 
     def rename(self, names: Mapping[int, str]) -> None:
         """Name clusters: `{3: "sky", 7: "sky", 12: "ignore"}` makes 3 and 7 one class.

@@ -80,6 +80,8 @@ class Request:
     """Height and width of the result."""
     refine: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter
     """Gets the strips of probabilities before they become clusters; see `refine.py`."""
+    key: Any = None
+    """What the caller knows the image by; it comes back with the result."""
 
 
 def size_for_windows(size: tuple[int, int], window: int) -> tuple[int, int]:
@@ -186,7 +188,7 @@ def cluster_ids(
     device: torch.device,
     batch_size: int = 0,
     note: Callable[[str], object] = warnings.warn,
-) -> Iterator[Integer[Tensor, "_ _"]]:
+) -> Iterator[tuple[Request, Integer[Tensor, "_ _"]]]:
     """The most probable cluster of every pixel of each image, on the device; see `winners`."""
     for request, strips in probability_strips(
         predictor, requests, config, device=device, batch_size=batch_size, note=note
@@ -196,7 +198,7 @@ def cluster_ids(
         for strip in request.refine(strips):
             ids[row : row + strip.shape[1]] = winners(strip)
             row += strip.shape[1]
-        yield ids
+        yield request, ids
 
 
 def cluster_map(
@@ -211,7 +213,7 @@ def cluster_map(
 ) -> Integer[np.ndarray, "H2 W2"]:
     """The `cluster_ids` of one image, as `as_array` gives them."""
     request = Request(image, out_size, refine)
-    (ids,) = cluster_ids(predictor, [request], config, device=device, batch_size=batch_size)
+    ((_, ids),) = cluster_ids(predictor, [request], config, device=device, batch_size=batch_size)
     return as_array(ids, predictor.num_clusters)
 
 

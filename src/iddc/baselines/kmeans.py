@@ -62,7 +62,7 @@ def fit_kmeans(
     refuse_many(
         {str(item.file.name): item.reason for item in left_out},
         len(files) + len(skipped),
-        max_unreadable=runtime.max_unreadable,
+        runtime.max_unreadable,
     )
     head = network.head
     assert isinstance(head, Centroids)

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from iddc import __version__
 from iddc.cli.analyze import Analyze
 from iddc.cli.bench import Bench
+from iddc.cli.evaluate import Evaluate
 from iddc.cli.export import Export
-from iddc.cli.inform import Demo, Doctor, Models, Recipes
 from iddc.cli.label import Label
 from iddc.cli.learn import Baseline, Train
+from iddc.cli.listings import Demo, Doctor, Models, Recipes
 from iddc.cli.options import Command, parse, unknown
+from iddc.cli.predict import Predict
 from iddc.cli.pretrain import Pretrain
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
-from iddc.cli.use import Evaluate, Predict
 from iddc.errors import ConfigError, IddcError, one_line
 
 __all__ = ["COMMANDS", "main"]

@@ -9,9 +9,16 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import arg
 
-from iddc.cli.inform import print_json
-from iddc.cli.learn import find_readable, ready, refuse_inside
-from iddc.cli.options import ConfigFile, Flat, ImagesPath, Limited
+from iddc.cli.options import (
+    ConfigFile,
+    Flat,
+    ImagesPath,
+    Limited,
+    find_readable,
+    ready,
+    refuse_inside,
+)
+from iddc.cli.printing import print_json
 from iddc.config import DatasetName, Experiment, Runtime
 
 

@@ -8,9 +8,8 @@ from typing import Annotated, ClassVar, get_args
 
 from tyro.conf import arg
 
-from iddc.cli.inform import print_table
-from iddc.cli.learn import say
-from iddc.cli.options import Command, Flat
+from iddc.cli.options import Command, Flat, say
+from iddc.cli.printing import print_table
 from iddc.config import BenchPart, Runtime
 from iddc.errors import ConfigError
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from iddc.cli.learn import say
-from iddc.cli.options import Command, RunPath
+from iddc.cli.options import Command, RunPath, say
 from iddc.config import ExportFormat
 from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage
 from iddc.runs import Run, disk_errors

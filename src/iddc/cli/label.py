@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from iddc.cli.inform import Informing, print_json, print_table
-from iddc.cli.options import RunPath
+from iddc.cli.options import Informing, RunPath
+from iddc.cli.printing import print_json, print_table
 from iddc.errors import ConfigError, DataError, SetupError
 from iddc.runs import Run
 

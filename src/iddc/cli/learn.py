@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,10 @@ from iddc.cli.options import (
     NewRun,
     TrainedOn,
     baseline_config,
+    find_readable,
+    ready,
+    refuse_inside,
+    say,
 )
 from iddc.config import BaselineConfig, DatasetName, Experiment, HeadName, Runtime
 from iddc.errors import ConfigError, DataError
@@ -151,51 +153,6 @@ def named(images: Path, dataset: DatasetName) -> str:
     return path if dataset == "folder" else f"{dataset}:{path}"
 
 
-def find_readable(
-    images: Path, limit: int | None, runtime: Runtime, dataset: DatasetName = "folder"
-) -> tuple[list[ImageFile], list[Skipped]]:
-    """Find the images and check their headers; say on stderr what was not read as a photo."""
-    from iddc.images import check_images, find_images
-
-    if dataset != "folder":
-        from iddc.datasets import train_images
-
-        files = train_images(dataset, images)[:limit]
-    else:
-        found = find_images(images, limit=limit)
-        for note in found.notes:
-            print(f"note: {note}", file=sys.stderr)
-        files = found.files
-    return check_images(files, max_unreadable=runtime.max_unreadable)
-
-
-def refuse_inside(out: Path, images: Path) -> None:
-    """Refuse to write among the images: they are not ours, and results would be read as photos."""
-    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
-        raise ConfigError(f"--out {out} lies in the folder of images {images}. Choose another.")
-
-
-def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
-    """The experiment with a backbone of this machine in place of auto.
-
-    Device and backbone are tried before the run's folder is touched: --overwrite must not cost an
-    earlier model because of a misspelt name.
-    """
-    from iddc.backbones import load_backbone, resolve
-    from iddc.device import pick_device
-
-    pick_device(runtime.device)
-    backbone = resolve(experiment.backbone)
-    if backbone == "bundled" != experiment.backbone:
-        print(
-            "note: DINO ViT-S/16 is neither on this machine nor within reach, so backbone auto is "
-            "the bundled one",
-            file=sys.stderr,
-        )
-    load_backbone(backbone)
-    return experiment.model_copy(update={"backbone": backbone})
-
-
 def describe(
     files: Sequence[ImageFile],
     skipped: Sequence[Skipped],
@@ -212,12 +169,6 @@ def describe(
         f"{len(files):,} images{left_out} · {experiment.backbone} · "
         f"{experiment.num_clusters} clusters{hint}"
     )
-
-
-def say(*parts: str) -> None:
-    """Print a line; of the processes of torchrun only the first does."""
-    if os.environ.get("RANK", "0") == "0":
-        print(*parts, sep=" · ", flush=True)
 
 
 def say_next(run: Path, images: Path, dataset: DatasetName = "folder") -> None:

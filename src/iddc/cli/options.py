@@ -1,4 +1,4 @@
-"""Options: from the words after a command to a checked dataclass. No torch here.
+"""The common room of the commands: their options, and what several of them do first. No torch here.
 
 tyro builds the options from the fields. The configuration models are built by our own rule, so
 that a wrong value becomes one sentence, and so that the recipe or the file that the user names
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import tyro
 from pydantic import ValidationError
@@ -30,6 +32,9 @@ from iddc.errors import ConfigError
 from iddc.recipes import RECIPES
 from iddc.recipes.stego import stego_config
 from iddc.runs import explain, load_config
+
+if TYPE_CHECKING:
+    from iddc.images import ImageFile, Skipped
 
 ImagesPath = Annotated[
     Positional[Path],
@@ -82,6 +87,14 @@ class Limited(Command):
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit: expected at least 1 image, found {self.limit}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Informing(Command):
+    """What the commands have that print a table."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
 
 
 C = TypeVar("C", bound=Command)
@@ -171,3 +184,54 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
         return StructConstructorSpec(build, tuple(fields))
 
     return registry
+
+
+def find_readable(
+    images: Path, limit: int | None, runtime: Runtime, dataset: DatasetName = "folder"
+) -> tuple[list[ImageFile], list[Skipped]]:
+    """Find the images and check their headers; say on stderr what was not read as a photo."""
+    from iddc.images import check_images, find_images
+
+    if dataset != "folder":
+        from iddc.datasets import train_images
+
+        files = train_images(dataset, images)[:limit]
+    else:
+        found = find_images(images, limit=limit)
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        files = found.files
+    return check_images(files, max_unreadable=runtime.max_unreadable)
+
+
+def refuse_inside(out: Path, images: Path) -> None:
+    """Refuse to write among the images: they are not ours, and results would be read as photos."""
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise ConfigError(f"--out {out} lies in the folder of images {images}. Choose another.")
+
+
+def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
+    """The experiment with a backbone of this machine in place of auto.
+
+    Device and backbone are tried before the run's folder is touched: --overwrite must not cost an
+    earlier model because of a misspelt name.
+    """
+    from iddc.backbones import load_backbone, resolve
+    from iddc.device import pick_device
+
+    pick_device(runtime.device)
+    backbone = resolve(experiment.backbone)
+    if backbone == "bundled" != experiment.backbone:
+        print(
+            "note: DINO ViT-S/16 is neither on this machine nor within reach, so backbone auto is "
+            "the bundled one",
+            file=sys.stderr,
+        )
+    load_backbone(backbone)
+    return experiment.model_copy(update={"backbone": backbone})
+
+
+def say(*parts: str) -> None:
+    """Print a line; of the processes of torchrun only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*parts, sep=" · ", flush=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import ValidationError
 from tyro.conf import Positional, arg
 
-from iddc.cli.learn import find_readable, refuse_inside, say
-from iddc.cli.options import Command, Flat
+from iddc.cli.options import Command, Flat, find_readable, refuse_inside, say
 from iddc.config import PretrainConfig, Runtime
 from iddc.errors import ConfigError
 from iddc.runs import explain

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from iddc.cli.inform import print_json, print_table
 from iddc.cli.options import Command, Flat, unknown
+from iddc.cli.printing import print_json, print_table
 from iddc.config import BackboneName, DatasetName, Runtime
 from iddc.errors import ConfigError, DataError
 from iddc.recipes import FIGURES, RECIPES, TABLES

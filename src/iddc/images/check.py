@@ -51,14 +51,12 @@ def check_images(
     pairs = list(zip(files, problems, strict=True))
     readable = [file for file, reason in pairs if reason is None]
     skipped = [Skipped(file, reason) for file, reason in pairs if reason is not None]
-    refuse_many(
-        {str(item.file): item.reason for item in skipped}, len(files), max_unreadable=max_unreadable
-    )
+    refuse_many({str(item.file): item.reason for item in skipped}, len(files), max_unreadable)
     return readable, skipped
 
 
 def refuse_many(
-    reasons: Mapping[str, str], total: int, *, max_unreadable: float, kind: str = "images"
+    reasons: Mapping[str, str], total: int, max_unreadable: float, kind: str = "images"
 ) -> None:
     """Raise if too many images cannot be read: then the user should know before the result is used.
 

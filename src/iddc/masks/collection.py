@@ -56,7 +56,7 @@ class Collection:
     def has(self, file: ImageFile) -> bool:
         """Whether all files of an image are there."""
         return all(
-            self._path(key, file, form.suffix).exists()
+            self.path(key, file, form.suffix).exists()
             for form in self.formats.values()
             for key in form.files
         )
@@ -70,35 +70,35 @@ class Collection:
         origin = self._origin(file)
         for form in self.formats.values():
             for key, encode in form.files.items():
-                write_file(self._path(key, file, form.suffix), encode(origin, result))
-        self.take_back(file)
+                write_file(self.path(key, file, form.suffix), encode(origin, result))
+        self.clear_skipped(file)
 
-    def leave_out(self, file: ImageFile, reason: str) -> None:
+    def mark_skipped(self, file: ImageFile, reason: str) -> None:
         """Note that an image has no masks, and why."""
         text = reason.encode("utf-8", "surrogateescape")
-        write_file(self._path(SKIPPED, file, ".txt"), text)
+        write_file(self.path(SKIPPED, file, ".txt"), text)
 
-    def take_back(self, file: ImageFile) -> None:
+    def clear_skipped(self, file: ImageFile) -> None:
         """Forget that an image was left out."""
-        self._path(SKIPPED, file, ".txt").unlink(missing_ok=True)
+        self.path(SKIPPED, file, ".txt").unlink(missing_ok=True)
 
-    def write_skipped(self, files: Sequence[ImageFile]) -> int:
+    def write_skipped(self, files: Sequence[ImageFile]) -> dict[str, str]:
         """Write skipped.csv, and again if another process left an image out meanwhile.
 
         Args:
             files: The whole collection, in order, whoever wrote its masks.
 
         Returns:
-            How many images it lists.
+            The names of the images that it lists, and why each was left out.
 
         Raises:
             SetupError: It cannot be written.
         """
         written = None
         while (reasons := self._reasons(files)) != written:
-            Run(self.folder).write_skipped((str(name), why) for name, why in reasons.items())
+            Run(self.folder).write_skipped(reasons.items())
             written = reasons
-        return len(reasons)
+        return reasons
 
     def finish(self, files: Sequence[ImageFile]) -> int:
         """Write what is about all images: names, colours, and the formats that are one file.
@@ -121,7 +121,7 @@ class Collection:
         if not any(form.assemble for form in self.formats.values()):
             return 0
         there = [file.name for file in files if self.has(file)]
-        missing = {file.name for file in files} - {*there, *self._reasons(files)}
+        missing = {str(file.name) for file in files} - {*map(str, there), *self._reasons(files)}
         for name, form in self.formats.items():
             if form.assemble and not missing:
                 parts = self.folder / "parts" / name
@@ -139,15 +139,16 @@ class Collection:
         served = path.relative_to(root if path.is_relative_to(root) else "/")
         return Origin(name, str(served), str(path))
 
-    def _path(self, key: str, file: ImageFile, suffix: str) -> Path:
+    def path(self, key: str, file: ImageFile, suffix: str) -> Path:
+        """Where a file of an image is: a/b.jpg has FOLDER/KEY/a/b.SUFFIX."""
         return self.folder / key / file.name.with_suffix(suffix)
 
-    def _reasons(self, files: Sequence[ImageFile]) -> dict[PurePosixPath, str]:
+    def _reasons(self, files: Sequence[ImageFile]) -> dict[str, str]:
         """Why images were left out, in the order of the images."""
         folder = self.folder / SKIPPED
         notes = {PurePosixPath(note.relative_to(folder)) for note in folder.rglob("*.txt")}
         names = [file.name for file in files if file.name.with_suffix(".txt") in notes]
         return {
-            name: (folder / name.with_suffix(".txt")).read_text("utf-8", "surrogateescape")
+            str(name): (folder / name.with_suffix(".txt")).read_text("utf-8", "surrogateescape")
             for name in names
         }

@@ -178,4 +178,4 @@ class LeftOut:
         Raises:
             DataError: It is.
         """
-        refuse_many(self.reasons, self._total, max_unreadable=self._max_share)
+        refuse_many(self.reasons, self._total, self._max_share)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from iddc.cli.options import Command
+from iddc.cli.options import Command, Informing
+from iddc.cli.printing import percent, print_json, print_scores, print_table
 from iddc.recipes import RECIPES
 
 if TYPE_CHECKING:
     from iddc.backbones import KnownBackbone
-    from iddc.evaluation import Evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Informing(Command):
-    """What the commands have that print a table."""
-
-    json: bool = False
-    """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,36 +128,3 @@ class Demo(Command):
         print_scores(result.scores)
         print(f"\n{result.sheet}    next: iddc train IMAGES --out RUN")
         return 0
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
-def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
-    """Print the IoU of each class, the mean and the accuracy, one column per method, in percent."""
-    scores = [evaluation.scores for evaluation in evaluations.values()]
-    class_names = next(iter(evaluations.values())).class_names
-    rows = [
-        (name, *(percent(found.iou[index]) for found in scores))
-        for index, name in enumerate(class_names)
-    ]
-    rows += [
-        ("mIoU", *(percent(found.miou) for found in scores)),
-        ("accuracy", *(percent(found.accuracy) for found in scores)),
-    ]
-    print_table(("IoU (%)", *evaluations), rows)
-
-
-def percent(share: float | None) -> str:
-    """A share in [0, 1] as a table shows it."""
-    return "-" if share is None else f"{100 * share:5.1f}"
-
-
-def print_json(record: Mapping[Any, object]) -> None:
-    """Print one JSON object."""
-    print(json.dumps(record, indent=2))

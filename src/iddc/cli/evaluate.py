@@ -1,0 +1,133 @@
+"""The command that scores a run on labelled images: evaluate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from tyro.conf import arg
+
+from iddc.cli.options import Flat, Informing, Limited, RunPath
+from iddc.cli.printing import print_json, print_scores
+from iddc.config import DatasetName, ProtocolName, RefineName, Runtime
+from iddc.runs import Run
+
+if TYPE_CHECKING:
+    from iddc.datasets import LabelledImages, Sample
+    from iddc.evaluation import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Informing, Limited):
+    """Score a run on labelled images. This is where labels are read, and nowhere else.
+
+    Clusters are matched to classes one to one so that the most pixels are right; pixels of
+    unmatched clusters are errors. The scores are added to RUN/scores.json, unless --limit is given.
+    """
+
+    run: RunPath
+    data: Annotated[Path, arg(metavar="DIR")]
+    """The data set, as downloaded; folder: DIR/{SPLIT/}images and DIR/{SPLIT/}labels, pictures of
+    class ids, 255 ignored, or of the colours that classes.txt names."""
+    dataset: DatasetName = "folder"
+    """Which one it is."""
+    split: str = "val"
+    """The part of it."""
+    binary: bool = False
+    """Labels of a folder are masks of 0 and 255, and both are classes; else 255 is ignored."""
+    protocol: ProtocolName = "full"
+    """How images are resized, seen and scored; published numbers name theirs (`iddc recipes`)."""
+    refine: RefineName = "none"
+    """Make masks follow edges before they are scored: fast, or crf, which needs the extra `crf`."""
+    matching: Literal["hungarian", "names"] = "hungarian"
+    """names: score also clusters as the classes that a person named them after (iddc label)."""
+    save_masks: bool = False
+    """Write image, truth and prediction side by side to RUN/evaluation, in colours of classes."""
+    runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = frozenset({"device"})
+
+    def __call__(self) -> int:
+        """Evaluate."""
+        from iddc.datasets import open_dataset
+        from iddc.evaluation import PROTOCOLS, evaluate
+        from iddc.progress import Progress
+        from iddc.segmenter import Segmenter
+
+        run = Run.open(self.run)
+        stamp = run.stamp
+        dataset = open_dataset(self.dataset, self.data, self.split, binary=self.binary)
+        refined = "" if self.refine == "none" else f"-{self.refine}"
+        masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
+        evaluation = evaluate(
+            Segmenter.load(self.run, self.runtime.device),
+            dataset if self.limit is None else First(dataset, self.limit),
+            PROTOCOLS[self.protocol].refined(self.refine),
+            by_name=self.matching == "names",
+            save_masks=masks if self.save_masks else None,
+            progress=Progress(),
+        )
+        entry = {
+            "data": str(self.data.resolve()),
+            "dataset": self.dataset,
+            "split": self.split,
+            "protocol": self.protocol,
+            "refinement": self.refine,
+            **evaluation.as_dict(),
+        }
+        self._print(evaluation, entry)
+        if self.limit is None:
+            run.add_score(stamp=stamp, **entry)
+        if not self.json:
+            where = "not written, because of --limit" if self.limit else self.run / "scores.json"
+            print(f"\n{evaluation.num_images:,} images · {self.protocol} · {where}")
+            if self.save_masks:
+                print(masks)
+        return 0
+
+    def _print(self, evaluation: Evaluation, entry: Mapping[str, Any]) -> None:
+        """Show the scores, before anything can keep them from being written."""
+        from iddc.evaluation import SEEN
+
+        for sentence in evaluation.warnings:
+            print(f"warning: {sentence}", file=sys.stderr)
+        if self.json:
+            print_json(entry)
+            return
+        columns = {self.run.name: evaluation}
+        if evaluation.by_name:
+            columns["by name"] = replace(evaluation, scores=evaluation.by_name)
+        print_scores(columns)
+        if evaluation.by_name:
+            print(f"\nby name: {SEEN}")
+
+
+@dataclass(frozen=True)
+class First:
+    """The first images of a labelled data set."""
+
+    dataset: LabelledImages
+    limit: int
+
+    @property
+    def name(self) -> str:
+        """As the data set's."""
+        return self.dataset.name
+
+    @property
+    def num_classes(self) -> int:
+        """As the data set's."""
+        return self.dataset.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As the data set's."""
+        return self.dataset.class_names
+
+    def __len__(self) -> int:
+        return min(self.limit, len(self.dataset))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[index]

@@ -1,0 +1,146 @@
+"""The command that segments images: predict."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+
+from pydantic import ValidationError
+from tyro.conf import arg
+
+from iddc.cli.options import Flat, ImagesPath, Limited, RunPath, refuse_inside, say
+from iddc.config import PredictionConfig, RefineName, Runtime
+from iddc.errors import ConfigError
+from iddc.runs import Run, explain
+
+if TYPE_CHECKING:
+    from iddc.segmenter import Segmenter
+
+MaskFormat = Literal[
+    "png",
+    "palette",
+    "overlay",
+    "csv",
+    "coco",
+    "coco-polygons",
+    "cvat",
+    "labelstudio",
+    "labelme",
+    "yolo",
+    "npz",
+    "geotiff",
+    "geojson",
+    "gpkg",
+]
+ModelsOwn = arg(metavar="N", help_behavior_hint="(default: the model's own)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Limited):
+    """Write the masks of images, each as large as its image.
+
+    DIR/png/a/b.png is the mask of a/b.jpg; other formats are alike, or one file of all images
+    (docs/formats.md). Line i of DIR/classes.txt, from 0, names id i; DIR/legend.svg
+    shows what the colours of a palette or an overlay mean. Images whose masks are there are not
+    done again, so an interrupted command can be given again.
+    """
+
+    run: RunPath
+    images: ImagesPath
+    out: Annotated[Path, arg(metavar="DIR")]
+    """The folder to write, outside of IMAGES. Unreadable images are listed in DIR/skipped.csv."""
+    formats: tuple[MaskFormat, ...] = ("png",)
+    """png: class ids, 8 or 16 bit, 255 or 65535 ignored; palette: the same, shown in colours;
+    overlay: on the image; csv: how much of each image and folder a class covers; coco,
+    coco-polygons, cvat, labelstudio, labelme, yolo: for that program; npz:
+    probabilities, 2 bytes a pixel and cluster. For GeoTIFFs, with the extra `geo`: geotiff, ids at
+    their place on Earth; geojson, gpkg: polygons; csv beside one of these has square metres too."""
+    shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
+    """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
+    window: Annotated[int | None, ModelsOwn] = None
+    """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
+    overlap: Annotated[int | None, ModelsOwn] = None
+    """How many pixels neighbouring windows share."""
+    refine: Annotated[
+        RefineName | None,
+        arg(metavar="{none,fast,crf}", help_behavior_hint="(default: the model's own)"),
+    ] = None
+    """Make masks follow edges: fast, or crf, which needs the extra `crf`."""
+    runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = frozenset({"device", "max_unreadable"})
+
+    def __call__(self) -> int:
+        """Predict."""
+        refuse_inside(self.out, self.images)
+        if not self.formats:
+            raise ConfigError(
+                f"--formats: expected at least one of {', '.join(get_args(MaskFormat))}."
+            )
+        others = {*self.formats} - {"geotiff", "geojson", "gpkg", "csv"}
+        if others and {"geotiff", "geojson", "gpkg"} & {*self.formats}:
+            raise ConfigError(
+                "--formats: geotiff, geojson and gpkg are for rasters and go with csv alone, "
+                f"found {', '.join(sorted(others))} too. Give two commands."
+            )
+        shard = parse_shard(self.shard)
+
+        from iddc.predicting import predict_collection
+        from iddc.progress import Progress
+
+        predicted = predict_collection(
+            self._segmenter(),
+            self.images,
+            self.out,
+            self.formats,
+            model=self.run,
+            shard=shard,
+            limit=self.limit,
+            max_unreadable=self.runtime.max_unreadable,
+            progress=Progress(),
+        )
+        left_out, there = "", ""
+        if predicted.skipped:
+            left_out = f" ({predicted.skipped:,} skipped, see {self.out / 'skipped.csv'})"
+        if predicted.kept:
+            there = f", {predicted.kept:,} of them there already,"
+        places = ", ".join(map(str, predicted.places))
+        say(f"masks of {predicted.done:,} {predicted.kind}{left_out}{there} in {places}")
+        if predicted.missing:
+            say(
+                f"{', '.join(predicted.waiting)}: not yet, {predicted.missing:,} {predicted.kind} "
+                "are missing. The shard that ends last writes them; if none does, give any of "
+                "their commands again."
+            )
+        return 0
+
+    def _segmenter(self) -> Segmenter:
+        """The run's model, with the windows and the refinement that are asked for."""
+        from iddc.segmenter import Segmenter
+
+        segmenter = Segmenter.load(Run.open(self.run).path, self.runtime.device)
+        given = {"window": self.window, "overlap": self.overlap, "refine": self.refine}
+        own = segmenter.experiment.prediction.model_dump()
+        try:
+            config = PredictionConfig(**own | {k: v for k, v in given.items() if v is not None})
+        except ValidationError as error:
+            raise ConfigError(f"--window, --overlap: {explain(error)}") from None
+        changed = segmenter.experiment.model_copy(update={"prediction": config})
+        segmenter.experiment = changed
+        return segmenter
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read I/N of --shard; without it, all images are one shard.
+
+    Raises:
+        ConfigError: It is not of this form, or I is not one of 1 to N.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", "1/1" if text is None else text)
+    shard, shards = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= shard <= shards:
+        raise ConfigError(
+            f"--shard: expected I/N with I from 1 to N, such as 1/4 to 4/4, found {text!r}."
+        )
+    return shard, shards

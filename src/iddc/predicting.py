@@ -1,0 +1,312 @@
+"""The masks of a whole collection: photos, the frames of a video, or rasters.
+
+All three are done in one way. A shard's share of the images is gone through in order; an image
+whose masks are there is not done again; one that cannot be read is listed with the reason; and who
+finds that no image is missing writes the files that are about all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from iddc.errors import ConfigError, UnreadableImage
+from iddc.geo import MARGIN, segment_raster
+from iddc.images import ImageFile, ahead, check_images, find_images, open_image, refuse_many
+from iddc.masks import FORMATS, Collection, Labels
+from iddc.progress import SILENT, Progress
+from iddc.rasters import CLUSTERS, SUFFIXES, has_rasters, write_raster
+from iddc.runs import WRITTEN, disk_errors, refuse_newer
+from iddc.runs.files import TEMPORARY, write_new
+from iddc.segmenter import Segmentation, Segmenter
+from iddc.video import frames, is_video
+
+CLAIM = "predictions.json"
+"""In DIR: which model, names and windows its masks are of, so that no others are mixed in."""
+TILE = 1024
+"""The side of a raster's tile where the model has no working size, in pixels."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of a shard of a collection."""
+
+    kind: str
+    """What its images are called: images, frames or rasters."""
+    done: int
+    """How many of the shard's images have masks now."""
+    kept: int
+    """How many of those had them before."""
+    skipped: int
+    """How many of the shard's images cannot be read."""
+    missing: int
+    """How many images of the whole collection have no masks yet. Only formats that are one file
+    of all images ask; it is 0 without them."""
+    places: tuple[Path, ...]
+    """Files and folders that hold the masks."""
+    waiting: tuple[str, ...]
+    """Files that are written when no image is missing any more."""
+
+
+def predict_collection(
+    segmenter: Segmenter,
+    source: Path,
+    out: Path,
+    formats: Sequence[str],
+    *,
+    model: Path,
+    shard: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    max_unreadable: float = 0.05,
+    progress: Progress = SILENT,
+) -> Predicted:
+    """Write the masks of a collection, each as large as its image.
+
+    Args:
+        segmenter: What predicts, with the windows and the refinement of its experiment.
+        source: What `find_images` takes, or a video: frame 12 of a.mp4 is an image a/000012.png.
+        out: The folder to write.
+        formats: Names of `FORMATS`; or of `rasters.SUFFIXES`, for which every image is a GeoTIFF,
+            and csv beside them.
+        model: The folder of the model, to tell its masks from those of others.
+        shard: (I, N): every N-th image from the I-th on, counted from 1.
+        limit: Only the first images count.
+        max_unreadable: The share of unreadable images that is accepted, in [0, 1].
+        progress: Shows how far the work is.
+
+    Raises:
+        ConfigError: A format cannot hold the classes, or `out` holds something else.
+        DataError: There are no images, or too many of them cannot be read: masks of the others
+            are written, except where a single shard's headers are unreadable.
+        SetupError: An extra or ffmpeg is missing, or the folder cannot be written.
+    """
+    # What there is, and what of it has no masks yet. Nothing is written so far.
+    (first, step), video = shard, is_video(source)
+    rasters = [name for name in formats if name in SUFFIXES]
+    files: list[ImageFile] = []
+    if not video:
+        found = find_images(source, limit=limit)
+        for note in found.notes:
+            progress.note(f"note: {note}")
+        files += found.files
+    others = [name for name in formats if name not in SUFFIXES]
+    collection = Collection(source, out, others, segmenter.labels.classes)
+
+    def is_there(file: ImageFile) -> bool:
+        return has_rasters(out, file, rasters) and collection.has(file)
+
+    own = files[first - 1 :: step]
+    todo = [file for file in own if not is_there(file)]
+    bad = [] if rasters else check_images(todo, max_unreadable=1.0)[1]
+    if step == 1:  # of a shard the share may be larger than of all
+        refuse_many({str(item.file): item.reason for item in bad}, len(files), max_unreadable)
+
+    # The folder becomes ours, and says of each image that has no masks why.
+    claim(out, model, source, segmenter)
+    for file in {*own} - {*todo}:
+        collection.clear_skipped(file)
+    for item in bad:
+        collection.mark_skipped(item.file, item.reason)
+
+    # The work itself.
+    kind = "frames" if video else "rasters" if rasters else "images"
+    if rasters:
+        finished = _segment_rasters(segmenter, collection, rasters, todo)
+    else:
+        unreadable = {item.file for item in bad}
+        todo = [file for file in todo if file not in unreadable]
+        items = _photos(todo)
+        if video:
+            items = (
+                (file, frame)
+                for index, (file, frame) in enumerate(_frames(source, limit, files, progress.note))
+                if index % step == first - 1 and not is_there(file)
+            )
+        most = math.inf if video else max_unreadable * len(files) - len(bad)
+        finished = _segment(segmenter, collection, items, most, progress.note)
+    written, total = 0, None if video else len(todo)
+    try:
+        with progress.job(total):
+            for written, file in enumerate(finished, start=1):
+                where = f"{written}/{total}" if total else f"frame {written:,}"
+                progress.update(written, where, str(file.name))
+    finally:
+        reasons = collection.write_skipped(files)
+    refuse_many(reasons, len(files), max_unreadable, kind)
+
+    # What is about all images, and what became of this shard. The frames are known by now.
+    own = files[first - 1 :: step]
+    missing = collection.finish(files)
+    wholes = {name: FORMATS[name].whole for name in others if FORMATS[name].whole}
+    places = [wholes.get(name, name) for name in formats if not (missing and name in wholes)]
+    skipped = sum(str(file.name) in reasons for file in own)
+    return Predicted(
+        kind,
+        done=len(own) - skipped,
+        kept=len(own) - skipped - written,
+        skipped=skipped,
+        missing=missing,
+        places=tuple(out / name for name in places or ["parts"]),
+        waiting=tuple(wholes.values() if missing else ()),
+    )
+
+
+def _photos(files: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image.Image | str]]:
+    """Each photo, decoded in threads ahead of time, or why it cannot be read."""
+
+    def opened(file: ImageFile) -> Image.Image | str:
+        try:
+            return open_image(file)
+        except UnreadableImage as error:
+            return error.reason
+
+    return ahead(opened, files, nbytes=_image_bytes)
+
+
+def _frames(
+    path: Path, limit: int | None, files: list[ImageFile], note: Callable[[str], object]
+) -> Iterator[tuple[ImageFile, Image.Image]]:
+    """Each frame of a video, under the name of an image, which is added to `files`.
+
+    All frames are decoded, also where masks are there already or another shard makes them: few
+    videos can be entered in the middle without decoding what comes before.
+    """
+    for index, frame in enumerate(islice(frames(path, note), limit)):
+        name = f"{index:06}.png"
+        files.append(ImageFile(path, PurePosixPath(path.stem.strip("."), name), name))
+        yield files[-1], frame
+
+
+def _segment(
+    segmenter: Segmenter,
+    collection: Collection,
+    items: Iterable[tuple[ImageFile, Image.Image | str]],
+    most_skipped: float,
+    note: Callable[[str], object],
+) -> Iterator[ImageFile]:
+    """Write the masks of images, and list those that cannot be read; ends early if they are many.
+
+    Files are decoded and encoded in threads, while the network computes in this one.
+    """
+
+    def readable() -> Iterator[tuple[ImageFile, Image.Image]]:
+        skipped = 0
+        for file, image in items:
+            if isinstance(image, str):
+                collection.mark_skipped(file, image)
+                skipped += 1
+                if skipped > most_skipped:
+                    return  # those before it are still written
+            else:
+                yield file, image
+
+    def write(item: tuple[ImageFile, Segmentation]) -> None:
+        collection.add(*item)
+
+    results = segmenter.predict_items(readable(), with_probs=collection.needs_probs, note=note)
+    for (file, _), _ in ahead(write, results, nbytes=_result_bytes):
+        yield file
+
+
+def _segment_rasters(
+    segmenter: Segmenter,
+    collection: Collection,
+    formats: Sequence[str],
+    files: Iterable[ImageFile],
+) -> Iterator[ImageFile]:
+    """Write the files of GeoTIFFs, tile by tile, and list those that cannot be read.
+
+    The clusters are kept in DIR/parts/clusters; each format is made of them.
+    """
+    # No larger than the working size, so that nothing is reduced.
+    tile = max(segmenter.experiment.views.short_side or TILE, 3 * MARGIN)
+
+    clusters = Labels.numbered(segmenter.num_clusters).classes
+
+    def classify(image: Image.Image) -> np.ndarray:
+        ids: np.ndarray = segmenter.predict(image).clusters
+        return ids
+
+    for file in files:
+        try:
+            if file.member is not None:
+                raise UnreadableImage(file, "unpack the zip, rasters are read in parts")
+            found = collection.path(CLUSTERS, file, ".tif")
+            if not found.exists():
+                segment_raster(file.path, found, classify, clusters, tile)
+            write_raster(collection.folder, file, formats, collection)
+        except UnreadableImage as error:
+            collection.mark_skipped(file, error.reason)
+        else:
+            collection.clear_skipped(file)
+            yield file
+
+
+def _image_bytes(_: ImageFile, image: Image.Image | str | None) -> int:
+    return 3 * image.width * image.height if isinstance(image, Image.Image) else 0
+
+
+def _result_bytes(item: tuple[ImageFile, Segmentation], _: object) -> int:
+    _, result = item
+    probs = 0 if result.probs is None else result.probs.nbytes
+    return 3 * result.clusters.size + result.clusters.nbytes + probs
+
+
+def claim(out: Path, model: Path, images: Path, segmenter: Segmenter) -> None:
+    """Note in `out` which model, names and images its masks are of.
+
+    Shards that start at once write the same note.
+
+    Raises:
+        ConfigError: It holds those of others, or of other windows, or something else.
+    """
+    with (model / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    record: dict[str, Any] = {
+        "model": digest,
+        "images": str(images.resolve()),
+        "prediction": segmenter.experiment.prediction.model_dump(),
+        **_names(segmenter.labels),
+    }
+    path = out / CLAIM
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        # Listed first: another shard may make the note, and then its masks, at any moment.
+        others = [item for item in out.iterdir() if not item.match(TEMPORARY)]
+        if others and not path.exists():
+            raise ConfigError(
+                f"{out} holds something else than masks of iddc. Choose a new or empty folder."
+            )
+        # Of two models that begin at the same moment, only one may have the folder.
+        note = json.dumps({**WRITTEN, **record}, indent=2) + "\n"
+        if not path.exists() and write_new(path, note):
+            return
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            kept = {}
+    if isinstance(kept, dict):
+        refuse_newer(kept, path, ConfigError)
+        kept = {key: value for key, value in kept.items() if key not in WRITTEN}
+    if kept != record:
+        raise ConfigError(
+            f"{out} holds the masks of another model, of other names, of other images or of other "
+            "windows. Choose another folder, or delete it."
+        )
+
+
+def _names(labels: Labels) -> dict[str, str]:
+    """What tells masks with these names and colours from others; nothing where nobody named any."""
+    chosen = labels.model_dump_json(exclude={"history"})
+    if chosen == labels.numbered(len(labels.id2label)).model_dump_json(exclude={"history"}):
+        return {}
+    return {"labels": hashlib.sha256(chosen.encode()).hexdigest()}
