@@ -98,7 +98,10 @@ def test_label_folders_are_not_read_and_a_note_says_so(tmp_path: Path) -> None:
         save(tmp_path / name)
     found = find_images(tmp_path)
     assert [str(file.name) for file in found.files] == ["train/images/a.png"]
-    assert found.notes == ("folders not read as photos: gtFine (2), train/labels (1)",)
+    assert found.notes == (
+        "masks and labels not read as photos (3): gtFine (2), train/labels (1); --include-masks "
+        "reads them too",
+    )
 
 
 def test_a_folder_that_holds_images_is_read_only_there(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_a_folder_without_images_is_an_error_that_says_what_was_found(tmp_path: 
         find_images(tmp_path)
     (tmp_path / "a.heic").touch()
     save(tmp_path / "labels/a.png")
-    with pytest.raises(DataError, match=r"labels \(1\); files of other kinds: \.heic \(1\)"):
+    with pytest.raises(DataError, match=r"labels \(1\); .*; files of other kinds: \.heic \(1\)"):
         find_images(tmp_path)
 
 

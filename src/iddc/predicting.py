@@ -66,6 +66,7 @@ def predict_collection(
     model: Path,
     shard: tuple[int, int] = (1, 1),
     limit: int | None = None,
+    include_masks: bool = False,
     max_unreadable: float = 0.05,
     progress: Progress = SILENT,
 ) -> Predicted:
@@ -80,6 +81,7 @@ def predict_collection(
         model: The folder of the model, to tell its masks from those of others.
         shard: (I, N): every N-th image from the I-th on, counted from 1.
         limit: Only the first images count.
+        include_masks: See `find_images`.
         max_unreadable: The share of unreadable images that is accepted, in [0, 1].
         progress: Shows how far the work is.
 
@@ -94,7 +96,7 @@ def predict_collection(
     rasters = [name for name in formats if name in SUFFIXES]
     files: list[ImageFile] = []
     if not video:
-        found = find_images(source, limit=limit)
+        found = find_images(source, limit=limit, include_masks=include_masks)
         for note in found.notes:
             progress.note(f"note: {note}")
         files += found.files

@@ -13,7 +13,7 @@ from iddc.cli.options import (
     ConfigFile,
     Flat,
     ImagesPath,
-    Limited,
+    ReadsPhotos,
     find_readable,
     ready,
     refuse_inside,
@@ -23,7 +23,7 @@ from iddc.config import DatasetName, Experiment, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analyze(Limited):
+class Analyze(ReadsPhotos):
     """Draw how alike pixels are (Fig. 2), and estimate t+ and t- from the images alone.
 
     With --data, pairs of annotated classes stand beside those of clusters. They are only drawn:
@@ -51,7 +51,9 @@ class Analyze(Limited):
     def __call__(self) -> int:
         """Analyze."""
         refuse_inside(self.out, self.images)
-        files, _ = find_readable(self.images, self.limit, self.runtime)
+        files, _ = find_readable(
+            self.images, self.limit, self.runtime, include_masks=self.include_masks
+        )
         experiment = ready(self.experiment, self.runtime)
 
         from iddc.analysis import analyze, draw

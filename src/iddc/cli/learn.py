@@ -15,8 +15,8 @@ from iddc.cli.options import (
     ConfigFile,
     Flat,
     ImagesPath,
-    Limited,
     NewRun,
+    ReadsPhotos,
     TrainedOn,
     baseline_config,
     find_readable,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Limited):
+class Train(ReadsPhotos):
     """Learn a segmenter from unlabelled images. Labels are never read.
 
     --recipe or --config sets every number, and single options override it. An interrupted run goes
@@ -56,7 +56,13 @@ class Train(Limited):
     def __call__(self) -> int:
         """Train."""
         refuse_inside(self.out, self.images)
-        files, skipped = find_readable(self.images, self.limit, self.runtime, self.dataset)
+        files, skipped = find_readable(
+            self.images,
+            self.limit,
+            self.runtime,
+            self.dataset,
+            include_masks=self.include_masks,
+        )
         if len(files) < 2:
             raise DataError(
                 f"Found {len(files)} readable image in {self.images}; training compares images "
@@ -85,7 +91,7 @@ class Train(Limited):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(Limited):
+class Baseline(ReadsPhotos):
     """Fit a baseline on the same embeddings; the result is a run like any other.
 
     Give it the recipe, or the --config, of the run it is compared with: working size, windows and
@@ -117,7 +123,13 @@ class Baseline(Limited):
             raise ConfigError(
                 f"Only the baseline stego has the option --{changes[0].split(':')[0]}."
             )
-        files, skipped = find_readable(self.images, self.limit, self.runtime, self.dataset)
+        files, skipped = find_readable(
+            self.images,
+            self.limit,
+            self.runtime,
+            self.dataset,
+            include_masks=self.include_masks,
+        )
         head: HeadName = "centroids" if self.method == "kmeans" else "codes"
         experiment = ready(self.experiment.model_copy(update={"head": head}), self.runtime)
         with start(self, experiment) as run:

@@ -90,6 +90,14 @@ class Limited(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadsPhotos(Limited):
+    """What the commands have that read a folder or a zip of photos."""
+
+    include_masks: bool = False
+    """Read masks and labels among IMAGES like photos; else they are left out, and listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Informing(Command):
     """What the commands have that print a table."""
 
@@ -187,7 +195,12 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
 
 
 def find_readable(
-    images: Path, limit: int | None, runtime: Runtime, dataset: DatasetName = "folder"
+    images: Path,
+    limit: int | None,
+    runtime: Runtime,
+    dataset: DatasetName = "folder",
+    *,
+    include_masks: bool = False,
 ) -> tuple[list[ImageFile], list[Skipped]]:
     """Find the images and check their headers; say on stderr what was not read as a photo."""
     from iddc.images import check_images, find_images
@@ -195,9 +208,13 @@ def find_readable(
     if dataset != "folder":
         from iddc.datasets import train_images
 
+        if include_masks:
+            raise ConfigError(
+                f"--include-masks is for --dataset folder: {dataset} says which files are photos."
+            )
         files = train_images(dataset, images)[:limit]
     else:
-        found = find_images(images, limit=limit)
+        found = find_images(images, limit=limit, include_masks=include_masks)
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
         files = found.files

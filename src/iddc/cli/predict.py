@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 from pydantic import ValidationError
 from tyro.conf import arg
 
-from iddc.cli.options import Flat, ImagesPath, Limited, RunPath, refuse_inside, say
+from iddc.cli.options import Flat, ImagesPath, ReadsPhotos, RunPath, refuse_inside, say
 from iddc.config import PredictionConfig, RefineName, Runtime
 from iddc.errors import ConfigError
 from iddc.runs import Run, explain
@@ -38,7 +38,7 @@ ModelsOwn = arg(metavar="N", help_behavior_hint="(default: the model's own)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Limited):
+class Predict(ReadsPhotos):
     """Write the masks of images, each as large as its image.
 
     DIR/png/a/b.png is the mask of a/b.jpg; other formats are alike, or one file of all images
@@ -97,6 +97,7 @@ class Predict(Limited):
             model=self.run,
             shard=shard,
             limit=self.limit,
+            include_masks=self.include_masks,
             max_unreadable=self.runtime.max_unreadable,
             progress=Progress(),
         )

@@ -173,7 +173,7 @@ def _find(root: Path, split: str) -> Path:
 
 def _by_stem(folder: Path) -> dict[PurePosixPath, ImageFile]:
     result: dict[PurePosixPath, ImageFile] = {}
-    for file in find_images(folder).files:
+    for file in find_images(folder, include_masks=True).files:
         stem = PurePosixPath(file.path.relative_to(folder).as_posix()).with_suffix("")
         if stem in result:
             raise DataError(f"{result[stem]} and {file} share a stem. Rename or remove one.")

@@ -7,12 +7,11 @@ first a tuple of `ImageFile`, each a file to read from and a name to write to.
 from iddc.images.check import Skipped, check_images, refuse_many
 from iddc.images.decode import MAX_PIXELS, open_image, quiet_pillow, to_rgb
 from iddc.images.files import FORMATS, MAX_BYTES, SUFFIXES, ImageFile
-from iddc.images.find import LABEL_FOLDERS, FoundImages, find_images, listed
+from iddc.images.find import FoundImages, find_images, listed
 from iddc.images.lookahead import ahead
 
 __all__ = [
     "FORMATS",
-    "LABEL_FOLDERS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "SUFFIXES",

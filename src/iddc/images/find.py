@@ -12,11 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from iddc.errors import DataError, one_line
 from iddc.images.files import SUFFIXES, ImageFile
+from iddc.images.masklike import sort_out
 
-LABEL_FOLDERS = frozenset(
-    {"labels", "gtFine", "annotations", "stuffthingmaps", "stuffthingmaps_trainval2017"}
-)
-"""Folders of the usual data sets that hold labels, not photos."""
 _MAX_LIST = 500_000_000
 """The largest list of paths, in bytes."""
 _MAX_NAME = 230
@@ -33,17 +30,21 @@ class FoundImages:
     notes: tuple[str, ...] = ()
 
 
-def find_images(source: Path, *, limit: int | None = None) -> FoundImages:
+def find_images(
+    source: Path, *, limit: int | None = None, include_masks: bool = False
+) -> FoundImages:
     """List the images of a folder, a zip, a text file of paths, or take one image.
 
     A folder is read with all its subfolders, through links too, sorted by name. If it holds
-    `images/`, only that is read, and folders of labels (`LABEL_FOLDERS`) are not. A zip is read
-    like a folder, its members in place. A text file has one path per line, absolute or relative to
-    its own folder, and keeps its order. Hidden files are ignored. No image is opened.
+    `images/`, only that is read, and masks and labels are not (`masklike.sort_out`, which opens a
+    few files where names do not decide). A zip is read like a folder, its members in place. A text
+    file has one path per line, absolute or relative to its own folder, and keeps its order; all
+    that it names is read. Hidden files are ignored.
 
     Args:
         source: The folder, zip, text file or image.
         limit: Keep this many images, the first ones. It changes no name.
+        include_masks: Read masks and labels like photos.
 
     Raises:
         DataError: The source is missing, unreadable or holds no image.
@@ -51,7 +52,7 @@ def find_images(source: Path, *, limit: int | None = None) -> FoundImages:
     suffix = source.suffix.lower()
     try:
         if source.is_dir():
-            found = _find_in_folder(source)
+            found = _find_in_folder(source, include_masks)
         elif not source.exists():
             raise DataError(
                 f"No such file or folder: {source}. Expected a folder of images, a zip, a text "
@@ -60,7 +61,7 @@ def find_images(source: Path, *, limit: int | None = None) -> FoundImages:
         elif not source.is_file():
             raise DataError(f"{source} is neither a folder nor a regular file.")
         elif suffix == ".zip":
-            found = _find_in_zip(source)
+            found = _find_in_zip(source, include_masks)
         elif suffix in SUFFIXES:
             found = FoundImages((ImageFile(source, _fitting(PurePosixPath(source.name))),))
         else:
@@ -70,7 +71,7 @@ def find_images(source: Path, *, limit: int | None = None) -> FoundImages:
     return FoundImages(found.files[:limit], tuple(map(one_line, found.notes)))
 
 
-def _find_in_folder(folder: Path) -> FoundImages:
+def _find_in_folder(folder: Path, include_masks: bool) -> FoundImages:
     notes: list[str] = []
     seen: set[tuple[int, int]] = set()
     found: dict[PurePosixPath, ImageFile] = {}
@@ -89,10 +90,10 @@ def _find_in_folder(folder: Path) -> FoundImages:
         for file in (Path(here, name) for name in names):
             name = PurePosixPath(file.relative_to(folder).as_posix())
             found[name] = ImageFile(file, name)
-    return _select(found, folder, notes)
+    return _select(found, folder, notes, include_masks)
 
 
-def _find_in_zip(path: Path) -> FoundImages:
+def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -102,11 +103,13 @@ def _find_in_zip(path: Path) -> FoundImages:
         raise DataError(f"{path} is not a zip that can be read: {error}.") from error
     names = {_safe_name(PurePosixPath(member.replace("\\", "/"))): member for member in members}
     found = {name: ImageFile(path, name, member) for name, member in names.items() if name.parts}
-    return _select(found, path, [])
+    return _select(found, path, [], include_masks)
 
 
-def _select(found: dict[PurePosixPath, ImageFile], source: Path, notes: list[str]) -> FoundImages:
-    """Keep what is a photo by its folder and its suffix, sorted by name."""
+def _select(
+    found: dict[PurePosixPath, ImageFile], source: Path, notes: list[str], include_masks: bool
+) -> FoundImages:
+    """Keep what is a photo by its name and its look, sorted by name."""
     if any(name.parts[0] == "images" and len(name.parts) > 1 for name in found):
         notes.append(f"reads only images/ of {source}")
         found = {
@@ -114,21 +117,17 @@ def _select(found: dict[PurePosixPath, ImageFile], source: Path, notes: list[str
             for name, file in found.items()
             if name.parts[0] == "images" and len(name.parts) > 1
         }
-    labels: Counter[str] = Counter()
     others: Counter[str] = Counter()
     files = []
     for name in sorted(found, key=lambda name: name.parts):
         if any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
             continue
-        if not LABEL_FOLDERS.isdisjoint(name.parts[:-1]):
-            first = next(i for i, part in enumerate(name.parts) if part in LABEL_FOLDERS)
-            labels["/".join(name.parts[: first + 1])] += 1
-        elif name.suffix.lower() in SUFFIXES:
+        if name.suffix.lower() in SUFFIXES:
             files.append(found[name])
         else:
             others[name.suffix.lower() or "without suffix"] += 1
-    if labels:
-        notes.append(f"folders not read as photos: {_counts(labels)}")
+    if not include_masks:
+        files = _without_masks(files, notes)
     if others:
         notes.append(f"files of other kinds: {_counts(others)}")
     if not files:
@@ -137,6 +136,22 @@ def _select(found: dict[PurePosixPath, ImageFile], source: Path, notes: list[str
             f"found {'; '.join(notes) or 'no file'}."
         )
     return FoundImages(_distinct(files, notes), tuple(notes))
+
+
+def _without_masks(files: list[ImageFile], notes: list[str]) -> list[ImageFile]:
+    """Leave masks and labels out, and say which and how many."""
+    found = sort_out(files)
+    if found.masks:
+        notes.append(
+            f"masks and labels not read as photos ({found.masks.total():,}): "
+            f"{_counts(found.masks)}; --include-masks reads them too"
+        )
+    if found.kept:
+        notes.append(
+            f"named like masks, but read as photos by their look ({found.kept.total():,}): "
+            f"{_counts(found.kept)}"
+        )
+    return found.photos
 
 
 def _find_in_list(path: Path) -> FoundImages:
@@ -167,6 +182,11 @@ def _find_in_list(path: Path) -> FoundImages:
         ImageFile(file, _safe_name(PurePosixPath(tidy.relative_to(root).as_posix())))
         for tidy, file in given.items()
     ]
+    if masks := sort_out(files).masks:
+        notes.append(
+            f"looks like masks or labels ({masks.total():,}): {_counts(masks)}; they are read, as "
+            f"{path} names them"
+        )
     return FoundImages(_distinct(files, notes), tuple(notes))
 
 
