@@ -8,7 +8,7 @@ import pytest
 
 from iddc.config import Experiment, ObjectiveConfig, RecipeName, TrainingConfig, ViewsConfig
 from iddc.recipes import FIGURES, RECIPES, TABLES, Figure, Row, Table
-from iddc.recipes.ablations import ABLATIONS, plus, times
+from iddc.recipes.ablations import ABLATIONS, scaled, shifted
 from iddc.recipes.tables import UNPUBLISHED
 
 # K, lambda_1, lambda_2, t+, t-, epochs, (Acc, mIoU): Sec. 4.2.3, 4.2.2 and the tables, typed again.
@@ -234,18 +234,18 @@ def test_an_ablation_by_name_is_the_edit_of_the_paper_s_base(name: str) -> None:
 
 def test_a_threshold_that_is_not_known_yet_is_shifted_from_the_best_one_of_figure_7a() -> None:
     experiment = Experiment(objective=ObjectiveConfig(positive_threshold="auto"))
-    shifted = plus("positive_threshold", -0.05)(experiment)
-    assert shifted.objective.positive_threshold == 0.15
+    moved = shifted("positive_threshold", -0.05)(experiment)
+    assert moved.objective.positive_threshold == 0.15
 
 
 def test_a_threshold_stays_a_cosine() -> None:
-    assert plus("positive_threshold", 1.0)(Experiment()).objective.positive_threshold == 1
-    assert plus("negative_threshold", -2.0)(Experiment()).objective.negative_threshold == -1
+    assert shifted("positive_threshold", 1.0)(Experiment()).objective.positive_threshold == 1
+    assert shifted("negative_threshold", -2.0)(Experiment()).objective.negative_threshold == -1
 
 
 def test_an_edit_is_checked_like_an_option() -> None:
     with pytest.raises(ValueError, match="negative_weight"):
-        times("negative_weight", -1.0)(Experiment())
+        scaled("negative_weight", -1.0)(Experiment())
 
 
 # Tables -------------------------------------------------------------------------------------------

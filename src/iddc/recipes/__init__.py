@@ -9,37 +9,68 @@ published numbers. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import cast
 
 from iddc.config import Experiment, ProtocolName, RecipeName
-from iddc.recipes.ablations import ABLATIONS, Edit, as_released, end_to_end, unchanged
-from iddc.recipes.paper import (
-    cityscapes_linear,
-    cityscapes_vitb8,
-    cityscapes_vits8,
-    cocostuff27_vits8,
-    cocostuff27_vits16,
-    cocostuff27_vits16_released,
-    cocostuff171_vits8,
-    folder,
-)
+from iddc.recipes.ablations import EDITS, Edit
+from iddc.recipes.paper import PAPER, folder
 from iddc.recipes.tables import FIGURES, TABLES, Figure, Panel, Row, Table
+from iddc.recipes.text import rows_of
 
 __all__ = ["FIGURES", "RECIPES", "TABLES", "Figure", "Panel", "Recipe", "Row", "Table"]
+
+# Recipe, what it is an edit of, the edit, one line for `iddc recipes`.
+_LISTED = """
+    folder                                  | | | your own images, any number of them; the default
+    cocostuff27-vits16                      | | | COCO-Stuff-27, DINO ViT-S/16
+    cocostuff27-vits16-released | | released | the same as the authors' code runs it: 20 epochs
+    cocostuff27-vits16-e2e      | cocostuff27-vits16 | end-to-end | the same end to end
+    cocostuff27-vits8                       | | | COCO-Stuff-27, DINO ViT-S/8
+    cocostuff27-vits8-e2e       | cocostuff27-vits8  | end-to-end | the same end to end
+    cocostuff171-vits8                      | | | COCO-Stuff-171, DINO ViT-S/8
+    cocostuff171-vits8-e2e      | cocostuff171-vits8 | end-to-end | the same end to end
+    cityscapes-vitb8                        | | | Cityscapes, DINO ViT-B/8
+    cityscapes-vitb8-e2e        | cityscapes-vitb8   | end-to-end | the same end to end
+    cityscapes-vits8                        | | | Cityscapes, DINO ViT-S/8
+    cityscapes-vits8-e2e        | cityscapes-vits8   | end-to-end | the same end to end
+    cityscapes-linear-vitb8                 | | | Cityscapes, linear head, DINO ViT-B/8
+    cityscapes-linear-vits8                 | | | Cityscapes, linear head, DINO ViT-S/8
+    cityscapes-linear-vits16                | | | Cityscapes, linear head, DINO ViT-S/16
+    cityscapes-linear-vitb16                | | | Cityscapes, linear head, DINO ViT-B/16
+    cityscapes-linear-xcits12-p16           | | | Cityscapes, linear head, DINO XCiT-S12/16
+    cityscapes-linear-xcits12-p8            | | | Cityscapes, linear head, DINO XCiT-S12/8
+    cityscapes-linear-ibot-vitb16           | | | Cityscapes, linear head, iBOT ViT-B/16
+    cityscapes-linear-ibot-vitb16-in22k     | | | Cityscapes, linear head, iBOT ViT-B/16 of IN-22K
+    cityscapes-linear-ibot-vitb16-in22k-e2e | cityscapes-linear-ibot-vitb16-in22k | end-to-end \
+                                                | the same end to end
+    cityscapes-linear-ibot-vits16           | | | Cityscapes, linear head, iBOT ViT-S/16
+    ablation-log-unweighted    | IBOT | log-unweighted    | the same, log penalty, weights 1
+    ablation-linear-unweighted | IBOT | linear-unweighted | the same, linear penalty, weights 1
+    ablation-exp-unweighted    | IBOT | exp-unweighted    | the same, weights 1
+    ablation-log               | IBOT | log               | the same, log penalty
+    ablation-linear            | IBOT | linear            | the same, linear penalty
+    ablation-no-regularizer    | IBOT | no-regularizer    | the same, without regulariser
+    ablation-no-negatives      | IBOT | no-negatives      | the same, without negative term
+"""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A named experiment, and what the paper reports for it."""
 
+    name: RecipeName
+    base: str
+    """The recipe of which this one is an edit; its own name if it is none."""
+    edit: Edit
+    """What makes it of that."""
     summary: str
     """One line for `iddc recipes`."""
-    experiment: Callable[[], Experiment]
-    """Returns the complete experiment."""
-    edit: Edit = unchanged
-    """What makes it of the experiment that it is a variant of."""
+
+    def experiment(self) -> Experiment:
+        """The complete experiment."""
+        base = folder() if self.base == "folder" else PAPER[self.base]
+        return self.edit(base).model_copy(update={"recipe": self.name})
 
     @property
     def table(self) -> str | None:
@@ -59,7 +90,7 @@ class Recipe:
 
     @property
     def _rows(self) -> list[tuple[Table, Row]]:
-        wanted = (self.experiment().recipe, "iddc", "none")
+        wanted = (self.name, "iddc", "none")
         return [
             (table, row)
             for table in TABLES.values()
@@ -68,72 +99,9 @@ class Recipe:
         ]
 
 
-def _variant(
-    name: RecipeName, summary: str, base: Callable[[], Experiment], edit: Edit = end_to_end
-) -> Recipe:
-    """An edit of an experiment under its own name."""
-    return Recipe(summary, lambda: edit(base()).model_copy(update={"recipe": name}), edit)
+def _recipe(name: str, base: str, edit: str, summary: str) -> Recipe:
+    base = "cityscapes-linear-ibot-vits16" if base == "IBOT" else base or name
+    return Recipe(cast("RecipeName", name), base, EDITS[edit], summary)
 
 
-def _linear(name: RecipeName, what: str) -> Recipe:
-    """A row of Table 7."""
-    return Recipe(f"Cityscapes, linear head, {what}", partial(cityscapes_linear, name))
-
-
-def _ablation(name: RecipeName, what: str) -> Recipe:
-    """A row of Tables 5 and 6."""
-    base = partial(cityscapes_linear, "cityscapes-linear-ibot-vits16")
-    return _variant(name, f"the same, {what}", base, ABLATIONS[name.removeprefix("ablation-")])
-
-
-RECIPES: dict[RecipeName, Recipe] = {
-    "folder": Recipe("your own images, any number of them; the default", folder),
-    "cocostuff27-vits16": Recipe("COCO-Stuff-27, DINO ViT-S/16", cocostuff27_vits16),
-    "cocostuff27-vits16-released": Recipe(
-        "the same as the authors' code runs it: 20 epochs", cocostuff27_vits16_released, as_released
-    ),
-    "cocostuff27-vits16-e2e": _variant(
-        "cocostuff27-vits16-e2e", "the same end to end", cocostuff27_vits16
-    ),
-    "cocostuff27-vits8": Recipe("COCO-Stuff-27, DINO ViT-S/8", cocostuff27_vits8),
-    "cocostuff27-vits8-e2e": _variant(
-        "cocostuff27-vits8-e2e", "the same end to end", cocostuff27_vits8
-    ),
-    "cocostuff171-vits8": Recipe("COCO-Stuff-171, DINO ViT-S/8", cocostuff171_vits8),
-    "cocostuff171-vits8-e2e": _variant(
-        "cocostuff171-vits8-e2e", "the same end to end", cocostuff171_vits8
-    ),
-    "cityscapes-vitb8": Recipe("Cityscapes, DINO ViT-B/8", cityscapes_vitb8),
-    "cityscapes-vitb8-e2e": _variant(
-        "cityscapes-vitb8-e2e", "the same end to end", cityscapes_vitb8
-    ),
-    "cityscapes-vits8": Recipe("Cityscapes, DINO ViT-S/8", cityscapes_vits8),
-    "cityscapes-vits8-e2e": _variant(
-        "cityscapes-vits8-e2e", "the same end to end", cityscapes_vits8
-    ),
-    "cityscapes-linear-vitb8": _linear("cityscapes-linear-vitb8", "DINO ViT-B/8"),
-    "cityscapes-linear-vits8": _linear("cityscapes-linear-vits8", "DINO ViT-S/8"),
-    "cityscapes-linear-vits16": _linear("cityscapes-linear-vits16", "DINO ViT-S/16"),
-    "cityscapes-linear-vitb16": _linear("cityscapes-linear-vitb16", "DINO ViT-B/16"),
-    "cityscapes-linear-xcits12-p16": _linear("cityscapes-linear-xcits12-p16", "DINO XCiT-S12/16"),
-    "cityscapes-linear-xcits12-p8": _linear("cityscapes-linear-xcits12-p8", "DINO XCiT-S12/8"),
-    "cityscapes-linear-ibot-vitb16": _linear("cityscapes-linear-ibot-vitb16", "iBOT ViT-B/16"),
-    "cityscapes-linear-ibot-vitb16-in22k": _linear(
-        "cityscapes-linear-ibot-vitb16-in22k", "iBOT ViT-B/16 of IN-22K"
-    ),
-    "cityscapes-linear-ibot-vitb16-in22k-e2e": _variant(
-        "cityscapes-linear-ibot-vitb16-in22k-e2e",
-        "the same end to end",
-        partial(cityscapes_linear, "cityscapes-linear-ibot-vitb16-in22k"),
-    ),
-    "cityscapes-linear-ibot-vits16": _linear("cityscapes-linear-ibot-vits16", "iBOT ViT-S/16"),
-    "ablation-log-unweighted": _ablation("ablation-log-unweighted", "log penalty, weights 1"),
-    "ablation-linear-unweighted": _ablation(
-        "ablation-linear-unweighted", "linear penalty, weights 1"
-    ),
-    "ablation-exp-unweighted": _ablation("ablation-exp-unweighted", "weights 1"),
-    "ablation-log": _ablation("ablation-log", "log penalty"),
-    "ablation-linear": _ablation("ablation-linear", "linear penalty"),
-    "ablation-no-regularizer": _ablation("ablation-no-regularizer", "without regulariser"),
-    "ablation-no-negatives": _ablation("ablation-no-negatives", "without negative term"),
-}
+RECIPES = {recipe.name: recipe for recipe in (_recipe(*row) for row in rows_of(_LISTED))}

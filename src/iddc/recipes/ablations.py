@@ -14,7 +14,7 @@ from iddc.config import Experiment, ObjectiveConfig
 Edit = Callable[[Experiment], Experiment]
 
 
-def unchanged(experiment: Experiment) -> Experiment:
+def identity(experiment: Experiment) -> Experiment:
     """Change nothing."""
     return experiment
 
@@ -29,44 +29,47 @@ def objective(**values: Any) -> Edit:
     return edit
 
 
-def times(field: str, factor: float) -> Edit:
+def training(**values: Any) -> Edit:
+    """Set fields of the training."""
+    return lambda experiment: experiment.model_copy(
+        update={"training": experiment.training.model_copy(update=values)}
+    )
+
+
+def scaled(field: str, factor: float) -> Edit:
     """Multiply a weight of the objective."""
     return lambda experiment: objective(**{field: getattr(experiment.objective, field) * factor})(
         experiment
     )
 
 
-def plus(field: str, step: float) -> Edit:
+def shifted(field: str, step: float) -> Edit:
     """Shift a threshold within [-1, 1]; auto counts as 0.2, where Fig. 7a is best."""
 
     def edit(experiment: Experiment) -> Experiment:
         found = getattr(experiment.objective, field)
-        shifted = round((0.2 if found == "auto" else found) + step, 6)
-        return objective(**{field: min(1.0, max(-1.0, shifted))})(experiment)
+        moved = round((0.2 if found == "auto" else found) + step, 6)
+        return objective(**{field: min(1.0, max(-1.0, moved))})(experiment)
 
     return edit
 
 
 def as_released(experiment: Experiment) -> Experiment:
     """Use the release's own w-, and lower the learning rate once an epoch."""
-    training = experiment.training.model_copy(update={"schedule_step": "epoch"})
     weighted = objective(negative_affinity="released")(experiment)
-    return weighted.model_copy(update={"training": training})
+    return training(schedule_step="epoch")(weighted)
 
 
-def end_to_end(experiment: Experiment) -> Experiment:
-    """Let the backbone train too, from 2/5 to 4/5 of the run (Sec. 4.2.2, Table 8)."""
-    training = experiment.training.model_copy(update={"end_to_end": True})
-    return experiment.model_copy(update={"training": training})
-
+end_to_end = training(end_to_end=True)
+"""Let the backbone train too, from 2/5 to 4/5 of the run (Sec. 4.2.2, Table 8)."""
+UNWEIGHTED = {"positive_affinity": False, "negative_affinity": "off"}
+"""Without weights, every selected pair counts as 1."""
 
 ABLATIONS: dict[str, Edit] = {
-    # Table 5. Without weights, every selected pair counts as 1.
-    "log-unweighted": objective(penalty="log", positive_affinity=False, negative_affinity="off"),
-    "linear-unweighted": objective(
-        penalty="linear", positive_affinity=False, negative_affinity="off"
-    ),
-    "exp-unweighted": objective(penalty="exp", positive_affinity=False, negative_affinity="off"),
+    # Table 5.
+    "log-unweighted": objective(penalty="log", **UNWEIGHTED),
+    "linear-unweighted": objective(penalty="linear", **UNWEIGHTED),
+    "exp-unweighted": objective(penalty="exp", **UNWEIGHTED),
     "log": objective(penalty="log"),
     "linear": objective(penalty="linear"),
     # Table 6.
@@ -75,3 +78,10 @@ ABLATIONS: dict[str, Edit] = {
 }
 """The rows of Tables 5 and 6 that differ from the full method. Each is the recipe `ablation-NAME`
 on Cityscapes, and edits any other experiment alike."""
+EDITS: dict[str, Edit] = {
+    "": identity,
+    "released": as_released,
+    "end-to-end": end_to_end,
+    **ABLATIONS,
+}
+"""What makes one recipe of another, by the words of `paper.RECIPES`."""

@@ -7,11 +7,13 @@ so the values are ours, relative to the recipe that is varied.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from iddc.config import DatasetName, ProtocolName, RecipeName, RefineName
-from iddc.recipes.ablations import Edit, objective, plus, times
+from iddc.recipes.ablations import Edit, objective, scaled, shifted
+from iddc.recipes.text import rows_of
 
 Method = Literal["iddc", "kmeans", "stego"]
 Axis = Literal[
@@ -25,18 +27,18 @@ class Row:
     """One row of a table, or one point of a figure."""
 
     cells: tuple[str, ...]
-    """Its first columns, as the paper has them; of a figure, the name of its curve."""
+    """The first columns, as the paper has them; of a figure, the name of its curve."""
     published: tuple[float | None, float] | None = None
     """Accuracy and mIoU in [0, 1]."""
     name: str = ""
-    """Its name in options and files; none for a method that is not ours to run."""
+    """The name in options and files; none for a method that is not ours to run."""
     recipe: RecipeName | None = None
     """What is trained, or the backbone and the data on which a baseline is fitted."""
     method: Method = "iddc"
     edits: tuple[Edit, ...] = ()
     """What a point of a figure changes in the recipe."""
     refine: RefineName = "none"
-    """Rows that differ in this alone share a run."""
+    """The refinement of the masks. Rows that differ in this alone share a run."""
     snapshots: bool = False
     """Score the model after each epoch."""
     note: str = ""
@@ -48,7 +50,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    """Of the cells of its rows."""
+    """The headings of the cells of its rows."""
     rows: tuple[Row, ...]
     dataset: DatasetName
     protocol: ProtocolName
@@ -84,343 +86,222 @@ class Figure:
 
 
 UNPUBLISHED = "hyper-parameters not published: lambda_1 and lambda_2 are ours"
-TWIN = "the paper does not say whether its number is end to end"
-
-
-def _scores(accuracy: float | None, miou: float) -> tuple[float | None, float]:
-    """Percent, as printed in the paper, to fractions."""
-    return None if accuracy is None else accuracy / 100, miou / 100
-
-
-def _other(method: str, backbone: str, accuracy: float | None, miou: float) -> Row:
-    """A row of another method."""
-    return Row((method, backbone), _scores(accuracy, miou))
-
-
-def _iddc(
-    backbone: str,
-    recipe: RecipeName,
-    name: str,
-    accuracy: float,
-    miou: float,
-    *,
-    what: str = "IDDC",
-    refine: RefineName = "none",
-    note: str = "",
-) -> Row:
-    return Row((what, backbone), _scores(accuracy, miou), name, recipe, refine=refine, note=note)
-
-
-def _stego(
-    backbone: str, recipe: RecipeName, accuracy: float, miou: float, refine: RefineName = "none"
-) -> Row:
-    name = f"stego-{backbone.lower().replace('-', '').replace('/', '')}"
-    crf = refine == "crf"
-    return Row(
-        ("STEGO+CRF" if crf else "STEGO", backbone),
-        _scores(accuracy, miou),
-        f"{name}+crf" if crf else name,
-        recipe,
-        "stego",
-        refine=refine,
-    )
-
-
-def _ablation(
-    cells: tuple[str, ...], name: str, recipe: RecipeName, accuracy: float, miou: float
-) -> Row:
-    return Row(cells, _scores(accuracy, miou), name, recipe, note=UNPUBLISHED)
-
-
+_NOTES = {
+    "unpublished": UNPUBLISHED,
+    "twin": "the paper does not say whether its number is end to end",
+    "released": "20 epochs, as the authors' code runs it",
+}
 _IBOT: RecipeName = "cityscapes-linear-ibot-vits16"
-_E2E = "IDDC, end to end"
-_METHODS = ("method", "backbone")
+_BEST = "each published row is the best of a grid, chosen by labels; ours has one setting"
+
+
+def _table(
+    title: str,
+    columns: str,
+    dataset: DatasetName,
+    protocol: ProtocolName,
+    rows: str,
+    *notes: str,
+) -> Table:
+    """A table whose lines have the columns, accuracy and mIoU in percent as printed.
+
+    What is ours to run also has the row's name, its recipe and perhaps a key of `_NOTES`. A name
+    that begins with stego or kmeans is that baseline's; one that ends with +crf is refined.
+    """
+    heads = tuple(name.replace("_", " ") for name in columns.split())
+
+    def row(cells: list[str]) -> Row:
+        accuracy, miou, name, recipe, note = (cells[len(heads) :] + [""] * 3)[:5]
+        method = name.partition("-")[0]
+        return Row(
+            tuple(cells[: len(heads)]),
+            (None if accuracy == "–" else float(accuracy) / 100, float(miou) / 100),
+            name,
+            _recipe(recipe) if recipe else None,
+            cast("Method", method) if method in {"stego", "kmeans"} else "iddc",
+            refine="crf" if name.endswith("+crf") else "none",
+            note=_NOTES.get(note, ""),
+        )
+
+    return Table(title, heads, tuple(map(row, rows_of(rows))), dataset, protocol, notes)
+
+
+def _recipe(word: str) -> RecipeName:
+    return _IBOT if word == "IBOT" else cast("RecipeName", word)
+
 
 TABLES: dict[str, Table] = {
-    "table1": Table(
+    "table1": _table(
         "Table 1: COCO-Stuff-27",
-        _METHODS,
-        (
-            _other("Modified DC (ECCV'18)", "R18+FPN", 32.2, 9.8),
-            _other("IIC (ICCV'19)", "R18+FPN", 21.8, 6.7),
-            _other("PiCIE (CVPR'21)", "R18+FPN", 48.1, 13.8),
-            _other("PiCIE+H (CVPR'21)", "R18+FPN", 50.0, 14.4),
-            _stego("ViT-S/16", "cocostuff27-vits16", 52.5, 23.7),
-            _other("HP (CVPR'23)", "ViT-S/16", 54.5, 24.3),
-            _iddc("ViT-S/16", "cocostuff27-vits16", "vits16", 59.9, 25.8),
-            _iddc(
-                "ViT-S/16",
-                "cocostuff27-vits16-released",
-                "vits16-released",
-                59.9,
-                25.8,
-                what="IDDC as released",
-                note="20 epochs, as the authors' code runs it",
-            ),
-            _iddc(
-                "ViT-S/16",
-                "cocostuff27-vits16-e2e",
-                "vits16-e2e",
-                59.9,
-                25.8,
-                what=_E2E,
-                note=TWIN,
-            ),
-            _other("ACSeg (CVPR'23)", "ViT-S/8", None, 16.4),
-            _other("TransFGU (ECCV'22)", "ViT-S/8", 52.7, 17.5),
-            _other("HP (CVPR'23)", "ViT-S/8", 57.2, 24.6),
-            _stego("ViT-S/8", "cocostuff27-vits8", 47.7, 24.0),
-            _stego("ViT-S/8", "cocostuff27-vits8", 48.3, 24.5, "crf"),
-            _iddc("ViT-S/8", "cocostuff27-vits8", "vits8", 58.3, 25.5),
-            _iddc(
-                "ViT-S/8",
-                "cocostuff27-vits8",
-                "vits8+crf",
-                58.8,
-                25.8,
-                what="IDDC+CRF",
-                refine="crf",
-            ),
-            _iddc(
-                "ViT-S/8", "cocostuff27-vits8-e2e", "vits8-e2e", 58.3, 25.5, what=_E2E, note=TWIN
-            ),
-        ),
+        "method backbone",
         "cocostuff27",
         "iddc-sliding",
+        """
+    Modified DC (ECCV'18) | R18+FPN  | 32.2 | 9.8
+    IIC (ICCV'19)         | R18+FPN  | 21.8 | 6.7
+    PiCIE (CVPR'21)       | R18+FPN  | 48.1 | 13.8
+    PiCIE+H (CVPR'21)     | R18+FPN  | 50.0 | 14.4
+    STEGO                 | ViT-S/16 | 52.5 | 23.7 | stego-vits16    | cocostuff27-vits16
+    HP (CVPR'23)          | ViT-S/16 | 54.5 | 24.3
+    IDDC                  | ViT-S/16 | 59.9 | 25.8 | vits16          | cocostuff27-vits16
+    IDDC as released      | ViT-S/16 | 59.9 | 25.8 | vits16-released \
+                                                   | cocostuff27-vits16-released | released
+    IDDC, end to end      | ViT-S/16 | 59.9 | 25.8 | vits16-e2e      | cocostuff27-vits16-e2e | twin
+    ACSeg (CVPR'23)       | ViT-S/8  | –    | 16.4
+    TransFGU (ECCV'22)    | ViT-S/8  | 52.7 | 17.5
+    HP (CVPR'23)          | ViT-S/8  | 57.2 | 24.6
+    STEGO                 | ViT-S/8  | 47.7 | 24.0 | stego-vits8     | cocostuff27-vits8
+    STEGO+CRF             | ViT-S/8  | 48.3 | 24.5 | stego-vits8+crf | cocostuff27-vits8
+    IDDC                  | ViT-S/8  | 58.3 | 25.5 | vits8           | cocostuff27-vits8
+    IDDC+CRF              | ViT-S/8  | 58.8 | 25.8 | vits8+crf       | cocostuff27-vits8
+    IDDC, end to end      | ViT-S/8  | 58.3 | 25.5 | vits8-e2e       | cocostuff27-vits8-e2e | twin
+        """,
     ),
-    "table2": Table(
+    "table2": _table(
         "Table 2: COCO-Stuff-171",
-        _METHODS,
-        (
-            _other("PiCIE (CVPR'21)", "ViT-S/8", 18.5, 3.0),
-            _other("TransFGU (ECCV'22)", "ViT-S/8", 34.3, 11.9),
-            _iddc("ViT-S/8", "cocostuff171-vits8", "vits8", 34.3, 12.2),
-            _iddc(
-                "ViT-S/8", "cocostuff171-vits8-e2e", "vits8-e2e", 34.3, 12.2, what=_E2E, note=TWIN
-            ),
-        ),
+        "method backbone",
         "cocostuff171",
         "iddc-sliding",
-        ("the paper states no protocol for this table: this is the one of Table 1",),
+        """
+    PiCIE (CVPR'21)    | ViT-S/8 | 18.5 | 3.0
+    TransFGU (ECCV'22) | ViT-S/8 | 34.3 | 11.9
+    IDDC               | ViT-S/8 | 34.3 | 12.2 | vits8     | cocostuff171-vits8
+    IDDC, end to end   | ViT-S/8 | 34.3 | 12.2 | vits8-e2e | cocostuff171-vits8-e2e | twin
+        """,
+        "the paper states no protocol for this table: this is the one of Table 1",
     ),
-    "table3": Table(
+    "table3": _table(
         "Table 3: Cityscapes, centre crops",
-        _METHODS,
-        (
-            _other("Modified DC (ECCV'18)", "R18+FPN", 40.7, 7.1),
-            _other("IIC (ICCV'19)", "R18+FPN", 47.9, 6.4),
-            _other("PiCIE (CVPR'21)", "R18+FPN", 65.6, 12.3),
-            _other("HP (CVPR'23)", "ViT-B/8", 79.5, 18.4),
-            _stego("ViT-B/8", "cityscapes-vitb8", 66.4, 19.6),
-            _stego("ViT-B/8", "cityscapes-vitb8", 73.2, 21.0, "crf"),
-            _iddc("ViT-B/8", "cityscapes-vitb8", "vitb8", 78.0, 21.6),
-            _iddc(
-                "ViT-B/8",
-                "cityscapes-vitb8",
-                "vitb8+crf",
-                78.6,
-                21.7,
-                what="IDDC+CRF",
-                refine="crf",
-            ),
-            _iddc("ViT-B/8", "cityscapes-vitb8-e2e", "vitb8-e2e", 78.0, 21.6, what=_E2E, note=TWIN),
-            _other("TransFGU (ECCV'22)", "ViT-S/8", 77.9, 16.8),
-            _other("HP (CVPR'23)", "ViT-S/8", 80.1, 18.4),
-            _iddc("ViT-S/8", "cityscapes-vits8", "vits8", 79.9, 22.0),
-            _iddc("ViT-S/8", "cityscapes-vits8-e2e", "vits8-e2e", 79.9, 22.0, what=_E2E, note=TWIN),
-        ),
+        "method backbone",
         "cityscapes",
         "stego-center-crop",
-        ("the training size, shorter side 320, is ours: the paper does not state it",),
+        """
+    Modified DC (ECCV'18) | R18+FPN | 40.7 | 7.1
+    IIC (ICCV'19)         | R18+FPN | 47.9 | 6.4
+    PiCIE (CVPR'21)       | R18+FPN | 65.6 | 12.3
+    HP (CVPR'23)          | ViT-B/8 | 79.5 | 18.4
+    STEGO                 | ViT-B/8 | 66.4 | 19.6 | stego-vitb8     | cityscapes-vitb8
+    STEGO+CRF             | ViT-B/8 | 73.2 | 21.0 | stego-vitb8+crf | cityscapes-vitb8
+    IDDC                  | ViT-B/8 | 78.0 | 21.6 | vitb8           | cityscapes-vitb8
+    IDDC+CRF              | ViT-B/8 | 78.6 | 21.7 | vitb8+crf       | cityscapes-vitb8
+    IDDC, end to end      | ViT-B/8 | 78.0 | 21.6 | vitb8-e2e       | cityscapes-vitb8-e2e | twin
+    TransFGU (ECCV'22)    | ViT-S/8 | 77.9 | 16.8
+    HP (CVPR'23)          | ViT-S/8 | 80.1 | 18.4
+    IDDC                  | ViT-S/8 | 79.9 | 22.0 | vits8           | cityscapes-vits8
+    IDDC, end to end      | ViT-S/8 | 79.9 | 22.0 | vits8-e2e       | cityscapes-vits8-e2e | twin
+        """,
+        "the training size, shorter side 320, is ours: the paper does not state it",
     ),
-    "table4": Table(
+    "table4": _table(
         "Table 4: Cityscapes, whole images",
-        _METHODS,
-        (
-            _stego("ViT-B/8", "cityscapes-linear-vitb8", 64.0, 19.8),
-            _stego("ViT-B/8", "cityscapes-linear-vitb8", 68.9, 20.9, "crf"),
-            _iddc("ViT-B/8", "cityscapes-linear-vitb8", "vitb8", 76.3, 22.2),
-            _iddc(
-                "ViT-B/8",
-                "cityscapes-linear-vitb8",
-                "vitb8+crf",
-                77.0,
-                22.4,
-                what="IDDC+CRF",
-                refine="crf",
-            ),
-        ),
+        "method backbone",
         "cityscapes",
         "full",
-        (
-            "linear head: the row without CRF has the scores of Table 7's",
-            "windows and training size, shorter side 320, are ours: the paper states neither",
-        ),
+        """
+    STEGO     | ViT-B/8 | 64.0 | 19.8 | stego-vitb8     | cityscapes-linear-vitb8
+    STEGO+CRF | ViT-B/8 | 68.9 | 20.9 | stego-vitb8+crf | cityscapes-linear-vitb8
+    IDDC      | ViT-B/8 | 76.3 | 22.2 | vitb8           | cityscapes-linear-vitb8
+    IDDC+CRF  | ViT-B/8 | 77.0 | 22.4 | vitb8+crf       | cityscapes-linear-vitb8
+        """,
+        "linear head: the row without CRF has the scores of Table 7's",
+        "windows and training size, shorter side 320, are ours: the paper states neither",
     ),
-    "table5": Table(
+    "table5": _table(
         "Table 5: penalties, with and without weights",
-        ("h", "weights"),
-        (
-            _ablation(("Log", "–"), "log-unweighted", "ablation-log-unweighted", 68.8, 20.4),
-            _ablation(
-                ("Linear", "–"), "linear-unweighted", "ablation-linear-unweighted", 77.2, 24.4
-            ),
-            _ablation(("Exp", "–"), "exp-unweighted", "ablation-exp-unweighted", 79.5, 24.8),
-            _ablation(("Log", "✓"), "log", "ablation-log", 76.8, 21.4),
-            _ablation(("Linear", "✓"), "linear", "ablation-linear", 78.7, 25.2),
-            _ablation(("Exp", "✓"), "exp", _IBOT, 80.2, 26.6),
-        ),
+        "h weights",
         "cityscapes",
         "full",
-        (
-            "each published row is the best of a grid, chosen by labels; ours has one setting",
-            "without weights every selected pair counts as 1",
-        ),
+        """
+    Log    | – | 68.8 | 20.4 | log-unweighted    | ablation-log-unweighted    | unpublished
+    Linear | – | 77.2 | 24.4 | linear-unweighted | ablation-linear-unweighted | unpublished
+    Exp    | – | 79.5 | 24.8 | exp-unweighted    | ablation-exp-unweighted    | unpublished
+    Log    | ✓ | 76.8 | 21.4 | log               | ablation-log               | unpublished
+    Linear | ✓ | 78.7 | 25.2 | linear            | ablation-linear            | unpublished
+    Exp    | ✓ | 80.2 | 26.6 | exp               | IBOT                       | unpublished
+        """,
+        _BEST,
+        "without weights every selected pair counts as 1",
     ),
-    "table6": Table(
+    "table6": _table(
         "Table 6: the terms of the objective",
-        ("pos", "neg", "reg"),
-        (
-            Row(("–", "–", "–"), _scores(50.1, 12.4), "kmeans", _IBOT, "kmeans"),
-            _ablation(("✓", "✓", "–"), "no-regularizer", "ablation-no-regularizer", 70.2, 22.7),
-            _ablation(("✓", "–", "✓"), "no-negatives", "ablation-no-negatives", 77.5, 23.8),
-            _ablation(("✓", "✓", "✓"), "all", _IBOT, 80.2, 26.6),
-        ),
+        "pos neg reg",
         "cityscapes",
         "full",
-        (
-            "the first row is k-means on the embeddings",
-            "each published row is the best of a grid, chosen by labels; ours has one setting",
-        ),
+        """
+    – | – | – | 50.1 | 12.4 | kmeans         | IBOT
+    ✓ | ✓ | – | 70.2 | 22.7 | no-regularizer | ablation-no-regularizer | unpublished
+    ✓ | – | ✓ | 77.5 | 23.8 | no-negatives   | ablation-no-negatives   | unpublished
+    ✓ | ✓ | ✓ | 80.2 | 26.6 | all            | IBOT                    | unpublished
+        """,
+        "the first row is k-means on the embeddings",
+        _BEST,
     ),
-    "table7": Table(
+    "table7": _table(
         "Table 7: backbones",
-        ("method", "data", "arch", "patch"),
-        (
-            _ablation(
-                ("iBoT", "IN-1K", "ViT-Base", "16"),
-                "ibot-vitb16",
-                "cityscapes-linear-ibot-vitb16",
-                73.6,
-                26.4,
-            ),
-            _ablation(
-                ("iBoT", "IN-22K", "ViT-Base", "16"),
-                "ibot-vitb16-in22k",
-                "cityscapes-linear-ibot-vitb16-in22k",
-                80.5,
-                26.3,
-            ),
-            _ablation(
-                ("DINO", "IN-1K", "ViT-Small", "16"),
-                "vits16",
-                "cityscapes-linear-vits16",
-                76.8,
-                24.5,
-            ),
-            Row(
-                ("DINO", "IN-1K", "ViT-Small", "8"),
-                _scores(78.9, 23.1),
-                "vits8",
-                "cityscapes-linear-vits8",
-            ),
-            _ablation(
-                ("DINO", "IN-1K", "ViT-Base", "16"),
-                "vitb16",
-                "cityscapes-linear-vitb16",
-                77.4,
-                19.8,
-            ),
-            Row(
-                ("DINO", "IN-1K", "ViT-Base", "8"),
-                _scores(76.3, 22.2),
-                "vitb8",
-                "cityscapes-linear-vitb8",
-            ),
-            _ablation(
-                ("DINO", "IN-1K", "XCiT-Small", "16"),
-                "xcits12-p16",
-                "cityscapes-linear-xcits12-p16",
-                77.5,
-                22.7,
-            ),
-            _ablation(
-                ("DINO", "IN-1K", "XCiT-Small", "8"),
-                "xcits12-p8",
-                "cityscapes-linear-xcits12-p8",
-                76.6,
-                23.1,
-            ),
-        ),
+        "method data arch patch",
         "cityscapes",
         "full",
+        """
+    iBoT | IN-1K  | ViT-Base   | 16 | 73.6 | 26.4 | ibot-vitb16 \
+                                                | cityscapes-linear-ibot-vitb16       | unpublished
+    iBoT | IN-22K | ViT-Base   | 16 | 80.5 | 26.3 | ibot-vitb16-in22k \
+                                                | cityscapes-linear-ibot-vitb16-in22k | unpublished
+    DINO | IN-1K  | ViT-Small  | 16 | 76.8 | 24.5 | vits16 | cityscapes-linear-vits16 | unpublished
+    DINO | IN-1K  | ViT-Small  | 8  | 78.9 | 23.1 | vits8  | cityscapes-linear-vits8
+    DINO | IN-1K  | ViT-Base   | 16 | 77.4 | 19.8 | vitb16 | cityscapes-linear-vitb16 | unpublished
+    DINO | IN-1K  | ViT-Base   | 8  | 76.3 | 22.2 | vitb8  | cityscapes-linear-vitb8
+    DINO | IN-1K  | XCiT-Small | 16 | 77.5 | 22.7 | xcits12-p16 \
+                                                | cityscapes-linear-xcits12-p16       | unpublished
+    DINO | IN-1K  | XCiT-Small | 8  | 76.6 | 23.1 | xcits12-p8 \
+                                                | cityscapes-linear-xcits12-p8        | unpublished
+        """,
     ),
-    "table8": Table(
+    "table8": _table(
         "Table 8: frozen or end to end",
-        ("training strategy",),
-        (
-            _ablation(
-                ("w/o end-to-end",), "frozen", "cityscapes-linear-ibot-vitb16-in22k", 80.5, 26.3
-            ),
-            _ablation(
-                ("end-to-end",), "e2e", "cityscapes-linear-ibot-vitb16-in22k-e2e", 80.2, 27.7
-            ),
-        ),
+        "training_strategy",
         "cityscapes",
         "full",
-        ("iBOT ViT-B/16 of IN-22K is inferred: the first row has the scores of Table 7's",),
+        """
+    w/o end-to-end | 80.5 | 26.3 | frozen | cityscapes-linear-ibot-vitb16-in22k     | unpublished
+    end-to-end     | 80.2 | 27.7 | e2e    | cityscapes-linear-ibot-vitb16-in22k-e2e | unpublished
+        """,
+        "iBOT ViT-B/16 of IN-22K is inferred: the first row has the scores of Table 7's",
     ),
 }
 
 WIDE = (0.25, 0.5, 1.0, 2.0, 4.0)
 NARROW = (0.25, 1.0, 4.0)
 """By which sweeps multiply lambda_1 or lambda_2 of the recipe."""
-_WEIGHTS: dict[Axis, str] = {"negative_weight": "lambda1", "regularizer_weight": "lambda2"}
+_SYMBOLS: dict[Axis, str] = {"negative_weight": "lambda1", "regularizer_weight": "lambda2"}
+_OURS = "the values of the sweep are ours: the paper gives none"
 
 
 def _sweep(
-    curve: str,
-    name: str,
-    field: Axis,
-    factors: tuple[float, ...],
-    recipe: RecipeName = _IBOT,
-    *edits: Edit,
-) -> tuple[Row, ...]:
-    """One curve over lambda_1 or lambda_2."""
-    return tuple(
-        Row(
-            (curve,),
-            name=f"{name}-{_WEIGHTS[field]}x{factor:g}",
-            recipe=recipe,
-            edits=(*edits, times(field, factor)),
-        )
-        for factor in factors
-    )
+    title: str, x: Axis, factors: Iterable[float], curves: str, y: Measure = "miou"
+) -> Panel:
+    """Curves over lambda_1 or lambda_2.
+
+    A line of `curves` has the title of a curve, its name, its recipe and, if it has some, fields of
+    the objective.
+    """
+    rows = []
+    for curve, name, recipe, *fields in rows_of(curves):
+        edits = [objective(**_fields(word)) for word in fields]
+        rows += [
+            Row(
+                (curve,),
+                name=f"{name}-{_SYMBOLS[x]}x{factor:g}",
+                recipe=_recipe(recipe),
+                edits=(*edits, scaled(x, factor)),
+            )
+            for factor in factors
+        ]
+    return Panel(title, x, y, tuple(rows))
 
 
-_FORMS: dict[str, tuple[str, RecipeName]] = {
-    "log-unweighted": ("log, no weights", "ablation-log-unweighted"),
-    "linear-unweighted": ("linear, no weights", "ablation-linear-unweighted"),
-    "exp-unweighted": ("exp, no weights", "ablation-exp-unweighted"),
-    "log": ("log", "ablation-log"),
-    "linear": ("linear", "ablation-linear"),
-    "exp": ("exp", _IBOT),
-}
-_ENTROPY = objective(regularizer="entropy")
-
-
-def _released(shape: float, scale: float) -> Edit:
-    return objective(regularizer="weibull-released", weibull_shape=shape, weibull_scale=scale)
-
-
-_REGULARIZERS: dict[str, tuple[str, Edit]] = {
-    "entropy": ("entropy", _ENTROPY),
-    "printed-k0.3": ("Weibull as printed, k 0.3", objective(regularizer="weibull")),
-    "k0.3-scale5": ("Weibull as released, k 0.3, scale 5", _released(0.3, 5.0)),
-    "k0.5-scale5": ("Weibull as released, k 0.5, scale 5", _released(0.5, 5.0)),
-    "k0.3-scale1": ("Weibull as released, k 0.3, scale 1", _released(0.3, 1.0)),
-}
-_OURS = "the values of the sweep are ours: the paper gives none"
+def _fields(words: str) -> dict[str, str]:
+    """`a=b c=1` as a dict; the objective turns texts into numbers."""
+    return dict(word.split("=") for word in words.split())
 
 
 def _side_by_side(
@@ -437,6 +318,41 @@ def _side_by_side(
     return Figure(title, (Panel("", "image", "miou", rows),), (note,), dataset, protocol)
 
 
+_FORMS = """
+    log, no weights    | log-unweighted    | ablation-log-unweighted
+    linear, no weights | linear-unweighted | ablation-linear-unweighted
+    exp, no weights    | exp-unweighted    | ablation-exp-unweighted
+    log                | log               | ablation-log
+    linear             | linear            | ablation-linear
+    exp                | exp               | IBOT
+"""
+_RELEASED = "regularizer=weibull-released weibull_shape"
+_REGULARIZERS = f"""
+    entropy                            | entropy      | IBOT | regularizer=entropy
+    Weibull as printed, k 0.3          | printed-k0.3 | IBOT | regularizer=weibull
+    Weibull as released, k 0.3, scale 5 | k0.3-scale5 | IBOT | {_RELEASED}=0.3 weibull_scale=5
+    Weibull as released, k 0.5, scale 5 | k0.5-scale5 | IBOT | {_RELEASED}=0.5 weibull_scale=5
+    Weibull as released, k 0.3, scale 1 | k0.3-scale1 | IBOT | {_RELEASED}=0.3 weibull_scale=1
+"""
+_SIZES = (
+    Row(("Weibull",), name="sizes-weibull", recipe=_IBOT),
+    Row(
+        ("entropy",), name="sizes-entropy", recipe=_IBOT, edits=(objective(regularizer="entropy"),)
+    ),
+)
+_THRESHOLDS = tuple(
+    Row(
+        ("t- {negative_threshold:g}",),
+        name=f"thresholds{up:+g}{low:+g}",
+        recipe=_IBOT,
+        edits=(shifted("positive_threshold", up), shifted("negative_threshold", low)),
+    )
+    for low in (-0.1, 0.0, 0.1)
+    for up in (-0.2, -0.1, 0.0, 0.1, 0.2)
+)
+_OWN = Row(("the recipe's own",), name="own", recipe=_IBOT)
+_EPOCHS = Row(("mIoU",), name="epochs", recipe=_IBOT, snapshots=True)
+
 FIGURES: dict[str, Figure] = {
     "fig2": Figure("Fig. 2: affinities of pixels of the same and of different classes"),
     "fig3": Figure(
@@ -449,101 +365,49 @@ FIGURES: dict[str, Figure] = {
     "fig4": Figure(
         "Fig. 4: the regulariser",
         (
-            Panel(
+            _sweep(
                 "a: clusters found",
                 "negative_weight",
+                WIDE,
+                """
+                without regulariser | none    | ablation-no-regularizer
+                with regulariser    | weibull | IBOT
+                """,
                 "live",
-                (
-                    *_sweep(
-                        "without regulariser",
-                        "none",
-                        "negative_weight",
-                        WIDE,
-                        "ablation-no-regularizer",
-                    ),
-                    *_sweep("with regulariser", "weibull", "negative_weight", WIDE),
-                ),
             ),
-            Panel(
-                "b: form of the regulariser",
-                "regularizer_weight",
-                "miou",
-                tuple(
-                    row
-                    for name, (curve, edit) in _REGULARIZERS.items()
-                    for row in _sweep(curve, name, "regularizer_weight", NARROW, _IBOT, edit)
-                ),
-            ),
-            Panel(
-                "c: ranked cluster sizes",
-                "rank",
-                "size",
-                (
-                    Row(("Weibull",), name="sizes-weibull", recipe=_IBOT),
-                    Row(("entropy",), name="sizes-entropy", recipe=_IBOT, edits=(_ENTROPY,)),
-                ),
-            ),
+            _sweep("b: form of the regulariser", "regularizer_weight", NARROW, _REGULARIZERS),
+            Panel("c: ranked cluster sizes", "rank", "size", _SIZES),
         ),
         (_OURS, "published: the best mIoU without regulariser is 22.7, with it 26.6"),
     ),
     "fig5": Figure(
         "Fig. 5: penalties, with and without weights",
         (
-            Panel(
-                "over lambda_1",
-                "negative_weight",
-                "miou",
-                tuple(
-                    row
-                    for name, (curve, recipe) in _FORMS.items()
-                    for row in _sweep(curve, name, "negative_weight", NARROW, recipe)
-                ),
-            ),
-            Panel(
-                "over lambda_2",
-                "regularizer_weight",
-                "miou",
-                tuple(
-                    row
-                    for name, (curve, recipe) in _FORMS.items()
-                    for row in _sweep(curve, name, "regularizer_weight", NARROW, recipe)
-                ),
-            ),
+            _sweep("over lambda_1", "negative_weight", NARROW, _FORMS),
+            _sweep("over lambda_2", "regularizer_weight", NARROW, _FORMS),
         ),
         (_OURS, "published: the best of each curve is a row of Table 5"),
     ),
     "fig6": Figure(
         "Fig. 6: the terms, over lambda_1 and lambda_2",
         (
-            Panel(
+            _sweep(
                 "over lambda_1",
                 "negative_weight",
-                "miou",
-                (
-                    *_sweep("all terms", "all", "negative_weight", WIDE),
-                    *_sweep(
-                        "without regulariser",
-                        "no-regularizer",
-                        "negative_weight",
-                        WIDE,
-                        "ablation-no-regularizer",
-                    ),
-                ),
+                WIDE,
+                """
+                all terms           | all            | IBOT
+                without regulariser | no-regularizer | ablation-no-regularizer
+                """,
             ),
-            Panel(
+            _sweep(
                 "over lambda_2",
                 "regularizer_weight",
-                "miou",
-                (
-                    *_sweep("all terms", "all", "regularizer_weight", WIDE),
-                    *_sweep(
-                        "without negative term",
-                        "no-negatives",
-                        "regularizer_weight",
-                        WIDE,
-                        "ablation-no-negatives",
-                    ),
-                ),
+                WIDE,
+                """
+                all terms             | all          | IBOT
+                without negative term | no-negatives | ablation-no-negatives
+                """,
             ),
         ),
         (_OURS, "published: the best of each setting is a row of Table 6"),
@@ -551,30 +415,8 @@ FIGURES: dict[str, Figure] = {
     "fig7": Figure(
         "Fig. 7: thresholds, and scores after each epoch",
         (
-            Panel(
-                "a: thresholds",
-                "positive_threshold",
-                "miou",
-                (
-                    *(
-                        Row(
-                            ("t- {negative_threshold:g}",),
-                            name=f"thresholds{up:+g}{low:+g}",
-                            recipe=_IBOT,
-                            edits=(plus("positive_threshold", up), plus("negative_threshold", low)),
-                        )
-                        for low in (-0.1, 0.0, 0.1)
-                        for up in (-0.2, -0.1, 0.0, 0.1, 0.2)
-                    ),
-                    Row(("the recipe's own",), name="own", recipe=_IBOT),
-                ),
-            ),
-            Panel(
-                "b: after each epoch",
-                "epoch",
-                "miou",
-                (Row(("mIoU",), name="epochs", recipe=_IBOT, snapshots=True),),
-            ),
+            Panel("a: thresholds", "positive_threshold", "miou", (*_THRESHOLDS, _OWN)),
+            Panel("b: after each epoch", "epoch", "miou", (_EPOCHS,)),
         ),
         (_OURS, "published: best at t+ = t- = 0.2; no obvious fluctuation over the epochs"),
     ),

@@ -20,7 +20,7 @@ from iddc.config import (
 )
 from iddc.errors import ConfigError
 from iddc.recipes import FIGURES, RECIPES, TABLES, Figure, Row, Table
-from iddc.recipes.ablations import Edit, unchanged
+from iddc.recipes.ablations import Edit, identity
 from iddc.recipes.stego import stego_config
 from iddc.recipes.tables import Method
 
@@ -51,7 +51,7 @@ class Settings:
     """K. If not given, that of the recipe, or of `base`, or the classes of another data set."""
     refine: RefineName = "crf"
     """What stands in for the CRF of +CRF rows."""
-    last: Edit = unchanged
+    last: Edit = identity
     """Applied to every experiment at last."""
     stego: Mapping[str, int] = field(default_factory=dict)
     """What is other in STEGO's configuration."""
