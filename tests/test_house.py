@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -87,6 +89,23 @@ def test_every_extra_is_known_to_the_doctor() -> None:
 def test_every_number_of_a_run_says_what_it_is(model: type[config.Frozen]) -> None:
     silent = [name for name, field in model.model_fields.items() if not field.description]
     assert not silent
+
+
+def test_a_docstring_says_what_something_is_not_what_it_is_of() -> None:
+    """In config.py docstrings are the text of --help, where nothing stands before them."""
+    vague = [
+        f"{path.name}: {node.value.value}"
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if re.match(r"(Of|By|See|Its)\b", str(node.value.value))
+    ]
+    assert not vague
+
+
+def test_the_source_cites_no_document_that_is_not_here() -> None:
+    plans = re.compile(r"\b(FACTS|DESIGN|STYLE|WORDS|METHODS|METHODOBJECT)\b")
+    assert not [path.name for path in SOURCE.rglob("*.py") if plans.search(path.read_text())]
 
 
 def test_importing_the_package_imports_no_heavy_library_and_offers_its_names() -> None:

@@ -39,9 +39,9 @@ class Analysis:
     """What the affinities of a backbone are like on some images."""
 
     clusters: Affinities
-    """Of pairs of one and of two clusters of k-means."""
+    """Affinities of pairs of one and of two clusters of k-means."""
     classes: Affinities | None
-    """Of pairs of one and of two annotated classes, where there are labels."""
+    """Affinities of pairs of one and of two annotated classes, where there are labels."""
 
     @property
     def threshold(self) -> float:

@@ -42,7 +42,7 @@ class Clustering:
     """The result of k-means."""
 
     centroids: Float[Tensor, "k d"]
-    """Of length 1."""
+    """The centre of each cluster, of length 1."""
     inertia: float
     """The mean of 1 - cosine between a vector and its nearest centroid, in [0, 2]."""
     iterations: int

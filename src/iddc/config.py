@@ -171,7 +171,7 @@ class ViewsConfig(Frozen):
     min_scale: float = Field(0.8, gt=0)
     """Width and height are resized independently by factors in [min_scale, max_scale]."""
     max_scale: float = Field(1.2, gt=0)
-    """See min_scale."""
+    """The largest factor of width and height; min_scale is the smallest."""
     flip_probability: float = Field(0.5, ge=0, le=1)
     """The chance of a horizontal flip, one draw for both crops."""
     max_offset: float = Field(0.5, ge=0, lt=1)
@@ -230,7 +230,7 @@ class TrainingConfig(Frozen):
 
 
 class PredictionConfig(Frozen):
-    """How a whole image is segmented (FACTS: `full`)."""
+    """How a whole image is segmented. The windows are those of the protocol `full`."""
 
     window: int = Field(224, ge=0, le=4096)
     """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
@@ -339,9 +339,9 @@ class StegoConfig(Frozen):
     batch_size: int = Field(32, ge=2)
     """Images in a batch; fewer if there are fewer images."""
     learning_rate: float = Field(5e-4, gt=0)
-    """Of the codes (Adam)."""
+    """The learning rate of the codes (Adam)."""
     probe_learning_rate: float = Field(5e-3, gt=0)
-    """Of the centroids (Adam)."""
+    """The learning rate of the centroids (Adam)."""
 
 
 class BaselineConfig(Frozen):
@@ -367,17 +367,17 @@ class ContrastConfig(Frozen):
     learning_rate: float = Field(1.5e-3, gt=0)
     """The highest one (AdamW)."""
     weight_decay: float = Field(0.05, ge=0)
-    """Of matrices and kernels; biases and norms have none."""
+    """Weight decay of matrices and kernels; biases and norms have none."""
     warmup: int = Field(50, ge=0)
     """Steps in which the learning rate rises."""
     cooldown: float = Field(0.35, gt=0, le=1)
     """The last share of the steps, in which it falls to 0."""
     momentum: float = Field(0.99, ge=0, lt=1)
-    """Of the moving average of the weights, which is the result."""
+    """Momentum of the moving average of the weights, which is the result."""
     gradient_clip: float = Field(5.0, gt=0)
     """The largest norm of all gradients together."""
     temperature: float = Field(0.2, gt=0)
-    """By which NT-Xent and its dense form divide cosines."""
+    """The number by which NT-Xent and its dense form divide cosines."""
     small_size: int = Field(64, ge=32)
     """The side of a small crop, in pixels."""
     small_grid: int = Field(3, ge=0, le=32)
@@ -389,11 +389,11 @@ class ContrastConfig(Frozen):
     large_size: int = Field(128, ge=32)
     """The side of a large crop. A large batch has as many pixels as a small one."""
     large_grid: int = Field(6, ge=1, le=32)
-    """See small_grid."""
+    """Large crops share this number of points, squared."""
     large_min_side: int = Field(80, ge=8)
     """The shortest side of a large crop before it is resized, and of an image that gives one."""
     large_shares: tuple[float, ...] = ()
-    """See small_shares."""
+    """The share of each IMAGES argument in a large batch; none: as many images as it has."""
     min_overlap: float = Field(0.4, ge=0, lt=1)
     """The part of the smaller of two crops that the other one covers."""
     jitter: float = Field(0.5, ge=0, le=1)
@@ -405,9 +405,9 @@ class ContrastConfig(Frozen):
     recalibration_size: int = Field(224, ge=32)
     """The side of a large crop among them, in pixels: that of prediction's windows."""
     recalibration_min_side: int = Field(160, ge=8)
-    """See large_min_side."""
+    """The shortest side of a large crop among them before it is resized, in pixels."""
     recalibration_jitter: float = Field(0.3, ge=0, le=1)
-    """See jitter; no such crop is without colour."""
+    """The strength of their random changes of colour; no such crop is without colour."""
 
     @model_validator(mode="after")
     def _shares_are_shares(self) -> ContrastConfig:
@@ -424,15 +424,15 @@ class DinoConfig(Frozen):
     learning_rate: float = Field(5e-4, gt=0)
     """The highest one (AdamW)."""
     final_learning_rate: float = Field(1e-6, ge=0)
-    """Where its cosine ends."""
+    """The learning rate at which its cosine ends."""
     weight_decay: float = Field(0.04, ge=0)
-    """Of matrices, at the start; biases and norms have none."""
+    """Weight decay of matrices at the start; biases and norms have none."""
     final_weight_decay: float = Field(0.4, ge=0)
-    """Where its cosine ends."""
+    """The weight decay at which its cosine ends."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """The share of the steps in which the learning rate rises."""
     momentum: float = Field(0.994, ge=0, le=1)
-    """Of the teacher's moving average, at the start; its cosine ends at 1."""
+    """Momentum of the teacher's moving average at the start; its cosine ends at 1."""
     gradient_clip: float = Field(3.0, gt=0)
     """The largest norm of all gradients together."""
     frozen_epochs: int = Field(1, ge=0)
@@ -460,13 +460,13 @@ class DinoConfig(Frozen):
     first_teacher_temperature: float = Field(0.04, gt=0)
     """The sharpness of the teacher at the start."""
     teacher_temperature: float = Field(0.07, gt=0)
-    """Its sharpness after the warm-up."""
+    """The sharpness of the teacher after the warm-up."""
     temperature_warmup: float = Field(0.3, ge=0, le=1)
     """The share of the steps in which it goes from the one to the other."""
     centering: TeacherCentering = "mean"
     """A moving mean of the teacher's logits (DINO), or Sinkhorn iterations (SwAV, DINOv2)."""
     center_momentum: float = Field(0.9, ge=0, lt=1)
-    """Of that moving mean."""
+    """Momentum of the moving mean of the teacher's logits."""
     patch_weight: float = Field(1.0, ge=0)
     """The weight of iBOT's loss; DINO's is 1."""
     mask_share: float = Field(0.5, gt=0, le=1)
@@ -505,7 +505,7 @@ class PretrainConfig(Frozen):
     network: str = "resnet18"
     """A network of timm."""
     patch_size: int = Field(0, ge=0)
-    """Of a ViT, in pixels; 0: as its name says."""
+    """The patch size of a ViT, in pixels; 0: as its name says."""
     depth: int = Field(0, ge=0)
     """The blocks of a ViT; 0: as its name says."""
     stages: tuple[int, ...] = ()

@@ -33,7 +33,7 @@ class DemoResult:
     """What the demonstration has made."""
 
     scores: dict[str, Evaluation]
-    """Of each method, on scenes it has not seen."""
+    """The scores of each method, on scenes it has not seen."""
     sheet: Path
     """One row per scene: image, truth, k-means, IDDC."""
 

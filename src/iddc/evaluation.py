@@ -112,11 +112,11 @@ class Evaluation:
 
     scores: Scores
     confusion: Confusion
-    """Of all pixels that count."""
+    """The confusion of all pixels that count."""
     class_names: tuple[str, ...]
     num_images: int
     by_name: Scores | None = None
-    """Of clusters as the classes that a person named them after (`SEEN`)."""
+    """Scores of clusters as the classes that a person named them after (`SEEN`)."""
 
     @property
     def warnings(self) -> tuple[str, ...]:

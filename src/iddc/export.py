@@ -33,7 +33,7 @@ EXPORT_VERSION = 1
 INPUT, OUTPUT = "image", "probs"
 """The names of the input and of the output."""
 OPSET = 18
-"""Of ONNX: the first whose Resize can antialias."""
+"""The version of ONNX operators: the first whose Resize can antialias."""
 METADATA = "iddc.json"
 """The extra file that holds the metadata in a torch-export file; ONNX has a place for them."""
 

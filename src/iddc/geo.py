@@ -23,7 +23,7 @@ from iddc.runs.files import open_atomic, read_text
 MARGIN = 64
 """How far a tile sees beyond what is kept of it, in pixels, so that tiles meet without seams."""
 PERCENTILES = (2, 98)
-"""Of each band that has not 8 bits: what becomes 0 and 255."""
+"""The percentiles of each band that has not 8 bits that become 0 and 255."""
 OVERVIEW = 1024
 """The longest side of the reduced raster on which they are measured, in pixels."""
 MOST_PER_BYTE = 10_000

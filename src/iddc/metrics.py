@@ -1,7 +1,7 @@
 """Clusters against classes: a confusion that adds up, its matching, and the scores.
 
 One confusion covers a whole data set: count each image, add, match once, score once. Averages over
-images would be another number (FACTS of the field: accuracy and mIoU are those of the sum).
+images would be another number: published accuracy and mIoU are those of the sum.
 """
 
 from __future__ import annotations

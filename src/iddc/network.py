@@ -71,7 +71,7 @@ class Centroids(nn.Module):
     mean: Float[Tensor, " d"]
     """Subtracted from the features of length 1; zero unless they are centred."""
     centroids: Float[Tensor, "k d"]
-    """Of any length but zero."""
+    """The centroids, of any length but zero."""
     temperature: Float[Tensor, ""]
     """Above 0."""
 
@@ -135,9 +135,9 @@ class NetworkSpec(Frozen):
     """All that rebuilds a network without its weights: the content of `model.json`."""
 
     backbone: Architecture
-    """Its architecture."""
+    """The architecture of the backbone."""
     head: HeadName
-    """Its name in HEADS."""
+    """The name of the head in HEADS."""
     num_clusters: int = Field(ge=2, le=65535)
     """K."""
 

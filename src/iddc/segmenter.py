@@ -386,7 +386,7 @@ class ModelFile(Frozen):
     """The content of model.json."""
 
     format_version: int
-    """Of the RUN folder."""
+    """The format version of the RUN folder."""
     iddc: str
     """The version that wrote it."""
     network: dict[str, Any]

@@ -19,7 +19,7 @@ from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import ObjectiveConfig
 
 BINS = 100
-"""Of a histogram over [-1, 1]: steps of 0.02, finer than thresholds need to be."""
+"""The bins of a histogram over [-1, 1]: steps of 0.02, finer than thresholds need to be."""
 _ROWS = 2048
 """Pixels compared with each other: two million pairs."""
 

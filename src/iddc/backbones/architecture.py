@@ -19,7 +19,8 @@ from iddc.errors import ConfigError, SetupError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, in [0, 1]: what DINO, iBOT and XCiT were trained with."""
+"""Mean and deviation of ImageNet's training images, in [0, 1]: what DINO, iBOT and XCiT were
+trained with."""
 
 Colour = tuple[float, float, float]
 Option = int | float | bool | str

@@ -17,7 +17,8 @@ BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
 """The folder of the backbone inside the package."""
 
 BUNDLED_LICENCE = "CC BY-NC 4.0"
-"""Of its weights, which were trained on images under research-only terms: see its card."""
+"""The licence of its weights, which were trained on images under research-only terms: see
+its card."""
 
 DESCRIPTION = "backbone.json"
 """The file that makes a folder a weights folder: its architecture and format version."""

@@ -26,9 +26,9 @@ class Patches:
     """Some patches of each image of a batch."""
 
     features: Float[Tensor, "b n d"]
-    """Of the backbone, of any length; a target without gradient."""
+    """The backbone's features, of any length; a target without gradient."""
     codes: Float[Tensor, "b n c"]
-    """Of any length."""
+    """The codes, of any length."""
 
     @classmethod
     def of(cls, features: Float[Tensor, "b d h w"], codes: Float[Tensor, "b c h w"]) -> Patches:

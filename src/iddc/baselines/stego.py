@@ -327,7 +327,7 @@ class Learner:
 
 
 def _centred(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-    """Of length 1, less their mean: as IDDC's affinities see them (`objective.centering`)."""
+    """Features of length 1, less their mean: as IDDC's affinities see them (`centering`)."""
     directions = normalize(features, dim=1)
     return directions - directions.mean(dim=(0, 2, 3), keepdim=True)
 

@@ -28,7 +28,7 @@ class Work:
     fp32: int = 0
     """Floating-point operations of products whose result needs single precision."""
     bf16: int = 0
-    """Of those that may be rounded to bf16: the frozen backbone's, and all of prediction."""
+    """The part of those that may be rounded to bf16: the frozen backbone's, and prediction's."""
     traffic: int = 0
     """Bytes that are read or written at least once."""
 
@@ -46,7 +46,7 @@ class Machine:
     hardware: str
     threads: int
     fp32_flops: float
-    """Of a product of large matrices, per second."""
+    """Floating-point operations per second of a product of large matrices."""
     bf16_flops: float | None
     """The same in bf16; None where the hardware does not compute in it."""
     bandwidth: float

@@ -31,7 +31,7 @@ class Part:
     work: Work
     """What both must do, all `units` together."""
     difference: Callable[[Any, Any], float]
-    """Of the plain result and ours."""
+    """The difference of the plain result and ours."""
     tolerance: float
     """The largest difference that counts as the same result."""
     units: int = 1
@@ -43,7 +43,7 @@ class Cost:
     """What one way takes."""
 
     seconds: tuple[float, ...]
-    """Of each repetition."""
+    """The time of each repetition."""
     memory: int
     """Bytes of tensors at the peak, beyond what was there before."""
 

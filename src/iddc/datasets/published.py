@@ -57,12 +57,12 @@ class Published:
 
     name: DatasetName
     title: str
-    """Its name in sentences."""
+    """The name in sentences."""
     class_names: tuple[str, ...]
     classes: Mapping[int, int]
     """The class of each id that a label may hold, `IGNORE` for pixels that are not scored."""
     counts: Mapping[str, int]
-    """Its splits, and how many images each has."""
+    """The splits, and how many images each has."""
     images: Files
     labels: Files
     stems: Callable[[Path, str], Sequence[str]] | None = None

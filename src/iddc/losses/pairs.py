@@ -52,10 +52,10 @@ class PairSums:
     """Sums over the pairs that count."""
 
     cost: Float[Tensor, ""]
-    """Of the weighted penalties."""
+    """The sum of the weighted penalties."""
     count: Int[Tensor, ""]
     gradients: tuple[Float[Tensor, "b n k"], Float[Tensor, "b m k"]] | None
-    """Of `cost`, with respect to the probabilities of either side."""
+    """Gradients of `cost` with respect to the probabilities of either side."""
 
 
 def sum_in_blocks(

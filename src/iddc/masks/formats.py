@@ -48,11 +48,11 @@ class Origin(NamedTuple):
     """Where other programs find an image."""
 
     name: str
-    """Its path in the folder of images."""
+    """The path of an image in the folder of images."""
     served: str
-    """Its path from the folder around that one."""
+    """The path from the folder around that one."""
     path: str = ""
-    """Its absolute path; of a member of a zip, its name alone."""
+    """The absolute path; of a member of a zip, the name alone."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Format:
     files: Mapping[str, Callable[[Origin, Segmented], bytes]]
     """What DIR/KEY holds for each image, made of its origin and its result."""
     suffix: str = ".png"
-    """Of those files."""
+    """The suffix of those files."""
     check: Callable[[Classes], None] | None = None
     """Raises a ConfigError where the format cannot hold these classes."""
     with_probs: bool = False

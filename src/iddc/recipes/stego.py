@@ -19,7 +19,7 @@ CITYSCAPES = StegoConfig(
 """The paper's for Cityscapes, ViT-B/8; without its Eq. (3), as the authors' settings and the
 reproduction of Koenig et al. (*Uncovering the inner workings of STEGO*, 2023) have it."""
 _BY_RECIPE = {"cocostuff": COCO_STUFF, "cityscapes": CITYSCAPES, "ablation": CITYSCAPES}
-"""By how the name of a recipe begins; all ablations are on Cityscapes."""
+"""The numbers by how the name of a recipe begins; all ablations are on Cityscapes."""
 
 
 def stego_config(recipe: str) -> StegoConfig:

@@ -271,7 +271,7 @@ TABLES: dict[str, Table] = {
 
 WIDE = (0.25, 0.5, 1.0, 2.0, 4.0)
 NARROW = (0.25, 1.0, 4.0)
-"""By which sweeps multiply lambda_1 or lambda_2 of the recipe."""
+"""The factors by which sweeps multiply lambda_1 or lambda_2 of the recipe."""
 _SYMBOLS: dict[Axis, str] = {"negative_weight": "lambda1", "regularizer_weight": "lambda2"}
 _OURS = "the values of the sweep are ours: the paper gives none"
 

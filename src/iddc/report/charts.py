@@ -21,7 +21,7 @@ class Line:
 
     name: str
     style: str
-    """Its class in the style sheet."""
+    """The line's class in the style sheet."""
     points: Sequence[tuple[float, float]]
 
 

@@ -39,11 +39,11 @@ class Seen:
 
     name: str
     image: Image.Image
-    """Its longer side has at most SIDE pixels."""
+    """The image as it was looked at: the longer side has at most SIDE pixels."""
     clusters: Integer[np.ndarray, "h w"]
-    """Of its patches."""
+    """The cluster of each patch."""
     mask: Integer[np.ndarray, "H W"] | None
-    """Of its pixels, as `iddc predict` finds them; of samples only."""
+    """The cluster of each pixel, as `iddc predict` finds them; samples alone have it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Region:
 
     cluster: int
     image: int
-    """Its place in `Look.seen`."""
+    """The position of its image in `Look.seen`."""
     confidence: float
     """The mean probability of the cluster."""
     embedding: Float[Tensor, " d"]
@@ -77,7 +77,7 @@ class Look:
     typical: Float[np.ndarray, " r"]
     """The cosine of the embeddings of each region and of all patches of its cluster."""
     affinities: Affinities
-    """Of pairs of patches of one and of two clusters of this run."""
+    """Affinities of pairs of patches of one and of two clusters of this run."""
 
     def patches(self, region: Region) -> Bool[np.ndarray, "h w"]:
         """Where a region is. Found again, since of thousands of clusters all would fill memory."""
@@ -85,7 +85,7 @@ class Look:
 
     @property
     def shares(self) -> Float[np.ndarray, " k"]:
-        """Of all patches, as fractions."""
+        """The fraction of all patches that each cluster has."""
         shares: np.ndarray = self.counts / self.counts.sum()
         return shares
 
@@ -182,7 +182,7 @@ def _embedded(
 
 
 def _given(probs: Float[Tensor, "k h w"], ids: Int64[Tensor, "h w"]) -> csr_array:
-    """By the cluster that wins a patch, the sums of the highest probabilities, (k, k)."""
+    """The sums of the highest probabilities, (k, k); rows are the clusters that win patches."""
     k = len(probs)
     highest, others = (values.cpu() for values in probs.flatten(1).topk(min(_MOST, k), dim=0))
     winners = ids.flatten().expand_as(others)

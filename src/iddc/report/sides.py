@@ -23,7 +23,7 @@ from iddc.runs import Run, read_text
 from iddc.segmenter import Segmenter
 
 _METHODS = {"centroids": "k-means", "codes": "STEGO"}
-"""By the head. The others are IDDC's."""
+"""Methods by their heads. The others are IDDC's."""
 _POINTS = 120
 _HUGE = 1e300
 _NO_CURVES = frozenset({"step", "epoch", "images", "seconds", "learning_rate", "gradient_norm"})
@@ -46,7 +46,7 @@ class Side:
     skipped: int
     """How many images were left out."""
     colours: UInt8[np.ndarray, "k 3"]
-    """Of each cluster."""
+    """The colour of each cluster."""
 
     @property
     def method(self) -> str:

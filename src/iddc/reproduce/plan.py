@@ -71,7 +71,7 @@ class Job:
     protocol: ProtocolName
     refine: RefineName
     stego: StegoConfig | None = None
-    """Of a row of STEGO."""
+    """The configuration of a row of STEGO."""
 
     @property
     def digest(self) -> str:

@@ -183,7 +183,7 @@ _DRAWERS: dict[str, Callable[[Any, Panel, Sequence[Outcome]], None]] = {
     "epoch": _draw_epochs,
     "rank": _draw_sizes,
 }
-"""By what a panel has along its x-axis; all others are sweeps."""
+"""How a panel is drawn, by its x-axis; all others are sweeps."""
 
 
 def _plot(place: Any, x: Sequence[float], lists: Sequence[Sequence[float]], title: str) -> None:

@@ -88,7 +88,7 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
     """One for each row."""
     curves: dict[str, list[float]] = field(default_factory=dict)
-    """Of a figure without runs: the lines, by name, over `x`."""
+    """The lines of a figure without runs, by name, over `x`."""
     failure: int = 0
     """The exit code of the first thing that went wrong; 0: nothing did."""
 

@@ -18,7 +18,7 @@ from iddc.reproduce.plan import Settings
 LABEL = "SMOKE: drawn scenes, not a result"
 SEEDS = 2
 SIDE = 64
-"""Of a crop, in pixels."""
+"""The side of a crop, in pixels."""
 
 
 def prepare(settings: Settings, dataset: DatasetName, out: Path) -> Settings:

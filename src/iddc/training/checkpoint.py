@@ -25,7 +25,7 @@ class State(TypedDict):
     step: int
     """Steps done."""
     threads: int
-    """Of PyTorch: sums on the CPU are the same, bit by bit, only for the same number."""
+    """PyTorch's threads: sums on the CPU are the same, bit by bit, only for the same number."""
     files: str
     """A digest of the names of the images."""
     network: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""One step's loss and gradients, in pieces that fit in memory (DESIGN, section 7).
+"""One step's loss and gradients, in pieces that fit in memory.
 
 Eq. (8) compares images with each other, so the loss of a batch is not the sum of the losses of its
 parts. The backbone and the head run on micro-batches; their small outputs are put together, over
@@ -34,7 +34,7 @@ class StepResult:
     """What one step found."""
 
     terms: Terms
-    """Of the global batch, without graph."""
+    """The terms of the global batch, without graph."""
     shares: Float[Tensor, " k"]
     """The part of the patches of which each cluster is the most probable one."""
     images_at_once: int
