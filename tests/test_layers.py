@@ -39,6 +39,7 @@ LAYERS = {
     "ground": 1,
     "rasters": 4,
     "export": 5,
+    "importing": 5,
     "training": 5,
     "analysis": 6,
     "baselines": 6,

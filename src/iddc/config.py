@@ -29,7 +29,7 @@ Centering = Literal["none", "batch"]
 """Embeddings as the backbone gives them, or less their mean over the batch (decision 002)."""
 Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["auto"]
 """A cosine; auto: where the affinities of one and of two clusters of k-means cross."""
-HeadName = Literal["conv", "linear", "centroids", "codes"]
+HeadName = Literal["conv", "linear", "centroids", "codes", "smooth-codes"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ScheduleStep = Literal["iteration", "epoch"]
 DatasetName = Literal["folder", "cityscapes", "cocostuff27", "cocostuff171", "potsdam3"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from iddc.runs import explain
 TEMPERATURE = 0.1
 """What a fresh Centroids head divides cosines by. It changes how sure a cluster is, never which."""
 CODE_DIM = 70
-"""The length of a code of STEGO."""
+"""The length of a code of STEGO with a small ViT."""
 CODE_TEMPERATURE = 0.5
 """What STEGO divides the cosines of its codes by where it needs probabilities, for the CRF."""
 
@@ -95,25 +96,25 @@ class Codes(nn.Module):
     A code is the sum of a linear and of a nonlinear map of the features.
     """
 
-    def __init__(self, width: int, num_clusters: int) -> None:
+    def __init__(self, width: int, num_clusters: int, dim: int = CODE_DIM) -> None:
         super().__init__()
-        self.linear = nn.Conv2d(width, CODE_DIM, 1)
+        self.linear = nn.Conv2d(width, dim, 1)
         self.nonlinear = nn.Sequential(
-            nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, CODE_DIM, 1)
+            nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, dim, 1)
         )
-        self.centroids = nn.Parameter(torch.randn(num_clusters, CODE_DIM))
+        self.centroids = nn.Parameter(torch.randn(num_clusters, dim))
 
-    def codes(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 70 h w"]:
+    def codes(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
         """Give the codes, of any length."""
         codes: Tensor = self.linear(features) + self.nonlinear(features)
         return codes
 
-    def cosines(self, codes: Float[Tensor, "b 70 h w"]) -> Float[Tensor, "b k h w"]:
+    def cosines(self, codes: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Give the cosine of each code and each centroid."""
         centroids = functional.normalize(self.centroids, dim=1)[:, :, None, None]
         return functional.conv2d(functional.normalize(codes, dim=1), centroids)
 
-    def logits_of(self, codes: Float[Tensor, "b 70 h w"]) -> Float[Tensor, "b k h w"]:
+    def logits_of(self, codes: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Give the cosines over the temperature."""
         return self.cosines(codes) / CODE_TEMPERATURE
 
@@ -122,13 +123,22 @@ class Codes(nn.Module):
         return self.logits_of(self.codes(features))
 
 
-HEADS: dict[HeadName, Callable[[int, int], nn.Module]] = {
+class SmoothCodes(Codes):
+    """The codes of SmooSeg (Lan et al., 2023): SiLU instead of ReLU."""
+
+    def __init__(self, width: int, num_clusters: int, dim: int = CODE_DIM) -> None:
+        super().__init__(width, num_clusters, dim)
+        self.nonlinear[1] = nn.SiLU(inplace=True)
+
+
+HEADS: dict[HeadName, Callable[..., nn.Module]] = {
     "conv": ConvHead,
     "linear": LinearHead,
     "centroids": Centroids,
     "codes": Codes,
+    "smooth-codes": SmoothCodes,
 }
-"""From D and K to a module with random weights, drawn from torch's generator."""
+"""From D, K and the head's own options to a module with random weights, of torch's generator."""
 
 
 class NetworkSpec(Frozen):
@@ -140,6 +150,8 @@ class NetworkSpec(Frozen):
     """The name of the head in HEADS."""
     num_clusters: int = Field(ge=2, le=65535)
     """K."""
+    head_options: dict[str, int] = Field(default_factory=dict)
+    """What the head is built with beside D and K; most heads need nothing."""
 
 
 class Network(nn.Module):
@@ -148,11 +160,18 @@ class Network(nn.Module):
     A new head is random, drawn from torch's generator.
     """
 
-    def __init__(self, backbone: Backbone, head: HeadName, num_clusters: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadName,
+        num_clusters: int,
+        head_options: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = HEADS[head](backbone.embed_dim, num_clusters)
+        self.head = HEADS[head](backbone.embed_dim, num_clusters, **head_options)
         self.head_name = head
+        self.head_options = dict(head_options)
         self.num_clusters = num_clusters
 
     def forward(
@@ -213,8 +232,11 @@ class Network(nn.Module):
             backbone=self.backbone.architecture,
             head=self.head_name,
             num_clusters=self.num_clusters,
+            head_options=self.head_options,
         )
-        return spec.model_dump(mode="json")
+        return spec.model_dump(
+            mode="json", exclude=set() if self.head_options else {"head_options"}
+        )
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Network:
@@ -228,7 +250,8 @@ class Network(nn.Module):
             known = NetworkSpec.model_validate(spec)
         except ValidationError as error:
             raise DataError(f"No description of a network: {explain(error)}") from error
-        return cls(build_backbone(known.backbone), known.head, known.num_clusters)
+        backbone = build_backbone(known.backbone)
+        return cls(backbone, known.head, known.num_clusters, known.head_options)
 
 
 def build_network(experiment: Experiment) -> Network:

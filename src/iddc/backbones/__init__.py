@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -36,20 +37,33 @@ from iddc.backbones.known import (
     lookup,
     positions_of,
 )
-from iddc.backbones.weights import fitting_weights, load_weights, not_numbers, read_weights
+from iddc.backbones.weights import (
+    fitting_weights,
+    is_plain,
+    load_weights,
+    not_numbers,
+    read_file,
+    read_weights,
+)
 from iddc.errors import ConfigError, DataError, SetupError
 from iddc.runs import WRITTEN, disk_errors, explain, read_text, refuse_newer, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "BACKBONES",
     "Architecture",
     "Backbone",
     "KnownBackbone",
+    "backbone_with",
     "build_backbone",
     "bundled_backbone",
     "is_here",
+    "is_plain",
     "load_backbone",
     "not_numbers",
+    "read_file",
     "reduced_backbone",
     "resolve",
     "save_backbone",
@@ -118,6 +132,29 @@ def load_backbone(name: str) -> Backbone:
     positions = positions_of(label, timm_name)
     backbone = untrained_backbone(timm_name, positions=positions, mean=mean, std=std)
     load_weights(backbone.net, state, str(path))
+    return backbone.eval()
+
+
+def backbone_with(name: str, state: Mapping[str, Tensor], source: str) -> Backbone:
+    """Build the architecture that a name says, and give it these weights instead of its own.
+
+    Args:
+        name: As for `load_backbone`; the weights that it names are not read, but a folder's are.
+        state: The tensors, in any known layout; every one must have its place.
+        source: Where they come from, for messages.
+
+    Raises:
+        ConfigError, DataError, SetupError: See `load_backbone`.
+    """
+    if name in ("auto", "bundled") or os.path.isdir(name):
+        backbone = load_backbone(name)
+    else:
+        label = name.partition("=")[0].removeprefix(_UNTRAINED)
+        timm_name = _timm_name(label)
+        mean, std = _statistics(label, timm_name)
+        positions = positions_of(label, timm_name)
+        backbone = untrained_backbone(timm_name, positions=positions, mean=mean, std=std)
+    load_weights(backbone.net, state, source)
     return backbone.eval()
 
 

@@ -46,15 +46,22 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         DataError: The file is missing, of another kind, cut short, or holds foreign objects.
     """
+    return _unwrap(read_file(file), file)
+
+
+def read_file(file: Path) -> object:
+    """Read what a weights file holds, as it is nested there, onto the CPU; see `read_weights`.
+
+    Raises:
+        DataError: The file is missing, of another kind, cut short, or holds foreign objects.
+    """
     if not os.path.isfile(file):  # pathlib objects to names that are too long
         raise DataError(f"No weights file {file}.")
     if file.suffix == ".safetensors":
-        saved: object = _read_safetensors(file)
-    elif file.suffix in {".pth", ".pt", ".bin"}:
-        saved = _read_pickle(file)
-    else:
-        raise DataError(f"{file} is no weights file: expected .safetensors, .pth, .pt or .bin.")
-    return _unwrap(saved, file)
+        return _read_safetensors(file)
+    if file.suffix in {".pth", ".pt", ".bin", ".ckpt"}:
+        return _read_pickle(file)
+    raise DataError(f"{file} is no weights file: expected .safetensors, .pth, .pt, .bin or .ckpt.")
 
 
 def _read_safetensors(file: Path) -> object:
@@ -78,11 +85,20 @@ def _read_pickle(file: Path) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{file} holds Python objects other than tensors, or is no PyTorch file; it is not "
-            "loaded, because such objects can run code. Save its state dict alone."
+            f"{file} holds Python objects other than tensors{_foreign(file)}, or is no PyTorch "
+            "file; it is not loaded, because such objects can run code. Save its state dict alone."
         ) from error
     except Exception as error:  # a damaged archive raises many things
         raise DataError(f"{file} is cut short, or no PyTorch file.") from error
+
+
+def _foreign(file: Path) -> str:
+    """The names of the kinds of objects in a file that are no tensors, where torch can tell."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # the file is no archive of torch, or damaged
+        return ""
+    return f" ({_listed(names)})" if names else ""
 
 
 def _unwrap(saved: object, file: Path) -> dict[str, Tensor]:
@@ -96,7 +112,7 @@ def _unwrap(saved: object, file: Path) -> dict[str, Tensor]:
         raise DataError(
             f"{file} holds no weights: expected names and tensors, also under {', '.join(NESTS)}."
         )
-    foreign = [str(key) for key, value in saved.items() if not _is_plain(value)]
+    foreign = [str(key) for key, value in saved.items() if not is_plain(value)]
     if foreign:
         raise DataError(f"{file} holds more than tensors beside its weights: {_listed(foreign)}.")
     state: dict[str, Tensor] = {}
@@ -110,7 +126,7 @@ def _unwrap(saved: object, file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
     """Whether it is a tensor with a number in the file for each of its elements."""
     return (
         isinstance(value, Tensor)

@@ -17,6 +17,7 @@ from iddc.cli.analyze import Analyze
 from iddc.cli.bench import Bench
 from iddc.cli.evaluate import Evaluate
 from iddc.cli.export import Export
+from iddc.cli.importing import Import
 from iddc.cli.label import Label
 from iddc.cli.learn import Baseline, Train
 from iddc.cli.listings import Demo, Doctor, Models, Recipes
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type[Command]] = {
     "pretrain": Pretrain,
     "analyze": Analyze,
     "export": Export,
+    "import": Import,
     "reproduce": Reproduce,
     "recipes": Recipes,
     "models": Models,

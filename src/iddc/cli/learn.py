@@ -74,7 +74,7 @@ class Train(ReadsPhotos):
             say(describe(files, skipped, self.experiment), steps)
             say(f"Nothing is written. Without --dry-run the result would be in {self.out}.")
             return 0
-        if self.experiment.head in ("centroids", "codes"):
+        if self.experiment.head in ("centroids", "codes", "smooth-codes"):
             raise ConfigError(
                 f"The head {self.experiment.head} is for `iddc baseline`. Choose --head conv or "
                 "linear."
