@@ -903,7 +903,7 @@ def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["weights.npz", "weights"])
 def test_a_file_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"expected \.safetensors, \.pth, \.pt or \.bin"):
+    with pytest.raises(DataError, match=r"expected \.safetensors, \.pth, \.pt, \.bin or \.ckpt"):
         read_weights(tmp_path / name)
 
 

@@ -49,6 +49,7 @@ LAYERS = {
     "labelling": 6,
     "pretraining": 6,
     "report": 6,
+    "verify": 6,
     "demo": 7,
     "reproduce": 7,
     "cli": 8,

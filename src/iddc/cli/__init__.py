@@ -26,6 +26,7 @@ from iddc.cli.predict import Predict
 from iddc.cli.pretrain import Pretrain
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
+from iddc.cli.verify import Verify
 from iddc.errors import ConfigError, IddcError, one_line
 
 __all__ = ["COMMANDS", "main"]
@@ -45,6 +46,7 @@ COMMANDS: dict[str, type[Command]] = {
     "recipes": Recipes,
     "models": Models,
     "doctor": Doctor,
+    "verify": Verify,
     "bench": Bench,
     "demo": Demo,
 }

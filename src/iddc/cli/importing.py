@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from iddc.cli.learn import say
-from iddc.cli.options import Command, Flat, NewRun
+from iddc.cli.options import Command, Flat, NewRun, say
 from iddc.config import Experiment
 from iddc.errors import ConfigError
 from iddc.runs import Run
