@@ -77,6 +77,23 @@ def test_classes_are_those_at_the_centres_of_patches(
     assert same > different + 5  # of 100 steps
 
 
+def test_a_patch_has_the_class_of_the_pixel_at_its_centre(tmp_path: Path) -> None:
+    """Only those pixels have one: from any other, nothing would be left to compare."""
+    for kind in ("images", "labels"):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        pixels = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        label = np.full((64, 96), 255, np.uint8)
+        label[8::16, 8::16] = rng.integers(0, 3, (4, 6))
+        Image.fromarray(pixels).save(tmp_path / f"val/images/{index}.png")
+        Image.fromarray(label).save(tmp_path / f"val/labels/{index}.png")
+    labelled = open_dataset("folder", tmp_path, "val")
+    files = find_images(tmp_path / "val" / "images").files
+    found = analyze(files, experiment(), tmp_path / "out", QUIET, labelled=labelled)
+    assert found.classes is not None
+
+
 def test_no_more_images_are_opened_than_it_says(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

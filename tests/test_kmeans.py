@@ -380,6 +380,27 @@ def test_large_images_are_opened_at_the_size_that_is_used(
     assert asked == [64, 32]
 
 
+def test_patches_are_drawn_from_all_of_an_image_not_from_its_first_rows(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    halves = np.zeros((96, 96, 3), np.uint8)
+    halves[48:] = 255
+    Image.fromarray(halves).save(tmp_path / "halves.png")
+    files = [ImageFile(tmp_path / "halves.png", PurePosixPath("halves.png"))]
+    whole = tiny().model_copy(update={"prediction": PredictionConfig(window=0, flip=False)})
+    drawn, _ = sample_embeddings(files, backbone, whole, QUIET, max_vectors=12)
+    with torch.no_grad():
+        maps = backbone(torch.from_numpy(halves).permute(2, 0, 1)[None])[0]
+    distances = (drawn[:, None] - maps.flatten(1).T).norm(dim=2)  # to the 6 x 6 patches
+    rows = distances.argmin(1) // 6
+    assert 3 <= (rows >= 3).sum() <= 9  # of 12
+
+
+def test_kmeans_compares_200000_embeddings_and_keeps_the_best_of_3() -> None:
+    config = KMeansConfig()
+    assert (config.max_vectors, config.restarts) == (200_000, 3)
+
+
 def test_images_without_a_share_are_not_opened(backbone: Backbone, tmp_path: Path) -> None:
     files = [ImageFile(tmp_path / f"{i}.png", PurePosixPath(f"{i}.png")) for i in range(7)]
     _, missing = sample_embeddings(files, backbone, tiny(), QUIET, max_vectors=3)

@@ -170,8 +170,23 @@ def test_a_page_may_load_nothing_from_elsewhere_and_tells_nobody_its_address(
     client.connection.request("GET", f"/{TOKEN}/")
     answer = client.connection.getresponse()
     answer.read()
-    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    policy = answer.headers["Content-Security-Policy"].split("; ")
+    assert set(policy) == {
+        "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:",
+        "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+    }  # fmt: skip
     assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("path", [f"/{TOKEN}/", f"/{TOKEN}/images/0", f"/{TOKEN}/nothing", "/no/"])
+def test_no_answer_is_kept_guessed_at_or_shown_by_another_site(client: Client, path: str) -> None:
+    client.connection.request("GET", path)
+    answer = client.connection.getresponse()
+    answer.read()
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
 
 
 # Edits --------------------------------------------------------------------------------------------

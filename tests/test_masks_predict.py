@@ -203,6 +203,18 @@ KILLS: dict[str, tuple[Any, str, int]] = {
 }
 
 
+def test_an_image_that_lacks_one_of_its_two_files_for_cvat_is_done_again(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert predict(model, photos, out, "--formats", "cvat") == 0
+    before = tree(out)
+    lost = sorted((out / "parts/cvat/SegmentationObject").rglob("*.png"))[0]
+    lost.unlink()
+    assert predict(model, photos, out, "--formats", "cvat") == 0
+    assert tree(out) == before
+
+
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 @pytest.mark.parametrize(("where", "name", "calls"), KILLS.values(), ids=KILLS)
 def test_two_shards_killed_and_given_again_leave_the_files_of_one_run(

@@ -264,6 +264,30 @@ def recoloured(jitter: float, gray: float) -> tuple[Tensor, Tensor]:
     return pixels.flatten(0, 1) / 255, crops.recoloured(CPU)
 
 
+def test_boxes_have_ratios_from_three_quarters_to_four_thirds_and_the_asked_area() -> None:
+    rng = np.random.default_rng(0)
+    boxes = draw_boxes(rng, np.full((500, 2), 4000.0), np.full((500, 4), 300.0))
+    wide, tall = boxes[..., 2], boxes[..., 3]
+    ratio = wide / tall
+    assert 0.74 < ratio.min() < 0.77
+    assert 1.30 < ratio.max() < 1.35
+    assert abs(np.log(ratio).mean()) < 0.02  # as often tall as wide
+    assert np.allclose(wide * tall, 300**2, rtol=0.01)
+
+
+def test_colours_are_turned_around_grey_and_scaled_all_alike() -> None:
+    """In NTSC's YIQ: brightness stays apart, and the two axes of colour turn by one angle."""
+    matrix, _ = draw_colours(np.random.default_rng(0), (50, 2), 1.0, 0.0)
+    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    turned = yiq @ matrix @ torch.linalg.inv(yiq)
+    zero = torch.zeros(50, 2)
+    for row, column in ((0, 1), (0, 2), (1, 0), (2, 0)):
+        assert torch.allclose(turned[..., row, column], zero, atol=1e-4)
+    assert torch.allclose(turned[..., 1, 1], turned[..., 2, 2], atol=1e-4)
+    assert torch.allclose(turned[..., 1, 2], -turned[..., 2, 1], atol=1e-4)
+    assert turned[..., 2, 1].abs().max() > 0.1
+
+
 def test_without_jitter_colours_stay() -> None:
     before, after = recoloured(0.0, 0.0)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
@@ -495,6 +519,40 @@ def test_the_teacher_is_the_moving_average_of_the_student(photos: Photos) -> Non
         torch.testing.assert_close(teacher, 0.75 * old + 0.25 * student)
 
 
+def test_the_average_of_contrast_forgets_its_first_weights_fast(photos: Photos) -> None:
+    """The momentum is (1 + t) / (10 + t) at first: 1/10, then 2/11."""
+    learner = learner_of(photos, tiny("contrast"))
+    method = learner.method
+    for momentum in (1 / 10, 2 / 11):
+        before = [p.detach().clone() for p in method.average.parameters()]
+        step_of(learner)
+        moved = zip(before, method.online.parameters(), method.average.parameters(), strict=True)
+        for old, online, average in moved:
+            torch.testing.assert_close(average, momentum * old + (1 - momentum) * online)
+
+
+def test_all_stages_together_weigh_as_much_as_the_whole(photos: Photos) -> None:
+    """A network that knows nothing pays about the logarithm of the choices, once for each part."""
+    contrast = {"large_every": 0, "temperature": 1e3}  # so that all choices look alike
+    numbers = step_of(learner_of(photos, tiny("contrast", contrast=contrast)))
+    points = [value for name, value in numbers.items() if name.startswith("points")]
+    grid, images = PretrainConfig().contrast.small_grid ** 2, 16
+    assert len(points) > 1
+    assert numbers["whole"] == pytest.approx(math.log(2 * images - 1), abs=0.01)
+    assert sum(points) == pytest.approx(math.log(1 + (images - 1) * grid), abs=0.01)
+
+
+def test_koleo_is_the_mean_over_both_large_crops(photos: Photos) -> None:
+    learner = learner_of(photos, tiny("dino", dino={"koleo_weight": 0.5}))
+    batch, student = learner.views[0], learner.method.student
+    with torch.no_grad():
+        images, masks = batch.large.recoloured(CPU), batch.masks.flatten(0, 1)
+        tokens = student.tokens(images, masks)[0].unflatten(0, (-1, 2))
+        expected = 0.5 * (spread(tokens[:, 0]) + spread(tokens[:, 1])) / 2
+    numbers = learner.learn(batch, [len(batch.ids)])
+    assert numbers["koleo"] == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_center_follows_the_teachers_scores(photos: Photos) -> None:
     learner = learner_of(photos, tiny("dino"))
     method = learner.method
@@ -546,6 +604,21 @@ def test_the_result_of_contrast_has_batch_norms_of_its_own_images(photos: Photos
     assert norm.num_batches_tracked == 2
     assert norm.momentum == 0.1
     assert not backbone.net.training
+
+
+def test_the_mean_of_a_batch_norm_is_that_of_all_its_batches_alike(photos: Photos) -> None:
+    learner = learner_of(photos, tiny("contrast", contrast={"recalibration_steps": 3}))
+    norms = [m for m in learner.method.average.net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    seen = []
+
+    def note(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            seen.append(inputs[0].mean((0, 2, 3)))
+
+    with norms[0].register_forward_pre_hook(note):
+        learner.method.result(photos)
+    assert len(seen) == 3
+    torch.testing.assert_close(norms[0].running_mean, torch.stack(seen).mean(0))
 
 
 # A whole run --------------------------------------------------------------------------------------

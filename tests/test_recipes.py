@@ -155,6 +155,19 @@ def test_the_defaults_of_training_and_views_are_those_of_section_4_2_2() -> None
     assert objective.penalty == "exp"
 
 
+def test_the_recipe_for_folders_has_the_numbers_of_its_decisions() -> None:
+    """Decisions 001, 002, 007 and 009; a change of one is a decision, and new results."""
+    found = RECIPES["folder"].experiment()
+    objective, training = found.objective, found.training
+    assert (objective.negative_weight, objective.regularizer_weight) == (1.4, 0.3)
+    assert (objective.regularizer, objective.centering) == ("weibull", "batch")
+    assert (objective.positive_threshold, objective.negative_threshold) == ("auto", "auto")
+    assert (training.learning_rate, training.heads, training.patches) == (2e-3, 4, 256)
+    assert (training.min_steps, training.batch_size) == (200, 64)
+    assert (found.views.repeat, found.views.short_side, found.views.crop_size) == (4, 448, 224)
+    assert (found.prediction.window, found.prediction.overlap) == (224, 75)
+
+
 def test_the_released_recipe_differs_from_the_paper_only_where_the_release_does() -> None:
     paper = RECIPES["cocostuff27-vits16"].experiment()
     released = RECIPES["cocostuff27-vits16-released"].experiment()

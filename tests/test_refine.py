@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import numpy as np
@@ -26,6 +27,7 @@ from iddc.progress import Progress
 from iddc.refine import REACH, REFINERS, dense_crf, fast_rows, mean_field, refiner
 from iddc.segmenter import Segmenter
 from iddc.windows import cluster_map, predict_probs
+from tiny import tiny_segmenter
 
 needs_crf = pytest.mark.skipif(
     find_spec("pydensecrf") is None, reason="the extra crf is not installed: it needs a compiler"
@@ -227,6 +229,58 @@ def test_a_large_image_is_refused_before_its_probabilities_are_held() -> None:
     with pytest.raises(ConfigError, match=r"2,485,513 pixels with 27 clusters.*3000 x 2000.*fast"):
         list(refiner("crf", image)(strips()))
     assert len(read) == 1
+
+
+def test_the_crf_has_the_constants_of_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """STEGO's and the release's: 10 iterations, 3 and 4 as weights, 1, 67 and 3 as widths."""
+    told: dict[str, Any] = {}
+
+    class Field:
+        def __init__(self, width: int, height: int, clusters: int) -> None:
+            told["shape"] = (clusters, height, width)
+
+        def setUnaryEnergy(self, energy: np.ndarray) -> None:  # noqa: N802
+            told["unary"] = energy
+
+        def addPairwiseGaussian(self, sxy: float, compat: float) -> None:  # noqa: N802
+            told["smoothness"] = (sxy, compat)
+
+        def addPairwiseBilateral(  # noqa: N802
+            self, sxy: float, srgb: float, rgbim: np.ndarray, compat: float
+        ) -> None:
+            told["appearance"], told["image"] = (sxy, srgb, compat), rgbim
+
+        def inference(self, iterations: int) -> np.ndarray:
+            told["iterations"] = iterations
+            return np.full((3, 4 * 5), 1 / 3, np.float32)
+
+    package, module = ModuleType("pydensecrf"), ModuleType("pydensecrf.densecrf")
+    vars(module)["DenseCRF2D"] = Field
+    monkeypatch.setitem(sys.modules, "pydensecrf", package)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", module)
+    probs, image = some_probs(3, 4, 5), some_image(4, 5)
+    dense_crf(probs, image)
+    assert told["shape"] == (3, 4, 5)
+    assert np.allclose(told["unary"], -np.log(probs.numpy().reshape(3, 20)), atol=1e-6)
+    assert told["smoothness"] == (1, 3)
+    assert told["appearance"] == (67, 3, 4)
+    assert told["iterations"] == 10
+    assert np.array_equal(told["image"], image.permute(1, 2, 0).numpy())
+
+
+def test_a_prediction_is_refined_by_its_own_image() -> None:
+    image = Image.fromarray(some_image(48, 64).permute(1, 2, 0).numpy())
+    segmenter = tiny_segmenter(3)
+    plain = segmenter.predict(image, with_probs=True).probs
+    assert plain is not None
+    own = segmenter.experiment.model_copy(
+        update={"prediction": PredictionConfig(window=0, flip=False, refine="fast")}
+    )
+    fast = Segmenter.of(segmenter.network, own).predict(image).clusters
+    guide = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    expected = mean_field(plain[None].float(), guide[None])[0].argmax(0).numpy()
+    assert (fast == expected).mean() > 0.999
+    assert (fast != plain.argmax(0).numpy()).mean() > 0.01
 
 
 def test_without_the_extra_the_crf_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

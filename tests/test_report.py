@@ -136,6 +136,26 @@ def test_sizes_and_confusion_are_those_of_the_probabilities(scenes: Path, tmp_pa
     assert look.frequencies == pytest.approx(np.mean(probs, axis=0), abs=1e-5)
 
 
+def test_effective_clusters_and_confidence_weigh_clusters_by_their_size(
+    scenes: Path, tmp_path: Path
+) -> None:
+    """exp of the entropy of the sizes (nats), and the mean of the highest probability."""
+    run = make_run(tmp_path / "run", scenes)
+    segmenter = Segmenter.load(run.path, "cpu")
+    ids, sure = [], []
+    for file in find_images(scenes).files:
+        with torch.no_grad(), Image.open(file.path) as image:
+            highest = segmenter.probs(prepare(image, 0, 0)[None])[0].max(0)
+        ids += highest.indices.flatten().tolist()
+        sure += highest.values.flatten().tolist()
+    shares = [ids.count(cluster) / len(ids) for cluster in {*ids}]
+    assert len({round(share, 2) for share in shares}) > 1  # or every mean would do
+    effective = math.prod(share**-share for share in shares)
+    words = " ".join(Tags(text_of(run)).words.split())
+    assert re.search(rf"effective clusters ?{effective:.1f}(?!\d)", words)
+    assert re.search(rf"mean confidence ?{100 * sum(sure) / len(sure):.1f} %", words)
+
+
 def test_of_many_clusters_the_highest_64_probabilities_of_a_patch_are_its_confusion(
     scenes: Path, tmp_path: Path
 ) -> None:

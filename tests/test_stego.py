@@ -339,11 +339,17 @@ def test_without_a_config_the_recipe_says_which(
     assert log(tmp_path / "run")[-1]["step"] == SHORT.steps
 
 
+@pytest.mark.parametrize("count", [6, 2])
 def test_the_first_loss_is_eq_5_of_the_batch_by_loops(
-    photos: list[ImageFile], tmp_path: Path
+    photos: list[ImageFile], tmp_path: Path, count: int
 ) -> None:
-    """Of the views, neighbours, places and rolls that the seed gives, without dropout."""
-    config = SHORT.model_copy(update={"steps": 1, "dropout": 0.0, "spatial_centering": "none"})
+    """Of the views, neighbours, places and rolls that the seed gives, without dropout.
+
+    A crop has 4 patches: with 2 of them, those of the first images are others than those of the
+    images that they are compared with.
+    """
+    update = {"steps": 1, "dropout": 0.0, "spatial_centering": "none", "patches": count}
+    config = SHORT.model_copy(update=update)
     fitted(photos, tmp_path / "run", config=config)
     network: Any = build_network(tiny().model_copy(update={"head": "codes"})).eval()
     rows = epoch_batches(8, 5, 0, 0)[0]
@@ -360,15 +366,22 @@ def test_the_first_loss_is_eq_5_of_the_batch_by_loops(
         return Patches(maps.flatten(2).transpose(1, 2), codes.flatten(2).transpose(1, 2))
 
     images, neighbours = patches(rows, 0), patches(near, 1)
-    places = draw_places(4, 6, 0, 0)
-    assert places.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    here, there = draw_places(4, count, 0, 0)
+    if count == 6:
+        assert here.tolist() == there.tolist() == [0, 1, 2, 3]
+    else:
+        assert here.tolist() != there.tolist()
+
+    def at(which: Patches, chosen: Tensor) -> Patches:
+        return Patches(which.features[:, chosen], which.codes[:, chosen])
+
     others = []
     for roll in draw_rolls(len(rows), 2, 0, 0):
         order = [(place - roll) % len(rows) for place in range(len(rows))]
         rolled = Patches(images.features[order], images.codes[order])
-        others.append(slow_loss(images, rolled, 0.46, "none"))
-    own = slow_loss(images, images, 0.18, "none")
-    knn = slow_loss(images, neighbours, 0.12, "none")
+        others.append(slow_loss(at(images, here), at(rolled, there), 0.46, "none"))
+    own = slow_loss(at(images, here), at(images, here), 0.18, "none")
+    knn = slow_loss(at(images, here), at(neighbours, there), 0.12, "none")
     (entry,) = log(tmp_path / "run")[1:]
     assert entry["own"] == pytest.approx(own, abs=1e-5)
     assert entry["knn"] == pytest.approx(knn, abs=1e-5)
