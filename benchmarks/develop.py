@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ from torch.nn.functional import normalize, one_hot
 
 from embedded import DATA, SETS, Picture, Pictures, Result, directions, entropy, load, score, truth
 from iddc.clustering import spherical_kmeans
+from iddc.consensus import fit_consensus
 from iddc.metrics import IGNORE, Confusion
+from iddc.regions import both_regions, region_means
 
 Predict = Callable[[Picture], Float[Tensor, "k h w"]]
 Fit = Callable[[Pictures, int, int], Predict]
@@ -121,6 +124,31 @@ def kmeans(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
     return predict
 
 
+def consensus(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
+    """The consensus of over-clusterings, on embeddings averaged over regions; so at test too."""
+    mean = pictures.features().mean(0)
+    rows = [averaged(picture, mean).flatten(1).T for picture in pictures.items]
+    vectors = torch.cat(rows)
+    found = fit_consensus(vectors[sample(len(vectors), 60_000, seed)], num_clusters, seed=seed)
+
+    def predict(picture: Picture) -> Tensor:
+        maps = averaged(picture, mean)
+        return found.probs(maps.flatten(1).T).T.unflatten(1, maps.shape[1:])
+
+    return predict
+
+
+def averaged(picture: Picture, mean: Float[Tensor, " d"]) -> Float[Tensor, "d h w"]:
+    """Centred directions, averaged over regions; kept, since regions depend on nothing else."""
+    if picture not in _REGIONS:
+        _REGIONS[picture] = both_regions(directions(picture), picture.lab)
+    centred = normalize(directions(picture) - mean[:, None, None], dim=0)
+    return region_means(centred, _REGIONS[picture])
+
+
+_REGIONS: WeakKeyDictionary[Picture, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
 RECIPES: dict[str, Fit] = {
     "one-cluster": one_cluster,
     "bands": bands,
@@ -128,6 +156,7 @@ RECIPES: dict[str, Fit] = {
     "grey": grey,
     "appearance": appearance_only,
     "kmeans": kmeans,
+    "consensus": consensus,
 }
 """Recipes by name."""
 

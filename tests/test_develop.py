@@ -43,9 +43,9 @@ def pictures(embedded: Any, labels: np.ndarray) -> Any:
 
 @pytest.fixture
 def planted(embedded: Any) -> Any:
-    label = np.zeros((8, 12), np.uint8)
-    label[:, 4:] = 1
-    label[4:, 8:] = 2
+    label = np.zeros((16, 24), np.uint8)
+    label[:, 8:] = 1
+    label[8:, 16:] = 2
     return pictures(embedded, np.stack([label, label[:, ::-1].copy()]))
 
 
@@ -57,7 +57,7 @@ def test_the_true_classes_score_1_and_have_the_entropy_of_their_sizes(
 
     found = embedded.score(planted, exact, 3)
     assert (found.accuracy, found.miou) == (1, 1)
-    # 32, 48 and 16 of 96 pixels: 1/3, 1/2, 1/6.
+    # 128, 192 and 64 of 384 pixels: 1/3, 1/2, 1/6.
     by_hand = (np.log(3) / 3 + np.log(2) / 2 + np.log(6) / 6) / np.log(3)
     assert found.entropy == pytest.approx(by_hand)
     assert found.sizes == pytest.approx((1 / 2, 1 / 3, 1 / 6))
@@ -66,11 +66,12 @@ def test_the_true_classes_score_1_and_have_the_entropy_of_their_sizes(
     assert embedded.score(planted, constant, 3).accuracy == pytest.approx(1 / 2)
 
 
-def test_kmeans_and_the_probe_find_classes_that_the_embeddings_are(
+def test_methods_and_the_probe_find_classes_that_the_embeddings_are(
     develop: Any, embedded: Any, planted: Any
 ) -> None:
-    predict = develop.kmeans(planted, 3, 0)
-    assert embedded.score(planted, predict, 3).accuracy > 0.9
+    for fit in (develop.kmeans, develop.consensus):
+        predict = fit(planted, 3, 0)
+        assert embedded.score(planted, predict, 3).accuracy > 0.9
     assert develop.linear_probe(planted).accuracy > 0.9
     assert develop.oracle(planted, 3, planted, 0)[0] > 0.9
 

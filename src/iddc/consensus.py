@@ -1,0 +1,180 @@
+"""Clusters of any size: over-cluster many times, merge without regard to size, agree.
+
+K-means cuts what is frequent and merges what is rare, since every vector counts alike. Here k-means
+only finds many small groups. Ward's linkage (1963) then merges their centroids, each of weight 1,
+so that a rare group counts as much as a frequent one. Several such groupings differ in what chance
+decides; two patches that most of them put together belong together (evidence accumulation, Fred
+and Jain, 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from iddc.config import Frozen
+from iddc.errors import DataError, NumericError
+
+_ROWS = 8192
+"""Vectors compared with all centroids at once: 1200 cosines each are 39 MB."""
+
+
+class ConsensusConfig(Frozen):
+    """The numbers of the consensus. Recipe selected on IDD-Lite, LabelMeFacade and digital rock."""
+
+    groupings: int = Field(6, ge=1, le=64)
+    """M, how many over-clusterings vote."""
+    prototypes: int = Field(200, ge=2, le=5000)
+    """K', the centroids of an over-clustering; at least 2 K are used."""
+    vectors: int = Field(20_000, ge=2, le=2**24)
+    """How many patches each over-clustering sees, drawn anew."""
+    iterations: int = Field(10, ge=1)
+    """Updates of the centroids of an over-clustering."""
+    temperature: float = Field(0.03, gt=0)
+    """What cosines to centroids are divided by: lower values give harder groupings."""
+    class_temperature: float = Field(0.05, gt=0)
+    """What the agreement with each class is divided by in the final probabilities."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """One over-clustering, merged."""
+
+    centroids: Float[Tensor, "p d"]
+    """The centroids, of any length."""
+    classes: Int64[Tensor, " p"]
+    """The class of each centroid after merging."""
+    num_classes: int
+    """K."""
+
+    def probs(self, vectors: Float[Tensor, "n d"], temperature: float) -> Float[Tensor, "n k"]:
+        """The probability of each class: the sum over its centroids, the nearest count most."""
+        closeness = vectors @ self.centroids.T - self.centroids.square().sum(1) / 2
+        return (closeness / temperature).softmax(1) @ self._members
+
+    @cached_property
+    def _members(self) -> Float[Tensor, "p k"]:
+        return one_hot(self.classes, self.num_classes).float()
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """Several groupings, and the classes on which they agree."""
+
+    groupings: tuple[Grouping, ...]
+    """The groupings, whose classes are numbered independently."""
+    centres: Float[Tensor, "k c"]
+    """The mean code of each class, of length 1."""
+    config: ConsensusConfig
+
+    def codes(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """The square roots of all groupings' probabilities, over sqrt(M).
+
+        The product of two codes is soft co-association: the mean over the groupings of the
+        Bhattacharyya coefficient of their probabilities, in [0, 1].
+        """
+        return _codes(self.groupings, vectors, self.config.temperature)
+
+    def probs(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """The probabilities of the K classes."""
+        cosine = normalize(self.codes(vectors), dim=1) @ self.centres.T
+        return (cosine / self.config.class_temperature).softmax(1)
+
+
+def fit_consensus(
+    vectors: Float[Tensor, "n d"],
+    num_clusters: int,
+    config: ConsensusConfig = ConsensusConfig(),  # noqa: B008  (frozen)
+    *,
+    seed: int = 0,
+) -> Consensus:
+    """Find classes of any size. The same seed gives the same result.
+
+    Args:
+        vectors: Embeddings about their mean, of length about 1, on the CPU.
+        num_clusters: K.
+        config: The numbers.
+        seed: What is drawn follows from it.
+
+    Raises:
+        NumericError: A vector is not finite.
+        DataError: There are fewer distinct groups than clusters. It says how many.
+    """
+    if not vectors.isfinite().all():
+        raise NumericError(
+            "Expected finite embeddings, found NaN or infinity. Check the backbone's weights, or "
+            "set training.precision to fp32 in a --config."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    groupings = []
+    for _ in range(config.groupings):
+        drawn = torch.randperm(len(vectors), generator=generator)[: config.vectors]
+        most = max(config.prototypes, 2 * num_clusters)
+        centroids = over_cluster(vectors[drawn], most, config.iterations)
+        groupings.append(Grouping(centroids, merge(centroids, num_clusters), num_clusters))
+
+    # Every centroid is one vote on what belongs together, whatever the number of its patches.
+    codes = _codes(groupings, torch.cat([one.centroids for one in groupings]), config.temperature)
+    members = one_hot(merge(codes, num_clusters), num_clusters).float()
+    return Consensus(tuple(groupings), normalize(members.T @ codes, dim=1), config)
+
+
+def over_cluster(vectors: Float[Tensor, "n d"], most: int, iterations: int) -> Float[Tensor, "p d"]:
+    """Centroids of k-means, begun at the first distinct vectors; those left empty are dropped."""
+    centroids = _distinct(vectors[: 4 * most])[:most]
+    for _ in range(iterations):
+        sums, sizes = torch.zeros_like(centroids), vectors.new_zeros(len(centroids))
+        bias = centroids.square().sum(1) / 2
+        for block in torch.split(vectors, _ROWS):
+            nearest = (block @ centroids.T - bias).argmax(1)
+            sums.index_add_(0, nearest, block)
+            sizes += torch.bincount(nearest, minlength=len(centroids))
+        centroids = sums[sizes > 0] / sizes[sizes > 0, None]
+    return centroids
+
+
+def merge(vectors: Float[Tensor, "n d"], num_clusters: int) -> Int64[Tensor, " n"]:
+    """Ward's linkage of a few vectors of weight 1 each, cut into K groups.
+
+    Raises:
+        DataError: There are fewer distinct vectors than clusters. It says how many.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    found = len(_distinct(vectors))
+    if found < num_clusters:
+        raise DataError(
+            f"Found {found} distinct group{'s'[: found != 1]} in these images, expected at least "
+            f"{num_clusters}, one for each cluster. Ask for --num-clusters {max(2, found)} or "
+            "fewer, or give more varied images."
+        )
+    tree = linkage(vectors.double().numpy(), "ward")
+    ids: np.ndarray = fcluster(tree, num_clusters, "maxclust")
+    return torch.from_numpy(ids.astype(np.int64)) - 1
+
+
+def _codes(
+    groupings: list[Grouping] | tuple[Grouping, ...],
+    vectors: Float[Tensor, "n d"],
+    temperature: float,
+) -> Float[Tensor, "n c"]:
+    blocks = []
+    for block in torch.split(vectors, _ROWS):
+        parts = [grouping.probs(block, temperature).sqrt() for grouping in groupings]
+        blocks.append(torch.cat(parts, 1) / math.sqrt(len(parts)))
+    return torch.cat(blocks)
+
+
+def _distinct(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+    """The first of every set of vectors that are one to six digits, in their order."""
+    rounded = (vectors * 1e6).round().long().numpy()
+    first = np.unique(rounded, axis=0, return_index=True)[1]
+    return vectors[torch.from_numpy(np.sort(first))]
