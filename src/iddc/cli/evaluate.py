@@ -31,11 +31,20 @@ class Evaluate(Informing, Limited):
     run: RunPath
     data: Annotated[Path, arg(metavar="DIR")]
     """The data set, as downloaded; folder: DIR/{SPLIT/}images and DIR/{SPLIT/}labels, pictures of
-    class ids, 255 ignored, or of the colours that classes.txt names."""
+    class ids, 255 ignored, or of the colours that classes.txt names. Or a file of annotations:
+    CVAT's zip ("Segmentation mask 1.1" or COCO), a COCO JSON, or Label Studio's JSON."""
     dataset: DatasetName = "folder"
     """Which one it is."""
     split: str = "val"
     """The part of it."""
+    images: Annotated[
+        Path | None, arg(metavar="IMAGES", help_behavior_hint="(default: beside the file)")
+    ] = None
+    """Where the images of a file of annotations are: a folder, a zip, or a list."""
+    background: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: ignored)")
+    ] = None
+    """A class of this name for the pixels that a file of annotations leaves out."""
     binary: bool = False
     """Labels of a folder are masks of 0 and 255, and both are classes; else 255 is ignored."""
     protocol: ProtocolName = "full"
@@ -58,7 +67,16 @@ class Evaluate(Informing, Limited):
 
         run = Run.open(self.run)
         stamp = run.stamp
-        dataset = open_dataset(self.dataset, self.data, self.split, binary=self.binary)
+        dataset = open_dataset(
+            self.dataset,
+            self.data,
+            self.split,
+            binary=self.binary,
+            images=self.images,
+            background=self.background,
+        )
+        for note in getattr(dataset, "notes", ()):
+            print(f"note: {note}", file=sys.stderr)
         refined = "" if self.refine == "none" else f"-{self.refine}"
         masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
         evaluation = evaluate(

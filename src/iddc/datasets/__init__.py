@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from iddc.config import DatasetName
+from iddc.datasets.annotations import open_annotations
 from iddc.datasets.cityscapes import CITYSCAPES
 from iddc.datasets.cocostuff import COCOSTUFF27, COCOSTUFF171
 from iddc.datasets.folder import FolderDataset, LabelledImages, Sample
@@ -45,20 +46,40 @@ DATASETS: dict[DatasetName, Dataset] = {
 }
 
 
-def open_dataset(name: str, root: Path, split: str, *, binary: bool = False) -> LabelledImages:
+def open_dataset(
+    name: str,
+    root: Path,
+    split: str,
+    *,
+    binary: bool = False,
+    images: Path | None = None,
+    background: str | None = None,
+) -> LabelledImages:
     """Open one split of a labelled data set.
 
     Args:
         name: One of `DATASETS`.
-        root: The folder that holds it.
+        root: The folder that holds it; for `folder` also a file of annotations
+            (`open_annotations`).
         split: The part of it.
         binary: Labels of a `folder` are masks of 0 and 255, and both are classes.
+        images: Where the images of a file of annotations are.
+        background: The name of a class for pixels that a file of annotations leaves out.
 
     Raises:
         ConfigError: There is no data set of this name, or no such split of it.
         DataError: `root` does not hold it, or holds it in part.
     """
     dataset = _known(name)
+    if name == "folder" and root.is_file():
+        if binary:
+            raise ConfigError(f"--binary is for a folder of masks, and {root} is a file.")
+        return open_annotations(root, split, images=images, background=background)
+    if images or background is not None:
+        option = "--images" if images else "--background"
+        raise ConfigError(
+            f"{option} is for a file of annotations (CVAT, COCO, Label Studio), and {root} is none."
+        )
     if not binary:
         return dataset(root, split)
     if name != "folder":
