@@ -21,7 +21,7 @@ from PIL import Image
 import iddc
 from iddc import demo, training
 from iddc.backbones import save_backbone, untrained_backbone
-from iddc.cli import COMMANDS, inform, main
+from iddc.cli import COMMANDS, listings, main
 from iddc.config import PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.datasets.fake import write_fake
 from iddc.errors import Interrupted
@@ -964,7 +964,7 @@ def test_what_the_system_refuses_is_exit_4_and_no_bug(
         (ValueError("x"), 1, "This is a bug in iddc (ValueError: x)"),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (PermissionError(13, "Permission denied", "/there"), 4, "No permission: /there."),
-        (MemoryError(), 4, "not enough memory"),
+        (MemoryError(), 4, "has not enough of it"),
     ],
 )
 def test_any_error_is_one_sentence_and_a_traceback_only_with_v(
@@ -977,7 +977,7 @@ def test_any_error_is_one_sentence_and_a_traceback_only_with_v(
     def fail(*args: object) -> None:
         raise problem
 
-    monkeypatch.setattr(inform, "print_table", fail)
+    monkeypatch.setattr(listings, "print_table", fail)
     assert main(["recipes"]) == code
     assert sentence in error(capsys)
     assert main(["recipes", "-v"]) == code
@@ -1005,7 +1005,7 @@ codes += [main(argv) for argv in (
     ["recipes"],
 )]
 print(codes)
-print([name for name in ("torch", "timm", "scipy", "jinja2") if name in sys.modules])
+print([name for name in ("torch", "timm", "scipy", "jinja2", "rich") if name in sys.modules])
 """
 
 

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,21 @@ def done(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_command_line_knows_every_format() -> None:
     assert set(get_args(MaskFormat)) == {*FORMATS, *SUFFIXES}
+
+
+def test_a_format_whose_package_is_missing_names_the_extra_before_anything_is_written(
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "contourpy", None)
+    assert predict(model, photos, tmp_path / "out", "--formats", "png", "yolo") == 4
+    said = capsys.readouterr().err
+    assert "--formats yolo needs contourpy" in said
+    assert "pip install 'iddc[formats]'" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_format_leaves_what_it_promises_and_nothing_unfinished(done: Path) -> None:

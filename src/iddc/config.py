@@ -109,7 +109,11 @@ class Frozen(BaseModel):
     """A configuration that does not change and refuses names it does not know."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # of a dozen models a command needs a few
     )
 
 

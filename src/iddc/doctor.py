@@ -17,6 +17,7 @@ from iddc import __version__
 EXTRAS = {
     "crf": ("pydensecrf2",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "formats": ("contourpy", "pycocotools"),
     "geo": ("rasterio", "pyogrio"),
     "label": ("fastapi", "uvicorn"),
     "plots": ("matplotlib",),

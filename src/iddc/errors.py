@@ -16,6 +16,8 @@ prints it as one line and returns the exit code; a traceback appears only with `
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class IddcError(Exception):
@@ -67,6 +69,27 @@ class Interrupted(IddcError):
     def __init__(self, message: str, *, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def needs_extra(extra: str, what: str, otherwise: str = "") -> Iterator[None]:
+    """Turn the lack of an optional package into a sentence that says how to install it.
+
+    Args:
+        extra: The extra of iddc that brings it.
+        what: What needs which package, as the beginning of the sentence.
+        otherwise: What else can be done, as its end.
+
+    Raises:
+        SetupError: An import inside fails.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise SetupError(
+            f"{what}, which is not installed. Install it with `pip install 'iddc[{extra}]'`"
+            f"{otherwise}."
+        ) from error
 
 
 def one_line(text: str) -> str:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from iddc import __version__
 from iddc.config import ExportFormat, PredictionConfig
-from iddc.errors import ConfigError, SetupError
+from iddc.errors import ConfigError, SetupError, needs_extra
 from iddc.masks import Labels
 from iddc.network import Network
 from iddc.segmenter import Segmenter
@@ -113,7 +113,9 @@ def export(segmenter: Segmenter, to: ExportFormat) -> bytes:
     }
     write = {"onnx": _onnx, "torch-export": _torch_export}[to]
     if to == "onnx":
-        _require("onnx", "onnxscript")
+        with needs_extra("export", "Exporting to ONNX needs onnx and onnxscript"):
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the exporter, about its own future
@@ -205,8 +207,8 @@ def open_exported(data: bytes, to: ExportFormat) -> Runner:
     if to == "torch-export":
         graph: Any = torch.export.load(BytesIO(data)).module()
         return lambda image: graph(torch.tensor(image)).detach().numpy()
-    _require("onnxruntime")
-    import onnxruntime
+    with needs_extra("export", "Checking an ONNX file needs onnxruntime"):
+        import onnxruntime
 
     runtime: Any = onnxruntime
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -233,14 +235,3 @@ def _torch_export(graph: WholeImage, arguments: dict[str, Any], about: dict[str,
     data = BytesIO()
     torch.export.save(program, data, extra_files={METADATA: json.dumps(about)})
     return data.getvalue()
-
-
-def _require(*packages: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise SetupError(
-            f"Exporting to ONNX and checking it need {' and '.join(missing)}, which is not "
-            "installed. Install it with `pip install 'iddc[export]'`."
-        )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from iddc.errors import SetupError, UnreadableImage
+from iddc.errors import UnreadableImage, needs_extra
 from iddc.images import MAX_PIXELS
 from iddc.masks import Classes
 from iddc.runs import disk_errors
@@ -221,12 +221,7 @@ def open_rasterio() -> Any:
     Raises:
         SetupError: The extra `geo` is missing.
     """
-    try:
+    with needs_extra("geo", "GeoTIFFs need rasterio"):
         import rasterio
         import rasterio.errors
-    except ImportError as error:
-        raise SetupError(
-            "GeoTIFFs need rasterio, which is not installed. Install it with `pip install "
-            "'iddc[geo]'`."
-        ) from error
     return rasterio

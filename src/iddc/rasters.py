@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
-from iddc.errors import SetupError, UnreadableImage
+from iddc.errors import UnreadableImage, needs_extra
 from iddc.geo import ALONE, open_rasterio
 from iddc.ground import ring_area
 from iddc.images import ImageFile
@@ -220,13 +220,8 @@ def _write_geojson(target: Path, regions: list[Region], classes: Classes, crs: A
 
 
 def _write_gpkg(target: Path, regions: list[Region], classes: Classes, crs: Any) -> None:
-    try:
+    with needs_extra("geo", "GeoPackages need pyogrio"):
         from pyogrio import raw
-    except ImportError as error:
-        raise SetupError(
-            "GeoPackages need pyogrio, which is not installed. Install it with `pip install "
-            "'iddc[geo]'`."
-        ) from error
     # GDAL makes the file itself, so it is made under another name and put in place when complete.
     unfinished = target.with_name(f".iddc-{target.name}.tmp.gpkg")
     with disk_errors(target):

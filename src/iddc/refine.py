@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iddc.config import RefineName
-from iddc.errors import ConfigError, SetupError
+from iddc.errors import ConfigError, needs_extra
 
 MIN_PROB = 1e-5
 """Probabilities count as at least this, so that their logarithm is finite; the field's value."""
@@ -206,13 +206,10 @@ def dense_crf(
     Raises:
         SetupError: The extra `crf` is not installed.
     """
-    try:
+    with needs_extra(
+        "crf", "The CRF needs pydensecrf2", " (this compiles C++), or use --refine fast"
+    ):
         from pydensecrf.densecrf import DenseCRF2D
-    except ImportError as error:
-        raise SetupError(
-            "The CRF needs pydensecrf2, which is not installed. Install it with `pip install "
-            "'iddc[crf]'` (this compiles C++), or use --refine fast."
-        ) from error
     clusters, height, width = probs.shape
     field = DenseCRF2D(width, height, clusters)
     field.setUnaryEnergy(-np.log(probs.numpy().reshape(clusters, -1).clip(MIN_PROB)))

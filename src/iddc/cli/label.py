@@ -19,7 +19,7 @@ from tyro.conf import arg
 
 from iddc.cli.options import Informing, RunPath
 from iddc.cli.printing import print_json, print_table
-from iddc.errors import ConfigError, DataError, SetupError
+from iddc.errors import ConfigError, DataError, needs_extra
 from iddc.runs import Run
 
 if TYPE_CHECKING:
@@ -108,13 +108,9 @@ class Label(Informing):
 
     def _serve(self, run: Run, num_clusters: int) -> None:
         """Open the page, and answer it until Ctrl-C."""
-        try:
+        what = "The page needs FastAPI with uvicorn"
+        with needs_extra("label", what, ", or name clusters with --set"):
             from iddc.labelling.server import HOST, listen, make_app, make_server
-        except ModuleNotFoundError as error:
-            raise SetupError(
-                "The page needs FastAPI and uvicorn, which are not installed. Install them with "
-                "`pip install 'iddc[label]'`, or name clusters with --set."
-            ) from error
         token = secrets.token_urlsafe(32)
         with listen(self.port) as listening:
             app = make_app(run.path, num_clusters, _samples(run, self.images), token)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import yaml
 from tyro.conf import Positional, arg
 
 from iddc.cli.options import (
@@ -70,6 +69,8 @@ class Train(ReadsPhotos):
             )
         steps = f"{Plan.of(self.experiment, len(files)).steps:,} steps"
         if self.dry_run:
+            import yaml
+
             print(yaml.safe_dump(self.experiment.model_dump(), sort_keys=False))
             say(describe(files, skipped, self.experiment), steps)
             say(f"Nothing is written. Without --dry-run the result would be in {self.out}.")

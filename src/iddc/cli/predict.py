@@ -54,9 +54,10 @@ class Predict(ReadsPhotos):
     formats: tuple[MaskFormat, ...] = ("png",)
     """png: class ids, 8 or 16 bit, 255 or 65535 ignored; palette: the same, shown in colours;
     overlay: on the image; csv: how much of each image and folder a class covers; coco,
-    coco-polygons, cvat, labelstudio, labelme, yolo: for that program; npz:
-    probabilities, 2 bytes a pixel and cluster. For GeoTIFFs, with the extra `geo`: geotiff, ids at
-    their place on Earth; geojson, gpkg: polygons; csv beside one of these has square metres too."""
+    coco-polygons, cvat, labelstudio, labelme, yolo: for that program (coco, labelme and yolo with
+    the extra `formats`); npz: probabilities, 2 bytes a pixel and cluster. For GeoTIFFs, with the
+    extra `geo`: geotiff, ids at their place on Earth; geojson, gpkg: polygons; csv beside one of
+    these has square metres too."""
     shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
     """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
     window: Annotated[int | None, ModelsOwn] = None

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 
+from iddc.errors import needs_extra
 from iddc.images import ImageFile
 from iddc.masks.colours import legend
 from iddc.masks.formats import FORMATS, Origin, Segmented
@@ -35,6 +37,7 @@ class Collection:
 
     Raises:
         ConfigError: A format cannot hold these classes.
+        SetupError: A format needs the extra `formats`.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Collection:
         self.folder = folder
         self.classes = classes
         self.formats = {name: FORMATS[name] for name in formats}
-        for form in self.formats.values():
+        for name, form in self.formats.items():
+            with needs_extra("formats", f"--formats {name} needs {form.package}"):
+                import_module(form.package or "iddc")
             if form.check:
                 form.check(classes)
 

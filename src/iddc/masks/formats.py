@@ -71,6 +71,8 @@ class Format:
     """The one file of all images, if there is one: DIR/WHOLE, made of DIR/parts/FORMAT."""
     assemble: Callable[[Path, Path, Sequence[PurePosixPath], Classes], None] | None = None
     """Makes it of the parts of the named images."""
+    package: str = ""
+    """The module that it needs, which the extra `formats` brings."""
 
 
 def _check_palette(classes: Classes) -> None:
@@ -113,13 +115,18 @@ FORMATS: dict[str, Format] = {
         }
     ),
     "coco": Format(
-        {"parts/coco": _coco(coco.as_rle)}, ".json", whole="coco.json", assemble=coco.assemble
+        {"parts/coco": _coco(coco.as_rle)},
+        ".json",
+        whole="coco.json",
+        assemble=coco.assemble,
+        package="pycocotools",
     ),
     "coco-polygons": Format(
         {"parts/coco-polygons": _coco(coco.as_polygons)},
         ".json",
         whole="coco-polygons.json",
         assemble=coco.assemble,
+        package="contourpy",
     ),
     "cvat": Format(
         {
@@ -162,6 +169,7 @@ FORMATS: dict[str, Format] = {
         ".txt",
         whole="yolo/data.yaml",
         assemble=yolo.assemble,
+        package="contourpy",
     ),
     "labelme": Format(
         {
@@ -170,6 +178,7 @@ FORMATS: dict[str, Format] = {
             )
         },
         ".json",
+        package="contourpy",
     ),
     "npz": Format({"npz": _npz}, ".npz", with_probs=True),
 }

@@ -13,7 +13,7 @@ import torch
 
 from iddc.config import ObjectiveConfig, Regularizer
 from iddc.datasets import LabelledImages
-from iddc.errors import SetupError
+from iddc.errors import needs_extra
 from iddc.evaluation import PROTOCOLS
 from iddc.figures import compare
 from iddc.losses import REGULARIZERS
@@ -34,13 +34,8 @@ def check_matplotlib() -> None:
     Raises:
         SetupError: matplotlib is not installed.
     """
-    try:
+    with needs_extra("plots", "Figures need matplotlib"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise SetupError(
-            "Figures need matplotlib, which is not installed. Install it with `pip install "
-            "'iddc[plots]'`."
-        ) from error
 
 
 def regularizer_curves() -> dict[str, list[float]]:

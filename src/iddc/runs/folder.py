@@ -27,8 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
 from iddc import __version__
 from iddc.config import Experiment
 from iddc.errors import ConfigError, DataError
@@ -195,6 +193,8 @@ class Run:
                 else:
                     path.unlink(missing_ok=True)
         if new:  # config.yaml first: without it, a folder that holds anything is not ours
+            import yaml  # not where options are read: help and errors answer at once
+
             write_atomic(self._config, yaml.safe_dump({**WRITTEN, **asked}, sort_keys=False))
             self._write_json("versions.json", _versions())
         with disk_errors(self.path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from iddc.config import Experiment
-from iddc.errors import SetupError
+from iddc.errors import needs_extra
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
@@ -127,11 +127,8 @@ class _TimeLeft:
 
 
 def _summary_writer() -> Any:
-    try:
+    with needs_extra(
+        "tensorboard", "--tensorboard needs TensorBoard", ", or leave out --tensorboard"
+    ):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise SetupError(
-            "TensorBoard is not installed. Install it with `pip install 'iddc[tensorboard]'`, or "
-            "leave out --tensorboard."
-        ) from error
     return SummaryWriter
