@@ -28,7 +28,7 @@ from iddc.datasets import open_dataset
 from iddc.device import autocast
 from iddc.images import find_images, open_image
 from iddc.metrics import Confusion
-from iddc.segmenter import prepare
+from iddc.windows import to_working_size
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = {
@@ -140,7 +140,7 @@ def _embed(root: Path, split: str, name: str, short_side: int) -> list[tuple[Ten
         images = (open_image(file, short_side) for file in files)
     rows = []
     for image in images:
-        pixels = prepare(image, short_side, 0)[None]
+        pixels = to_working_size(image, short_side, 0)[None]
         both = torch.cat([pixels, pixels.flip(-1)])
         with autocast(torch.device("cpu"), "auto"):
             features = backbone(both.contiguous(memory_format=torch.channels_last))

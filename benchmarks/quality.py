@@ -45,8 +45,9 @@ from iddc.pretraining import write_scores
 from iddc.progress import Progress
 from iddc.recipes import folder
 from iddc.runs import Run, write_atomic
-from iddc.segmenter import Segmenter, prepare
+from iddc.segmenter import Segmenter
 from iddc.training import fit
+from iddc.windows import to_working_size
 
 TRAIN_PATCHES, VAL_PATCHES = 100, 500
 """Labelled patches drawn from each image."""
@@ -170,7 +171,7 @@ def labelled_patches(
     vectors, classes = [], []
     for index in range(len(dataset)):
         sample = dataset[index]
-        pixels = prepare(sample.image, experiment.views.short_side, 0).to(device)
+        pixels = to_working_size(sample.image, experiment.views.short_side, 0).to(device)
         with torch.no_grad(), autocast(device, experiment.training.precision):
             features: Tensor = backbone(pixels[None])[0]
         height, width = features.shape[1:]

@@ -43,8 +43,8 @@ from iddc.metrics import IGNORE, Confusion, Scores
 from iddc.progress import SILENT, Progress
 from iddc.refine import refiner
 from iddc.runs import Run
-from iddc.segmenter import Segmenter, prepare
-from iddc.windows import most_probable, predict_probs
+from iddc.segmenter import Segmenter
+from iddc.windows import most_probable, predict_probs, to_working_size
 
 BAND = 5
 """In pixels."""
@@ -119,7 +119,7 @@ def cases_of(
     progress.begin(number)
     for index in range(number):
         sample = dataset[index]
-        pixels = prepare(sample.image, segmenter.experiment.views.short_side, config.window)
+        pixels = to_working_size(sample.image, segmenter.experiment.views.short_side, config.window)
         height, width = sample.label.shape
         yield (
             sample,
@@ -157,7 +157,7 @@ def measure(
     everywhere, at_edges = dict.fromkeys(names, nothing), dict.fromkeys(names, nothing)
     seconds: dict[RefineName, list[float]] = {name: [] for name in names}
     for sample, probs in cases:
-        image = prepare(sample.image, 0, 0)
+        image = to_working_size(sample.image, 0, 0)
         near_edge = np.where(edge_band(sample.label, BAND), sample.label, IGNORE)
         for name in names:
             started = _now(probs.device)

@@ -21,13 +21,13 @@ from PIL import Image
 
 from iddc import export
 from iddc.backbones import load_backbone, untrained_backbone
+from iddc.canvas import working_size
 from iddc.cli import main
 from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, SetupError
 from iddc.masks import Labels
 from iddc.network import HEADS, Network
 from iddc.segmenter import Segmenter
-from iddc.views import working_size
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

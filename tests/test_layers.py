@@ -10,7 +10,7 @@ import pytest
 import iddc
 
 SOURCE = Path(iddc.__file__).parent
-LAYERS = {
+LAYERS: dict[str, float] = {
     "config": 0,
     "errors": 0,
     "canvas": 1,
@@ -32,6 +32,7 @@ LAYERS = {
     "refine": 2,
     "views": 2,
     "windows": 2,
+    "modelfile": 3.5,
     "network": 3,
     "thresholds": 3,
     "video": 2,

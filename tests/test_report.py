@@ -32,7 +32,8 @@ from iddc.report.sides import colours_of_partners, match
 from iddc.report.tables import nearest
 from iddc.report.writing import _names
 from iddc.runs import Run
-from iddc.segmenter import Segmenter, prepare
+from iddc.segmenter import Segmenter
+from iddc.windows import to_working_size
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -123,7 +124,7 @@ def test_sizes_and_confusion_are_those_of_the_probabilities(scenes: Path, tmp_pa
     probs = []
     for file in files:
         with torch.no_grad(), Image.open(file.path) as image:
-            grid = segmenter.probs(prepare(image, 0, 0)[None])[0]
+            grid = segmenter.probs(to_working_size(image, 0, 0)[None])[0]
         probs += [*grid.flatten(1).T.double().numpy()]
     wins: dict[int, list[np.ndarray]] = {}
     for patch in probs:
@@ -145,7 +146,7 @@ def test_effective_clusters_and_confidence_weigh_clusters_by_their_size(
     ids, sure = [], []
     for file in find_images(scenes).files:
         with torch.no_grad(), Image.open(file.path) as image:
-            highest = segmenter.probs(prepare(image, 0, 0)[None])[0].max(0)
+            highest = segmenter.probs(to_working_size(image, 0, 0)[None])[0].max(0)
         ids += highest.indices.flatten().tolist()
         sure += highest.values.flatten().tolist()
     shares = [ids.count(cluster) / len(ids) for cluster in {*ids}]
@@ -165,7 +166,7 @@ def test_of_many_clusters_the_highest_64_probabilities_of_a_patch_are_its_confus
     look = look_at(segmenter, [file], samples=0)
     assert look is not None
     with torch.no_grad(), Image.open(file.path) as image:
-        patches = segmenter.probs(prepare(image, 0, 0)[None])[0].flatten(1).T.numpy()
+        patches = segmenter.probs(to_working_size(image, 0, 0)[None])[0].flatten(1).T.numpy()
     assert look.given.nnz <= 64 * len(patches)
     cluster = int(look.counts.argmax())
     expected: dict[int, float] = {}

@@ -26,9 +26,9 @@ from iddc.images import find_images
 from iddc.masks import palette
 from iddc.network import Network
 from iddc.runs import Run
-from iddc.segmenter import Segmenter, prepare
+from iddc.segmenter import Segmenter
 from iddc.training import fit
-from iddc.windows import Predictor, size_for_windows
+from iddc.windows import Predictor, size_for_windows, to_working_size
 
 
 class Brightness:
@@ -152,7 +152,7 @@ def test_images_smaller_than_a_window_are_enlarged_in_proportion_within_reason(
 def test_reducing_averages_instead_of_skipping_pixels() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    pixels = prepare(Image.fromarray(stripes), short_side=8, window=0)
+    pixels = to_working_size(Image.fromarray(stripes), short_side=8, window=0)
     assert pixels.shape == (3, 8, 8)
     assert (pixels[:, :, 1:-1].float() - 127.5).abs().max() < 8
 
@@ -276,7 +276,7 @@ def test_a_crash_while_saving_leaves_no_model_of_two_halves(
         raise KeyboardInterrupt
 
     segmenter = Segmenter.of(some_network(seed=1), experiment())
-    monkeypatch.setattr("iddc.segmenter.write_atomic", fail)
+    monkeypatch.setattr("iddc.modelfile.write_atomic", fail)
     with pytest.raises(KeyboardInterrupt):
         segmenter.save(model)
     with pytest.raises(DataError, match="No model"):

@@ -25,8 +25,8 @@ from iddc.metrics import IGNORE
 from iddc.network import build_network
 from iddc.progress import SILENT, Progress
 from iddc.runs import WRITTEN, disk_errors, write_atomic
-from iddc.segmenter import prepare
 from iddc.thresholds import BINS, Affinities, cluster_affinities
+from iddc.windows import to_working_size
 
 IMAGES, PATCHES = 64, 128
 """How many images are looked at, and how many patches of each: 8,192 pixels in all."""
@@ -143,7 +143,7 @@ class _Look:
         progress: Progress,
     ) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " _"]]:
         """Directions of patches, as the objective sees them, and the classes at their centres."""
-        device = self.backbone.mean.device
+        device, short_side = self.backbone.mean.device, self.experiment.views.short_side
         rows, ids = [], []
         chosen = self.rng.permutation(number)[:IMAGES].tolist()
         with progress.job(len(chosen)):
@@ -152,7 +152,7 @@ class _Look:
                     image, label = read(index)
                 except UnreadableImage:
                     continue  # it has been named when headers were checked, or is one of many
-                pixels = prepare(image, self.experiment.views.short_side, 0)[None].to(device)
+                pixels = to_working_size(image, short_side, 0)[None].to(device)
                 with torch.no_grad(), autocast(device, self.experiment.training.precision):
                     maps: Tensor = self.backbone(pixels)[0].float()
                 height, width = maps.shape[1:]

@@ -25,6 +25,14 @@ STRIP_VALUES = {"cpu": 2**20, "cuda": 2**25}
 """A strip holds about this many values, by the type of the device: 4 MB stay in a CPU's cache."""
 
 
+def working_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Reduce (width, height) so that the shorter is `short_side`; smaller images and 0: as is."""
+    if not 0 < short_side < min(size):
+        return size
+    scale = short_side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
 def window_starts(size: int, window: int, overlap: int) -> list[int]:
     """Where windows start along an axis of `size` pixels, so that every pixel is covered.
 

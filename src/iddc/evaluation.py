@@ -37,7 +37,7 @@ from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
 from iddc.metrics import IGNORE, LABELS, UNMATCHED, Confusion, Scores
 from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors
-from iddc.segmenter import Segmenter, request_of
+from iddc.segmenter import Segmenter, make_request
 from iddc.windows import Request, as_array, cluster_ids
 
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
@@ -291,7 +291,7 @@ def _request(segmenter: Segmenter, image: Image.Image, protocol: EvalProtocol) -
     """Ask for the clusters of an image where its label is, or where the network sees it."""
     short_side = segmenter.experiment.views.short_side if protocol.working_size == "model" else 0
     square = protocol.scored_at == "square"
-    return request_of(image, short_side, protocol.prediction, at_working_size=square)
+    return make_request(image, short_side, protocol.prediction, at_working_size=square)
 
 
 def _confusion(

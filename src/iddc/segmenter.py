@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,31 +15,20 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from iddc.backbones import not_numbers, resolve, without_memory
-from iddc.config import Experiment, Frozen, PredictionConfig, Runtime
+from iddc.backbones import resolve
+from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError, DataError
-from iddc.images import ImageFile, check_images, find_images, listed, open_image, to_rgb
-from iddc.masks import LABELS, Labels, overlay, read_labels, write_labels
+from iddc.images import ImageFile, check_images, find_images, open_image, to_rgb
+from iddc.masks import Labels, overlay
+from iddc.modelfile import load_model, save_model
 from iddc.network import Network
 from iddc.progress import SILENT, Progress
 from iddc.recipes import RECIPES
 from iddc.refine import refiner
-from iddc.runs import (
-    WRITTEN,
-    Run,
-    changed,
-    disk_errors,
-    explain,
-    read_text,
-    refuse_newer,
-    write_atomic,
-)
-from iddc.views import working_size
+from iddc.runs import Run, changed, explain
 from iddc.windows import (
     Predictor,
     Request,
@@ -50,7 +38,7 @@ from iddc.windows import (
     pixel_probs,
     pixel_scores,
     probability_strips,
-    size_for_windows,
+    to_working_size,
 )
 
 K = TypeVar("K")
@@ -310,7 +298,7 @@ class Segmenter:
         def requests() -> Iterator[Request]:
             for key, image in items:
                 rgb = _as_image(image)
-                request = request_of(rgb, self.experiment.views.short_side, config)
+                request = make_request(rgb, self.experiment.views.short_side, config)
                 yield replace(request, key=(key, rgb))
 
         options: Any = {"device": self.device, "note": note}
@@ -343,25 +331,12 @@ class Segmenter:
             ConfigError: The predictor is not a Network, so there is no format for it.
             SetupError: The folder cannot be written.
         """
-        folder = Path(folder)
         if not isinstance(self.network, Network):
             raise ConfigError(
                 f"Only a Network can be saved, found {type(self.network).__name__}. Save your own "
                 "predictor yourself."
             )
-        state = self.network.state_dict()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        spec = self.network.spec()
-        record = ModelFile(**WRITTEN, network=spec, experiment=self.experiment)
-        # model.json comes last: where it is, the model is complete.
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "model.json").unlink(missing_ok=True)
-            (folder / LABELS).unlink(missing_ok=True)
-        if self.labels != Labels.numbered(self.num_clusters):
-            write_labels(folder, self.labels)
-        write_atomic(folder / "model.safetensors", save(tensors))
-        write_atomic(folder / "model.json", record.model_dump_json(indent=2) + "\n")
+        save_model(Path(folder), self.network, self.experiment, self.labels)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Segmenter:
@@ -375,54 +350,27 @@ class Segmenter:
             DataError: There is no model, it or labels.json is damaged or from a newer iddc.
             ConfigError, SetupError: See `pick_device`.
         """
-        folder, place = Path(folder), pick_device(device)
-        record = _read_model_file(folder / "model.json")
-        network = _rebuilt(record.network, folder / "model.safetensors")
-        labels = read_labels(folder, network.num_clusters)
-        return cls.of(network.to(place), record.experiment, labels)
+        place = pick_device(device)
+        network, experiment, labels = load_model(Path(folder))
+        return cls.of(network.to(place), experiment, labels)
 
 
-class ModelFile(Frozen):
-    """The content of model.json."""
-
-    format_version: int
-    """The format version of the RUN folder."""
-    iddc: str
-    """The version that wrote it."""
-    network: dict[str, Any]
-    """`Network.spec()`."""
-    experiment: Experiment
-    """What it was trained with; of it, prediction needs the working size and the windows."""
-
-
-def prepare(image: Image.Image, short_side: int, window: int) -> UInt8[Tensor, "3 H W"]:
-    """Bring an RGB image to the size at which a network sees it.
-
-    A larger image is reduced to `short_side` (0: not), antialiased; one smaller than a window is
-    enlarged, bilinearly.
-    """
-    size = size_for_windows(working_size(image.size, short_side), window)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def request_of(
+def make_request(
     image: Image.Image, short_side: int, config: PredictionConfig, *, at_working_size: bool = False
 ) -> Request:
     """Ask for the clusters of an RGB image, at its own size or at that at which it is seen.
 
     Args:
         image: The image.
-        short_side: See `prepare`.
+        short_side: See `to_working_size`.
         config: The windows and the refinement.
         at_working_size: Whether the result is as large as the prepared image.
     """
-    pixels = prepare(image, short_side, config.window)
+    pixels = to_working_size(image, short_side, config.window)
     height, width = pixels.shape[1:] if at_working_size else (image.height, image.width)
     if config.refine == "none":
         return Request(pixels, (height, width))
-    guide = pixels if at_working_size else prepare(image, 0, 0)
+    guide = pixels if at_working_size else to_working_size(image, 0, 0)
     return Request(pixels, (height, width), refiner(config.refine, guide))
 
 
@@ -448,50 +396,3 @@ def _as_image(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Im
             f"uint8, found {found}."
         )
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _read_model_file(path: Path) -> ModelFile:
-    try:
-        record = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise DataError(
-            f"No model in {path.parent}: expected model.json and model.safetensors, which "
-            "`iddc train` writes at its end. Give the folder of a finished run."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(record, dict) or "format_version" not in record:
-        raise DataError(f"{path} was not written by iddc: it has no format_version.")
-    refuse_newer(record, path)
-    try:
-        return ModelFile.model_validate(record)
-    except ValidationError as error:
-        raise DataError(f"{path}: {explain(error)}") from error
-
-
-def _rebuilt(spec: dict[str, Any], path: Path) -> Network:
-    """The network of `Network.spec` with every tensor of a file, and no other."""
-    try:
-        if not path.is_file():
-            raise FileNotFoundError("there is no such file")
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Copy it again.") from error
-    with without_memory():
-        wanted = Network.from_spec(spec).state_dict()
-    wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    wrong += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
-    wrong += [
-        f"{name} is {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
-    wrong += not_numbers(found, wanted)
-    if wrong:
-        raise DataError(
-            f"{path} does not fit model.json beside it: {listed(sorted(wrong))}. Both files must "
-            "come from the same run."
-        )
-    network = Network.from_spec(spec)
-    network.load_state_dict(found)
-    return network

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from iddc.canvas import working_size
 from iddc.config import ViewsConfig
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, open_image
@@ -63,14 +64,6 @@ class ViewBatch:
     indices: list[int]
     crops: UInt8[Tensor, "b 2 3 S S"]
     failures: list[tuple[int, str]]
-
-
-def working_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Reduce (width, height) so that the shorter is `short_side`; smaller images and 0: as is."""
-    if not 0 < short_side < min(size):
-        return size
-    scale = short_side / min(size)
-    return round(size[0] * scale), round(size[1] * scale)
 
 
 def draw_crops(size: tuple[int, int], config: ViewsConfig, rng: np.random.Generator) -> Crops:

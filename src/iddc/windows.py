@@ -16,9 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
+from PIL import Image
 from torch import Tensor
 
-from iddc.canvas import linear_strips, pixel_strips, window_starts
+from iddc.canvas import linear_strips, pixel_strips, window_starts, working_size
 from iddc.config import PredictionConfig
 from iddc.device import in_memory
 
@@ -93,6 +94,18 @@ def size_for_windows(size: tuple[int, int], window: int) -> tuple[int, int]:
     scale = max(1.0, window / min(size))
     width, height = (max(side, min(round(side * scale), 16 * window)) for side in size)
     return width, height
+
+
+def to_working_size(image: Image.Image, short_side: int, window: int) -> UInt8[Tensor, "3 H W"]:
+    """Bring an RGB image to the size at which a network sees it.
+
+    A larger image is reduced to `short_side` (0: not), antialiased; one smaller than a window is
+    enlarged, bilinearly.
+    """
+    size = size_for_windows(working_size(image.size, short_side), window)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def probability_strips(

@@ -19,7 +19,7 @@ from iddc.device import autocast
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, Skipped, ahead, open_image
 from iddc.progress import SILENT, Progress
-from iddc.segmenter import prepare
+from iddc.windows import to_working_size
 
 _WINDOWS, _PATCHES = range(2)
 """The independent streams of random numbers of an image."""
@@ -59,7 +59,7 @@ def sample_embeddings(
         except UnreadableImage as error:
             return error.reason
         return draw_windows(
-            prepare(image, experiment.views.short_side, experiment.prediction.window),
+            to_working_size(image, experiment.views.short_side, experiment.prediction.window),
             experiment.prediction,
             min_pixels=shares[index] * backbone.patch_size**2,
             rng=rng(_WINDOWS, index),

@@ -18,7 +18,8 @@ from iddc.datasets import open_dataset
 from iddc.evaluation import EvalProtocol, evaluate
 from iddc.metrics import IGNORE, Confusion
 from iddc.network import Network, build_network
-from iddc.segmenter import Segmenter, prepare
+from iddc.segmenter import Segmenter
+from iddc.windows import to_working_size
 
 TIES = 0.02
 """The share of pixels that may fall to another cluster: bf16 decides near ties otherwise."""
@@ -85,7 +86,7 @@ def plain_clusters(
 ) -> Integer[np.ndarray, "H W"]:
     """One window at a time, then its mirror image, in fp32, added up at the image's full size."""
     config, device = experiment.prediction, network.backbone.mean.device
-    pixels = prepare(image, experiment.views.short_side, config.window).to(device)
+    pixels = to_working_size(image, experiment.views.short_side, config.window).to(device)
     height, width = pixels.shape[1:]
     probs = torch.zeros(network.num_clusters, height, width, device=device)
     count = torch.zeros(height, width, device=device)
@@ -106,7 +107,7 @@ def plain_clusters(
 def prediction_work(network: Network, image: Image.Image, experiment: Experiment) -> Work:
     """The network on every window and its mirror image; pixels, clusters and weights moved."""
     config = experiment.prediction
-    height, width = prepare(image, experiment.views.short_side, config.window).shape[1:]
+    height, width = to_working_size(image, experiment.views.short_side, config.window).shape[1:]
     windows = 1
     for side in (height, width):
         windows *= len(window_starts(side, config.window, config.overlap))

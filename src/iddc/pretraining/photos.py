@@ -16,11 +16,11 @@ from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from iddc.canvas import working_size
 from iddc.errors import SetupError, UnreadableImage
 from iddc.images import FORMATS, ImageFile, open_image, quiet_pillow
 from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors, write_atomic
-from iddc.views import working_size
 
 _PIXELS, _INDEX = "pixels.u8", "index.npz"
 _SAMPLE = 500

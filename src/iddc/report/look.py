@@ -22,8 +22,9 @@ from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, open_image
 from iddc.network import Network
 from iddc.progress import SILENT, Progress
-from iddc.segmenter import Segmenter, prepare
+from iddc.segmenter import Segmenter
 from iddc.thresholds import Affinities
+from iddc.windows import to_working_size
 
 IMAGES, PATCHES = 64, 64
 """How many images are looked at, and of how many patches of each the affinities are compared."""
@@ -174,7 +175,7 @@ def _embedded(
 ) -> tuple[Float[Tensor, "k h w"], Float[Tensor, "d h w"]]:
     """The probabilities of the patches of an image, and their embeddings of length 1."""
     device = segmenter.device
-    pixels = prepare(image, segmenter.experiment.views.short_side, 0)[None].to(device)
+    pixels = to_working_size(image, segmenter.experiment.views.short_side, 0)[None].to(device)
     with torch.no_grad(), autocast(device, segmenter.experiment.training.precision):
         features = network.embed(pixels)
         logits = network.logits_from(features)
