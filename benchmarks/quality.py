@@ -33,20 +33,20 @@ from torch.nn import functional
 from torch.nn.functional import normalize
 
 from iddc.backbones import Backbone, load_backbone, resolve
-from iddc.baselines.kmeans import fit_kmeans
 from iddc.config import Experiment, Runtime
 from iddc.datasets import LabelledImages, open_dataset
 from iddc.device import autocast, pick_device
 from iddc.errors import IddcError
 from iddc.evaluation import evaluate
 from iddc.images import find_images
+from iddc.learning import fit
+from iddc.methods import completed, used
 from iddc.metrics import IGNORE
 from iddc.pretraining import write_scores
 from iddc.progress import Progress
 from iddc.recipes import folder
 from iddc.runs import Run, write_atomic
 from iddc.segmenter import Segmenter
-from iddc.training import fit
 from iddc.windows import to_working_size
 
 TRAIN_PATCHES, VAL_PATCHES = 100, 500
@@ -105,18 +105,17 @@ def measure(
     }
     source = data / "train" / "images"
     files = find_images(source).files
-    for name, train_one in (("kmeans", fit_kmeans), ("iddc", fit)):
+    for name in ("kmeans", "iddc"):
         scores = []
         for seed in seeds:
-            changes = {"seed": seed, "num_clusters": val.num_classes}
-            changes |= {"head": "centroids"} if name == "kmeans" else {}
-            seeded = experiment.model_copy(update=changes)
+            changes = {"seed": seed, "num_clusters": val.num_classes, "method": name}
+            seeded = completed(experiment.model_copy(update=changes))
             path = out / f"{name}-{seed}"
-            if Run(path).finished and Run(path).experiment == seeded:
+            if Run(path).finished and used(Run(path).experiment) == used(seeded):
                 segmenter = Segmenter.load(path, runtime.device)
             else:
-                with Run.start(path, seeded, source=str(source)) as run:
-                    segmenter = train_one(files, seeded, run, runtime, progress=Progress())
+                with Run.start(path, seeded, source=str(source), record=used(seeded)) as run:
+                    segmenter = fit(files, seeded, run, runtime, progress=Progress())
             scores.append(evaluate(segmenter, val).scores)
         record[name] = {
             "miou": [score.miou for score in scores],

@@ -22,9 +22,9 @@ from iddc.datasets import open_dataset
 from iddc.datasets.synthetic import CLASSES, write_scenes
 from iddc.evaluation import evaluate
 from iddc.images import find_images
+from iddc.learning import fit
 from iddc.recipes import RECIPES
 from iddc.runs import Run
-from iddc.training import fit
 
 SETTINGS: list[tuple[Regularizer, float]] = [
     ("none", 0.0),

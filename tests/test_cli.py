@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 import iddc
-from iddc import demo, training
+from iddc import demo, learning
 from iddc.backbones import save_backbone, untrained_backbone
 from iddc.cli import COMMANDS, listings, main
 from iddc.config import PredictionConfig, TrainingConfig, ViewsConfig
@@ -459,7 +459,7 @@ def test_an_interrupted_run_resumes_with_the_same_options_and_only_with_those(
         raise Interrupted("Stopped after step 1 of 2.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "fit", interrupt)
+        patch.setattr(learning, "fit", interrupt)
         assert main(argv) == 130
     assert "Stopped after step 1" in error(capsys)
     assert main([*argv, "--seed", "1"]) == 2

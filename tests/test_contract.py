@@ -209,7 +209,6 @@ def test_an_interrupted_command_exits_as_a_shell_expects() -> None:
         ("train {photos} --out {photos}/run", 2),
         ("train {photos} --out {out} --device cuda:99", 4),
         ("train {photos} --out {out} --head codes", 2),
-        ("baseline kmeans {photos} --out {out} --stego.steps 3", 2),
         ("predict {out} {photos} --out {out}/masks", 3),
         ("pretrain {photos} --out {out} --method dino --network resnet18", 2),
         ("pretrain {photos}/00.png --out {out}", 3),

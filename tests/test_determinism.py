@@ -15,9 +15,9 @@ import pytest
 from iddc.config import Experiment, Runtime, TrainingConfig, ViewsConfig
 from iddc.datasets.synthetic import write_scenes
 from iddc.images import find_images
+from iddc.learning import fit
 from iddc.recipes import RECIPES
 from iddc.runs import Run
-from iddc.training import fit
 
 STEPS = 20
 WAYS = {

@@ -13,7 +13,7 @@ import torch
 
 from iddc.device import autocast, free_memory, in_memory, pick_device, pick_precision
 from iddc.errors import ConfigError, SetupError
-from iddc.training import features
+from iddc.learning import embeddings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -153,19 +153,19 @@ def test_free_memory_is_what_the_system_says_or_half_of_all(
     assert free_memory() == (3072 if text and "Available" in text else whole // 2)
 
 
-@pytest.mark.parametrize(("free", "room"), [(400, 100), (2**50, features.MEMORY)])
+@pytest.mark.parametrize(("free", "room"), [(400, 100), (2**50, embeddings.MEMORY)])
 def test_embeddings_are_kept_in_a_quarter_of_what_is_free_and_no_more_than_it_says(
     free: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "free_memory", lambda: free)
-    assert features.room() == room
+    monkeypatch.setattr(embeddings, "free_memory", lambda: free)
+    assert embeddings.cache_bytes() == room
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the GNU C library")
 def test_in_training_tensors_come_to_reuse_the_memory_of_those_that_were_freed() -> None:
     code = """
 import resource, torch
-from iddc.training.distributed import joined
+from iddc.processes import joined
 with joined("cpu"):
     for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

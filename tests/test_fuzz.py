@@ -32,7 +32,6 @@ from safetensors.torch import load_file
 from iddc.backbones import load_backbone, save_backbone, untrained_backbone
 from iddc.backbones.weights import read_weights
 from iddc.config import (
-    BaselineConfig,
     Experiment,
     PredictionConfig,
     PretrainConfig,
@@ -44,20 +43,21 @@ from iddc.datasets.labelfiles import read_ids
 from iddc.datasets.potsdam import MatFile
 from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
 from iddc.images import check_images, find_images, open_image, to_rgb
+from iddc.learning.checkpoint import load_state
 from iddc.losses import Objective, Pixels
 from iddc.masks import LABELS, edit_labels, read_labels
+from iddc.methods.stego import StegoConfig
 from iddc.network import Network
 from iddc.pretraining.photos import find_photos
 from iddc.runs import Run, changed, explain, load_config
 from iddc.runs.configfile import option
 from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
-from iddc.training.checkpoint import load_state
 from iddc.views import cut, draw_crops
 
 FEW = settings(max_examples=max(1, settings().max_examples // 3))
 """For what takes milliseconds; `make soak` tries many more of everything."""
-MODELS: list[type[BaseModel]] = [Experiment, PretrainConfig, BaselineConfig, Runtime]
+MODELS: list[type[BaseModel]] = [Experiment, PretrainConfig, StegoConfig, Runtime]
 Path_ = tuple[str, ...]
 
 
@@ -69,7 +69,7 @@ def leaves(model: type[BaseModel], place: Path_ = ()) -> Iterator[tuple[Path_, F
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from leaves(field.annotation, (*place, name))
-        else:
+        elif name != "options":  # what is in there is the method's to check
             yield (*place, name), field
 
 

@@ -28,22 +28,22 @@ from iddc.config import (
 )
 from iddc.errors import NumericError
 from iddc.images import ImageFile, find_images
+from iddc.learning import fit
+from iddc.learning.guards import live_clusters
+from iddc.learning.learner import Learner
+from iddc.learning.log import StepLog
 from iddc.losses import Objective, Terms
+from iddc.methods.iddc import Iddc
 from iddc.pretraining import pretrain
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.losses import GlobalBatch
 from iddc.progress import SILENT, Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
-from iddc.training import fit
-from iddc.training.diary import Diary
-from iddc.training.distributed import Processes
-from iddc.training.health import live_clusters
-from iddc.training.learner import Learner
+from steps import learn, learner_of
 
 STEPS = 6
 OFTEN = Runtime(device="cpu", workers=0, checkpoint_every=1)
-ONE = Processes(torch.device("cpu"))
 
 
 def tiny(**objective: Any) -> Experiment:
@@ -164,18 +164,18 @@ def test_a_step_that_is_not_finite_changes_no_weight(
     monkeypatch: pytest.MonkeyPatch, how: Callable[[Terms], Terms]
 ) -> None:
     crops = torch.randint(0, 256, (4, 2, 3, 32, 32), dtype=torch.uint8)
-    learner = Learner(tiny(), Plan(9, 1), ONE, 0)
+    learner = learner_of(tiny(), 9)
 
     def everything() -> list[Tensor]:
         adam = [x for state in learner.optimizer.state.values() for x in state.values()]
-        return [x.clone() for x in (*learner.network.parameters(), *adam, learner.shares)]
+        return [x.clone() for x in (*learner.network.parameters(), *adam, learner.cluster_shares)]
 
-    learner.learn(crops, [4])
+    learn(learner, crops)
     before = everything()
     poison_training(monkeypatch, range(1, 2), how)
-    numbers = learner.learn(crops, [4])
+    numbers = learn(learner, crops)
     assert not all(map(math.isfinite, numbers.values()))
-    assert learner.done == 2
+    assert learner.step == 2
     assert all(map(torch.equal, before, everything()))
 
 
@@ -277,26 +277,28 @@ def test_some_cluster_is_always_alive(sizes: list[int]) -> None:
 
 
 def test_shares_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iddc.training.learner.RECENT", 4)
+    monkeypatch.setattr("iddc.learning.learner.RECENT", 4)
     crops = torch.randint(0, 256, (4, 2, 3, 32, 32), dtype=torch.uint8)
     training = TrainingConfig(batch_size=4, precision="fp32", learning_rate=1e-12)
-    learner = Learner(tiny().model_copy(update={"training": training}), Plan(99, 1), ONE, 0)
+    learner = learner_of(tiny().model_copy(update={"training": training}), 99)
     bias: Any = learner.network.head[-1].bias
     found = []
     for winner in (0, 0, 1, 1, 1):  # of all patches
         bias.data[:] = torch.eye(4)[winner] * 1e3
-        learner.learn(crops, [4])
-        found.append(learner.shares[0, 1].item())
+        learn(learner, crops)
+        found.append(learner.cluster_shares[0, 1].item())
     # The mean of the steps so far, and from the fourth on 3/4 of the last and 1/4 of the new one.
     assert found == pytest.approx([0, 0, 1 / 3, 1 / 2, 5 / 8])
 
 
-def diary(tmp_path: Path, report: Notes, steps: int = 100, **objective: Any) -> Diary:
+def diary(tmp_path: Path, report: Notes, steps: int = 100, **objective: Any) -> StepLog:
     plan = Plan(steps, 1)
-    return Diary(Run(tmp_path), plan, tiny(**objective), report, tensorboard=False)
+    experiment = tiny(**objective)
+    advice = Iddc.advice(experiment)
+    return StepLog(Run(tmp_path), plan, report, num_clusters=4, advice=advice)
 
 
-def write(book: Diary, report: Notes, lives: dict[int, int]) -> list[int]:
+def write(book: StepLog, report: Notes, lives: dict[int, int]) -> list[int]:
     """The steps at which a warning came, where so many clusters were alive."""
     report.update = lambda *_: None  # type: ignore[method-assign]
     warned = []

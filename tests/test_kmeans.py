@@ -20,11 +20,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iddc import clustering
+from iddc import clustering, samples
 from iddc.backbones import Backbone, load_backbone
-from iddc.baselines import sampling
-from iddc.baselines.kmeans import fit_kmeans
-from iddc.baselines.sampling import pooled_embeddings, sample_embeddings
 from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import (
     Experiment,
@@ -36,8 +33,10 @@ from iddc.config import (
 )
 from iddc.errors import DataError, NumericError
 from iddc.images import ImageFile, Skipped, find_images, open_image
+from iddc.learning import fit
 from iddc.network import Centroids, Network, build_network
 from iddc.runs import Run
+from iddc.samples import Sampler
 from iddc.segmenter import Segmenter
 
 QUIET = Runtime(device="cpu", workers=2)
@@ -176,6 +175,7 @@ def test_vectors_that_are_not_finite_are_a_numeric_error() -> None:
 def tiny(**changes: Any) -> Experiment:
     """Windows of 64 pixels, 4 x 4 patches of 16, on a ViT of width 64."""
     return Experiment(
+        method="kmeans",
         num_clusters=3,
         backbone="untrained:test_vit",
         views=ViewsConfig(short_side=96),
@@ -216,7 +216,7 @@ def test_a_fitted_segmenter_tells_three_colours_apart(
     photos: list[ImageFile], tmp_path: Path
 ) -> None:
     with start(tmp_path, tiny()) as run:
-        segmenter = fit_kmeans(photos, tiny(), run, QUIET)
+        segmenter = fit(photos, tiny(), run, QUIET)
     counts = np.zeros((3, 3), int)
     for i, file in enumerate(photos[:6]):
         clusters = segmenter.predict(file.path).clusters
@@ -229,7 +229,7 @@ def test_a_run_of_kmeans_is_finished_and_predicts_the_same_after_loading(
     photos: list[ImageFile], tmp_path: Path
 ) -> None:
     with start(tmp_path, tiny()) as run:
-        segmenter = fit_kmeans(photos, tiny(), run, QUIET)
+        segmenter = fit(photos, tiny(), run, QUIET)
     loaded = Segmenter.load(Run.open(run.path).path, device="cpu")
     assert loaded.experiment.head == "centroids"
     expected = segmenter.predict(photos[0].path).clusters
@@ -240,9 +240,9 @@ def test_the_log_tells_how_many_embeddings_were_clustered_and_how_well(
     photos: list[ImageFile], tmp_path: Path
 ) -> None:
     with start(tmp_path, tiny()) as run:
-        fit_kmeans(photos, tiny(), run, QUIET, KMeansConfig(max_vectors=100, restarts=2))
+        fit(photos, tiny(options={"max_vectors": 100, "restarts": 2}), run, QUIET)
     (entry,) = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-    assert (entry["vectors"], entry["restarts"]) == (100, 2)
+    assert (entry["vectors"], entry["step"]) == (100, 0)
     assert 0 < entry["inertia"] < 1
 
 
@@ -252,11 +252,9 @@ def test_centred_means_less_the_mean_of_the_sample(
 ) -> None:
     experiment = tiny(objective=ObjectiveConfig(centering=centering))
     with start(tmp_path, experiment) as run:
-        segmenter = fit_kmeans(photos, experiment, run, QUIET)
+        segmenter = fit(photos, experiment, run, QUIET)
     assert isinstance(segmenter.network, Network)
-    vectors, _ = sample_embeddings(
-        photos, segmenter.network.backbone, experiment, QUIET, max_vectors=200_000
-    )
+    vectors = Sampler(photos, segmenter.network.backbone, experiment, QUIET).patches(200_000)
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     mean = vectors.mean(0) if centering == "batch" else torch.zeros(64)
     head = head_of(segmenter)
@@ -270,7 +268,7 @@ def test_kmeans_and_training_see_the_same_untrained_backbone(
 ) -> None:
     experiment = tiny(seed=5)
     with start(tmp_path, experiment) as run:
-        segmenter = fit_kmeans(photos, experiment, run, QUIET)
+        segmenter = fit(photos, experiment, run, QUIET)
     assert isinstance(segmenter.network, Network)
     found = segmenter.network.backbone.state_dict()
     for name, weight in build_network(experiment).backbone.state_dict().items():
@@ -282,7 +280,7 @@ def test_fitting_leaves_the_random_numbers_of_the_caller_alone(
 ) -> None:
     before = torch.get_rng_state()
     with start(tmp_path, tiny()) as run:
-        fit_kmeans(photos, tiny(), run, QUIET)
+        fit(photos, tiny(), run, QUIET)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -293,7 +291,7 @@ def test_an_unreadable_image_is_left_out_and_listed(
     earlier = Skipped(ImageFile(tmp_path / "a.jpg", PurePosixPath("a.jpg")), "the file is empty")
     runtime = QUIET.model_copy(update={"max_unreadable": 0.2})
     with start(tmp_path, tiny()) as run:
-        fit_kmeans(photos, tiny(), run, runtime, skipped=[earlier])
+        fit(photos, tiny(), run, runtime, skipped=[earlier])
     rows = list(csv.reader((run.path / "skipped.csv").read_text().splitlines()))
     assert [row[0] for row in rows] == ["name", "a.jpg", "04.png"]
     assert rows[1][1] == "the file is empty"
@@ -306,14 +304,14 @@ def test_too_many_unreadable_images_stop_the_run_and_are_listed(
     photos[4].path.write_bytes(b"no image")
     with start(tmp_path, tiny()) as run:
         with pytest.raises(DataError, match=r"1 of 12 .* more than the 5%.*04\.png"):
-            fit_kmeans(photos, tiny(), run, QUIET)
+            fit(photos, tiny(), run, QUIET)
         assert "04.png" in (run.path / "skipped.csv").read_text()
         assert not run.finished
 
 
 def test_without_any_readable_image_there_is_nothing_to_cluster(tmp_path: Path) -> None:
     with start(tmp_path, tiny()) as run, pytest.raises(DataError, match="found 0"):
-        fit_kmeans([], tiny(), run, QUIET)
+        fit([], tiny(), run, QUIET)
 
 
 # The sample ---------------------------------------------------------------------------------------
@@ -329,7 +327,7 @@ def sample(
 ) -> Tensor:
     runtime = Runtime(device="cpu", workers=workers)
     experiment = tiny(seed=seed)
-    return sample_embeddings(files, backbone, experiment, runtime, max_vectors=max_vectors)[0]
+    return Sampler(files, backbone, experiment, runtime).patches(max_vectors)
 
 
 def test_every_sampled_embedding_is_one_of_a_prediction_window(
@@ -373,10 +371,11 @@ def test_large_images_are_opened_at_the_size_that_is_used(
         asked.append(min_side)
         return open_image(file, min_side)
 
-    monkeypatch.setattr(sampling, "open_image", opened)
+    monkeypatch.setattr(samples, "open_image", opened)
     experiment = tiny().model_copy(update={"views": ViewsConfig(short_side=64, crop_size=32)})
-    sample_embeddings(photos[:1], backbone, experiment, QUIET, max_vectors=9)
-    pooled_embeddings(photos[:1], backbone, experiment, QUIET, check=lambda: None)
+    sampler = Sampler(photos[:1], backbone, experiment, QUIET)
+    sampler.patches(9)
+    sampler.means()
     assert asked == [64, 32]
 
 
@@ -403,8 +402,24 @@ def test_kmeans_compares_200000_embeddings_and_keeps_the_best_of_3() -> None:
 
 def test_images_without_a_share_are_not_opened(backbone: Backbone, tmp_path: Path) -> None:
     files = [ImageFile(tmp_path / f"{i}.png", PurePosixPath(f"{i}.png")) for i in range(7)]
-    _, missing = sample_embeddings(files, backbone, tiny(), QUIET, max_vectors=3)
-    assert [item.file for item in missing] == [files[2], files[4], files[6]]
+    sampler = Sampler(files, backbone, tiny(), QUIET)
+    sampler.patches(3)
+    assert [index for index, _ in sampler.failures] == [2, 4, 6]
+
+
+def test_two_processes_draw_what_one_does(photos: list[ImageFile], backbone: Backbone) -> None:
+    sampler = Sampler(photos, backbone, tiny(), QUIET)
+    parts = [sampler.patches(50, part) for part in (range(5), range(5, 12), range(12, 12))]
+    assert torch.equal(torch.cat(parts), sampler.patches(50))
+
+
+def test_maps_are_of_whole_images_at_working_size(
+    photos: list[ImageFile], backbone: Backbone
+) -> None:
+    for index, found in Sampler(photos, backbone, tiny(), QUIET).maps([3, 1]):
+        pixels = torch.from_numpy(np.array(Image.open(photos[index].path))).permute(2, 0, 1)
+        with torch.no_grad():
+            assert torch.allclose(found, backbone(pixels[None])[0], atol=1e-5)
 
 
 def test_the_sample_follows_from_the_seed_and_not_from_the_threads(

@@ -52,9 +52,9 @@ from iddc.pretraining.views import (
     draw_points,
     overlap,
 )
+from iddc.processes import Processes
 from iddc.progress import Progress
 from iddc.runs import Run
-from iddc.training.distributed import Processes
 
 CPU = torch.device("cpu")
 ONE = Processes(CPU)
@@ -467,7 +467,7 @@ def learner_of(photos: Photos, config: PretrainConfig) -> Learner:
 
 
 def step_of(learner: Learner) -> dict[str, float]:
-    batch = learner.views[learner.done]
+    batch = learner.views[learner.step]
     return learner.learn(batch, [len(batch.ids)])
 
 
@@ -648,7 +648,7 @@ class At(Progress):
         self.action = action
 
     def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None:
-        if where.startswith("step") and done == self.step:
+        if where.startswith("epoch") and done == self.step:
             self.action()
 
 

@@ -8,10 +8,9 @@ from typing import TypeVar
 
 import pytest
 
-from iddc.config import Experiment, ViewsConfig
+from iddc.learning.log import TimeLeft
 from iddc.progress import Progress
 from iddc.schedules import Plan
-from iddc.training.diary import _TimeLeft
 
 TERMS = "loss 1.83  positive 1.31  negative 0.49  regularizer 0.03  12 of 12 clusters alive"
 
@@ -91,11 +90,10 @@ def test_notes_are_printed_as_they_are(
 
 @pytest.mark.parametrize(("repeat", "begun"), [(0, 0), (2, 0), (2, 7), (2, 45), (9, 0)])
 def test_the_time_left_of_a_run_knows_which_steps_need_the_photos(repeat: int, begun: int) -> None:
-    plan = Plan(5, 10)
-    experiment = Experiment(num_clusters=2, views=ViewsConfig(repeat=repeat))
+    plan = Plan(50, 10)
     made = min(50, begun + 10 * repeat) if repeat else 50  # resumed, all views are made again
     takes = {step: 5.0 if step <= made else 1.0 for step in range(begun + 1, 51)}
-    time = _TimeLeft(plan, experiment, begun)
+    time = TimeLeft(plan, repeat, begun)
     for done, seconds in takes.items():
         left = time.after(done, seconds, 4.0 if done <= made else 0.01)
         assert left == pytest.approx(sum(takes[step] for step in range(done + 1, 51)))

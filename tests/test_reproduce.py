@@ -24,6 +24,7 @@ from iddc.config import Experiment, Runtime, TrainingConfig
 from iddc.datasets.fake import write_fake
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import ConfigError, Interrupted, NumericError, SetupError
+from iddc.learning import fit
 from iddc.progress import Progress
 from iddc.recipes import FIGURES, RECIPES, TABLES
 from iddc.reproduce import Report, Settings, reproduce, work
@@ -132,8 +133,7 @@ def test_finished_runs_and_their_scores_are_used_again(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = smoke("table6", out)
-    monkeypatch.setitem(work.FITTERS, "iddc", refuse)
-    monkeypatch.setitem(work.FITTERS, "kmeans", refuse)
+    monkeypatch.setattr(work, "fit", refuse)
     monkeypatch.setattr(work, "evaluate", refuse)
     again = smoke("table6", out)
     assert saved(again)["rows"] == saved(before)["rows"]
@@ -168,7 +168,7 @@ def test_rows_of_two_tables_that_are_one_experiment_share_a_run(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table5 = smoke("table5", out, rows=("exp",))
-    monkeypatch.setitem(work.FITTERS, "iddc", refuse)
+    monkeypatch.setattr(work, "fit", refuse)
     table6 = smoke("table6", out, rows=("all",))
     figure = smoke("fig5", out, rows=("exp-lambda?x1",))
     points = [found for found in figure.outcomes if not found.kept]
@@ -203,7 +203,7 @@ def test_the_exit_code_is_that_of_the_first_failure(
     def fail(*_: object, **__: object) -> Any:
         raise NumericError("Not finite at step 1.")
 
-    monkeypatch.setitem(work.FITTERS, "iddc", fail)
+    monkeypatch.setattr(work, "fit", fail)
     failed = smoke("table8", tmp_path, seeds=2, rows=("frozen",))
     assert (failed.exit_code, len(outcome(failed, "frozen").entries)) == (5, 1)
 
@@ -222,9 +222,9 @@ def test_more_seeds_keep_the_first_ones(tmp_path: Path, monkeypatch: pytest.Monk
 
     def count(files: Any, experiment: Experiment, *rest: Any, **named: Any) -> Any:
         seeds.append(experiment.seed)
-        return work.fit(files, experiment, *rest, **named)
+        return fit(files, experiment, *rest, **named)
 
-    monkeypatch.setitem(work.FITTERS, "iddc", count)
+    monkeypatch.setattr(work, "fit", count)
     two = smoke("table8", tmp_path, seeds=2, rows=("frozen",))
     assert seeds == [1]
     assert outcome(two, "frozen").entries[0] == outcome(one, "frozen").entries[0]
@@ -338,9 +338,9 @@ def test_a_training_that_fails_leaves_the_other_rows_and_seeds_alone(
     def unstable(files: Any, experiment: Experiment, *rest: Any, **named: Any) -> Any:
         if experiment.training.end_to_end and experiment.seed == 0:
             raise NumericError("Not finite at step 1.")
-        return work.fit(files, experiment, *rest, **named)
+        return fit(files, experiment, *rest, **named)
 
-    monkeypatch.setitem(work.FITTERS, "iddc", unstable)
+    monkeypatch.setattr(work, "fit", unstable)
     result = smoke("table8", tmp_path)
     assert sorted(outcome(result, "frozen").entries) == [0, 1]
     assert sorted(outcome(result, "e2e").entries) == [1]

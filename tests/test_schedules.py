@@ -21,20 +21,20 @@ def test_poly_stays_zero_after_the_end() -> None:
 
 
 def test_backbone_trains_in_the_middle_two_fifths() -> None:
-    plan = Plan(epochs=5, steps_per_epoch=2)
+    plan = Plan(steps=10, steps_per_epoch=2)
     trains = [backbone_trains(plan.progress(step), 0.4, 0.8) for step in range(plan.steps)]
     assert trains == [False] * 4 + [True] * 4 + [False] * 2
 
 
 def test_per_epoch_the_rate_stays_the_same_within_an_epoch() -> None:
-    plan = Plan(epochs=2, steps_per_epoch=3)
+    plan = Plan(steps=6, steps_per_epoch=3)
     assert [plan.progress(step, "epoch") for step in range(6)] == [0, 0, 0, 0.5, 0.5, 0.5]
     assert [plan.progress(step) for step in range(6)] == [i / 6 for i in range(6)]
 
 
 def test_an_unset_number_of_epochs_reaches_the_minimum_of_steps() -> None:
     experiment = Experiment(training=TrainingConfig(batch_size=64, min_steps=400))
-    assert Plan.of(experiment, 130) == Plan(epochs=134, steps_per_epoch=3)  # 133 x 3 = 399
+    assert Plan.of(experiment, 130) == Plan(134 * 3, 3, 64)  # 133 x 3 = 399
 
 
 def test_a_given_number_of_epochs_is_kept() -> None:

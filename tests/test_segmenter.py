@@ -23,11 +23,11 @@ from iddc.backbones import untrained_backbone
 from iddc.config import Experiment, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, DataError, UnreadableImage
 from iddc.images import find_images
+from iddc.learning import fit
 from iddc.masks import palette
 from iddc.network import Network
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
-from iddc.training import fit
 from iddc.windows import Predictor, size_for_windows, to_working_size
 
 
@@ -448,7 +448,7 @@ def test_a_run_that_was_interrupted_goes_on_in_its_folder(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("iddc.training.loop.Diary.write", stopped)
+        patch.setattr("iddc.learning.log.StepLog.write", stopped)
         with pytest.raises(KeyboardInterrupt):
             Segmenter(**TINY).fit(photos, tmp_path / "run", checkpoint_every=1, **QUIET)
     resumed = Segmenter(**TINY).fit(photos, tmp_path / "run", **QUIET)

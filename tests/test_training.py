@@ -32,20 +32,22 @@ from iddc.backbones import Backbone
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped, find_images
+from iddc.learning import fit
+from iddc.learning.batches import failures_in_words, loaded_batches
+from iddc.learning.checkpoint import digest, load_state
+from iddc.learning.embeddings import EmbeddingCache, Embeddings, Wanted
+from iddc.learning.gradients import backpropagate, images_at_once
+from iddc.learning.learner import Learner
 from iddc.losses import Objective, Pixels
-from iddc.network import build_head, build_network
+from iddc.methods import build_method
+from iddc.network import build_head, build_network, embed_crops
+from iddc.processes import Processes, joined
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan, poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
-from iddc.training import fit
-from iddc.training.batches import failures_in_words, loaded_batches
-from iddc.training.checkpoint import digest, load_state
-from iddc.training.distributed import Processes, joined
-from iddc.training.features import Kept, RepeatedViews
-from iddc.training.gradients import backpropagate, embed_crops, images_at_once
-from iddc.training.learner import Learner
-from iddc.views import ViewDataset, collate_views
+from iddc.views import ViewDataset, collate_views, draw_rolls
+from steps import images_of, learn, learner_of
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -116,25 +118,26 @@ def step_of(
 ) -> tuple[Tensor, Tensor]:
     """The loss and all gradients, as one vector, of a step on these crops."""
     experiment = tiny()
+    names = ("positive_weight", "negative_weight", "regularizer_weight")
+    scaled = {name: weight * getattr(experiment.objective, name) for name in names}
+    objective = experiment.objective.model_copy(update={**scaled, "negatives": 2})
+    experiment = experiment.model_copy(update={"objective": objective})
     network = build_network(experiment)
     network.backbone.requires_grad_(train_backbone)
-    weights = ("positive_weight", "negative_weight", "regularizer_weight")
-    objective = experiment.objective.model_copy(
-        update={name: weight * getattr(experiment.objective, name) for name in weights}
-    )
+    counts = counts or [len(crops)]
     result = backpropagate(
+        build_method(experiment, network),
         network,
         crops,
-        [1, 2],
-        Objective(objective),
+        images_of(crops, total=sum(counts), first=sum(counts[: processes.rank])),
         processes=processes,
-        counts=counts or [len(crops)],
+        counts=counts,
         micro_batch_size=micro_batch_size,
         precision=precision,
         train_backbone=train_backbone,
     )
     gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
-    return result.terms.total, torch.cat(gradients)
+    return result.terms["loss"], torch.cat(gradients)
 
 
 @pytest.fixture
@@ -166,8 +169,8 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(
 @pytest.mark.parametrize(
     ("place", "call", "micro_batch_size"),
     [
-        ("iddc.training.gradients.compared_logits", 1, 64),
-        ("iddc.training.gradients.compared_logits", 2, 4),
+        ("iddc.methods.iddc.patch_logits", 1, 64),
+        ("iddc.methods.iddc.patch_logits", 2, 4),
         ("torch.autograd.backward", 1, 64),
         ("torch.autograd.backward", 2, 4),
     ],
@@ -217,7 +220,7 @@ def test_a_run_that_runs_out_of_memory_says_it_once_and_goes_on_in_halves(
         def note(self, line: str) -> None:
             notes.append(line)
 
-    monkeypatch.setattr("iddc.training.gradients.embed_crops", short)
+    monkeypatch.setattr("iddc.learning.gradients.embed_crops", short)
     fit(photos, tiny(), start(tmp_path, tiny()), QUIET, progress=Notes())
     assert at_once[:3] == [3, 2, 1]
     assert max(at_once[1:]) == 2
@@ -237,7 +240,8 @@ def test_the_gradients_are_those_of_the_plain_objective(crops: Tensor) -> None:
     vectors = features.detach().flatten(2).transpose(1, 2).unflatten(0, (5, 2))
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     first, second = (Pixels(vectors[:, i], probs[:, i]) for i in (0, 1))
-    Objective(tiny().objective)(first, second, [1, 2]).total.backward()
+    rolls = draw_rolls(5, 2, 0, 0)
+    Objective(tiny().objective)(first, second, rolls).total.backward()
     expected = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
     assert relative(step_of(crops)[1], expected) < 1e-5
 
@@ -309,7 +313,7 @@ def test_the_papers_batch_is_one_forward_pass_of_vit_s16_on_a_cpu() -> None:
 
 @given(items=st.lists(st.integers(), max_size=20), size=st.integers(1, 8))
 def test_processes_share_all_items_evenly(items: list[int], size: int) -> None:
-    shares = [list(Processes(torch.device("cpu"), rank, size).share(items)) for rank in range(size)]
+    shares = [list(Processes(torch.device("cpu"), rank, size).split(items)) for rank in range(size)]
     assert list(chain(*shares)) == items
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -319,7 +323,7 @@ def test_processes_share_all_items_evenly(items: list[int], size: int) -> None:
 
 def moves(experiment: Experiment, crops: Tensor, steps: int) -> list[tuple[bool, bool]]:
     """For each step of a run, whether the backbone's weights moved and whether the head's did."""
-    learner = Learner(experiment, Plan(steps, 1), ONE, 0)
+    learner = learner_of(experiment, steps, 1)
 
     def copy(module: torch.nn.Module) -> Tensor:
         return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
@@ -327,7 +331,7 @@ def moves(experiment: Experiment, crops: Tensor, steps: int) -> list[tuple[bool,
     result = []
     for _ in range(steps):
         before = copy(learner.network.backbone), copy(learner.network.head)
-        learner.learn(crops, [len(crops)])
+        learn(learner, crops, [len(crops)])
         after = copy(learner.network.backbone), copy(learner.network.head)
         result.append((not torch.equal(before[0], after[0]), not torch.equal(before[1], after[1])))
     return result
@@ -344,9 +348,9 @@ def test_end_to_end_the_backbone_moves_in_the_middle_two_fifths_and_only_there(
 
 def test_head_and_backbone_learn_at_their_own_rates(crops: Tensor) -> None:
     training = {"end_to_end": True, "learning_rate": 1e-2, "backbone_learning_rate": 1e-5}
-    learner = Learner(tiny(training=training), Plan(4, 1), ONE, 0)
-    learner.done = 2
-    learner.learn(crops, [len(crops)])
+    learner = learner_of(tiny(training=training), 4, 1)
+    learner.step = 2
+    learn(learner, crops, [len(crops)])
     head, backbone = (group["lr"] for group in learner.optimizer.param_groups)
     assert head == pytest.approx(1e-2 * 0.5**0.9)
     assert backbone == pytest.approx(1e-5 * 0.5**0.9)
@@ -359,14 +363,14 @@ def test_a_frozen_backbone_never_moves(crops: Tensor) -> None:
 
 
 def test_the_objective_falls(crops: Tensor) -> None:
-    learner = Learner(tiny(training={"learning_rate": 1e-2}), Plan(25, 1), ONE, 0)
-    losses = [learner.learn(crops, [5])["loss"] for _ in range(25)]
+    learner = learner_of(tiny(training={"learning_rate": 1e-2}), 25, 1)
+    losses = [learn(learner, crops, [5])["loss"] for _ in range(25)]
     assert losses[-1] < losses[0] - 0.2
 
 
 def test_a_head_without_weights_is_refused() -> None:
-    with pytest.raises(ConfigError, match="nothing to train"):
-        Learner(tiny(head="centroids"), Plan(1, 1), ONE, 0)
+    with pytest.raises(ConfigError, match="iddc does not train the head centroids"):
+        learner_of(tiny(method="iddc", head="centroids"), 1, 1)
 
 
 def test_the_callers_random_numbers_stay_as_they_are() -> None:
@@ -405,14 +409,17 @@ def test_a_run_leaves_a_model_and_one_line_per_step(
 def test_the_number_of_workers_does_not_change_the_batches(photos: list[ImageFile]) -> None:
     experiment = tiny()
     plan = Plan.of(experiment, len(photos))
-    views = repeated(experiment)
+    cache = repeated(experiment)
     alone, shared = [], []
     for workers, batches in ((0, alone), (2, shared)):
-        with loaded_batches(photos, experiment, plan, 1, ONE, workers, views) as loaded:
+        steps = range(1, STEPS)
+        with loaded_batches(
+            photos, experiment, plan, ONE, workers, cache, own_views, steps
+        ) as loaded:
             batches.extend(loaded)
     assert len(alone) == STEPS - 1
-    for (keys, one), (other_keys, other) in zip(alone, shared, strict=True):
-        assert keys == other_keys
+    for (wanted, one), (other_wanted, other) in zip(alone, shared, strict=True):
+        assert wanted == other_wanted
         assert one.indices == other.indices
         assert torch.equal(one.crops, other.crops)
 
@@ -426,8 +433,12 @@ def repeating(**changes: Any) -> Experiment:
     return tiny(**changes).model_copy(update={"views": views, "epochs": 6})
 
 
-def repeated(experiment: Experiment) -> RepeatedViews:
-    return RepeatedViews(build_network(experiment), experiment, ONE.device, 64)
+def own_views(ids: Sequence[int], step: int) -> Sequence[int]:
+    return ids
+
+
+def repeated(experiment: Experiment) -> EmbeddingCache:
+    return EmbeddingCache(build_network(experiment), experiment, ONE.device, 64)
 
 
 def test_views_come_again_after_so_many_epochs(photos: list[ImageFile]) -> None:
@@ -441,10 +452,11 @@ def test_a_view_that_comes_again_is_made_once(photos: list[ImageFile]) -> None:
     plan = Plan.of(experiment, len(photos))
     views = repeated(experiment)
     made = []
-    with loaded_batches(photos, experiment, plan, 0, ONE, 0, views) as loaded:
-        for keys, batch in loaded:
+    steps = range(plan.steps)
+    with loaded_batches(photos, experiment, plan, ONE, 0, views, own_views, steps) as loaded:
+        for wanted, batch in loaded:
             made.append(len(batch.indices))
-            assert len(views.inputs(keys, batch)) == len(keys)
+            assert len(views.inputs(wanted, batch).views) == len(wanted.first)
     assert made == [3, 2, 3, 2] + 8 * [0]
 
 
@@ -457,8 +469,11 @@ def test_kept_embeddings_are_those_of_the_crops_in_half_precision(photos: list[I
     network = build_network(experiment)
     with torch.no_grad():
         expected = torch.stack([network.embed(crops) for crops in batch.crops])
-    for found in (views.inputs(keys, batch), views.inputs(keys[::-1], collate_views([])).flip(0)):
+    made = views.inputs(Wanted(keys, keys), batch)
+    again = views.inputs(Wanted(keys[::-1], keys[::-1]), collate_views([]))
+    for found in (made.views, again.views.flip(0)):
         assert torch.equal(found, expected.half().float())
+    assert torch.equal(again.boxes.flip(0), batch.boxes)
 
 
 def test_runs_that_share_embeddings_make_them_once_and_end_with_the_same_bits(
@@ -467,10 +482,10 @@ def test_runs_that_share_embeddings_make_them_once_and_end_with_the_same_bits(
     other = repeating().model_copy(update={"head": "linear"})
     alone = start(tmp_path, other, "alone")
     fit(photos, other, alone, QUIET)
-    shared: Kept = {}
+    shared: Embeddings = {}
     fit(photos, repeating(), start(tmp_path, repeating(), "first"), QUIET, shared=shared)
     assert len(shared) == 2 * len(photos)
-    monkeypatch.setattr("iddc.training.features.embed_crops", refuse)
+    monkeypatch.setattr("iddc.learning.embeddings.embed_crops", refuse)
     second = start(tmp_path, other, "second")
     fit(photos, other, second, QUIET, shared=shared)
     assert weights(second) == weights(alone)
@@ -488,7 +503,7 @@ def test_memory_for_kept_embeddings_changes_no_bit_of_the_result(
     plenty = start(tmp_path, experiment, "plenty")
     fit(photos, experiment, plenty, QUIET)
     bytes_each = 2 * 2 * 64 * 16  # two crops of 4 x 4 patches of width 64, in half precision
-    monkeypatch.setattr("iddc.training.features.MEMORY", room * bytes_each)
+    monkeypatch.setattr("iddc.learning.embeddings.MEMORY", room * bytes_each)
     little = start(tmp_path, experiment, "little")
     fit(photos, experiment, little, QUIET)
     assert weights(little) == weights(plenty)
@@ -507,7 +522,7 @@ def cut_and_resumed(
     cut, learn = start(tmp_path, experiment, "cut"), Learner.learn
 
     def interrupted(self: Learner, *arguments: Any) -> dict[str, float]:
-        if self.done == done:
+        if self.step == done:
             raise KeyboardInterrupt
         return learn(self, *arguments)
 
@@ -558,8 +573,8 @@ def automatic() -> Experiment:
 
 
 def test_automatic_thresholds_are_those_of_the_first_batch_and_stay(crops: Tensor) -> None:
-    learner = Learner(automatic(), Plan(3, 2), ONE, 0)
-    numbers = learner.learn(crops, [5])
+    learner = learner_of(automatic(), 6, 2)
+    numbers = learn(learner, crops, [5])
     with torch.no_grad():
         maps = build_network(automatic()).embed(crops.flatten(0, 1))
     vectors = maps.movedim(1, -1).flatten(0, 2)
@@ -567,17 +582,15 @@ def test_automatic_thresholds_are_those_of_the_first_batch_and_stay(crops: Tenso
     # All 160 patches are compared by both, in another order.
     assert numbers["positive_threshold"] == pytest.approx(expected.positive_threshold, abs=0.05)
     assert numbers["positive_threshold"] == numbers["negative_threshold"]
-    assert "positive_threshold" not in learner.learn(crops.flip(0), [5])
+    assert "positive_threshold" not in learn(learner, crops.flip(0), [5])
 
 
 def test_automatic_thresholds_are_the_same_as_when_they_are_given(crops: Tensor) -> None:
-    learner = Learner(automatic(), Plan(3, 2), ONE, 0)
-    numbers = learner.learn(crops, [5])
+    learner = learner_of(automatic(), 6, 2)
+    numbers = learn(learner, crops, [5])
     given = {name: numbers[name] for name in ("positive_threshold", "negative_threshold")}
     objective = automatic().objective.model_copy(update=given)
-    other = Learner(
-        automatic().model_copy(update={"objective": objective}), Plan(3, 2), ONE, 0
-    ).learn(crops, [5])
+    other = learn(learner_of(automatic().model_copy(update={"objective": objective}), 6, 2), crops)
     assert other["loss"] == numbers["loss"]
 
 
@@ -585,12 +598,12 @@ def test_automatic_thresholds_do_not_depend_on_the_number_of_processes(
     crops: Tensor, tmp_path: Path
 ) -> None:
     counts = [2, 3]
-    alone = Learner(automatic(), Plan(3, 2), ONE, 0).learn(crops, [5])
+    alone = learn(learner_of(automatic(), 6, 2), crops)
 
     def work(rank: int) -> dict[str, float]:
         with joined("cpu") as processes:
-            learner = Learner(automatic(), Plan(3, 2), processes, 0)
-            return learner.learn(torch.split(crops, counts)[rank], counts)
+            learner = learner_of(automatic(), 6, 2, processes)
+            return learn(learner, torch.split(crops, counts)[rank], counts)
 
     for numbers in in_processes(2, work, tmp_path):
         assert numbers["positive_threshold"] == alone["positive_threshold"]
@@ -601,14 +614,16 @@ def test_a_run_with_automatic_thresholds_goes_on_with_them(
 ) -> None:
     whole = start(tmp_path, automatic(), "whole")
     fit(photos, automatic(), whole, QUIET)
-    learner = Learner(automatic(), Plan(3, 2), ONE, 0)
+    learner = learner_of(automatic(), 6, 2)
     dataset = ViewDataset(photos, automatic().views, 0)
     batch = collate_views([dataset[0, index] for index in range(3)])
-    learner.learn(batch.crops, [3])
-    other = Learner(automatic(), Plan(3, 2), ONE, 0)
-    other.restore(learner.state("files", {}))
-    assert thresholds_of(other.objective.config) == thresholds_of(learner.objective.config)
-    assert "auto" not in thresholds_of(other.objective.config)
+    learn(learner, batch.crops, [3])
+    other = learner_of(automatic(), 6, 2)
+    other.restore(learner.state())
+    assert thresholds_of(other.method.objective.config) == thresholds_of(
+        learner.method.objective.config
+    )
+    assert "auto" not in thresholds_of(other.method.objective.config)
     (first, *rest) = log(whole)
     assert isinstance(first["positive_threshold"], float)
     assert not any("positive_threshold" in line for line in rest)
@@ -618,31 +633,30 @@ def test_a_run_with_automatic_thresholds_goes_on_with_them(
 
 
 def test_the_loss_of_some_patches_is_that_of_these_alone(crops: Tensor) -> None:
-    places = torch.tensor([[0, 5, 9], [3, 4, 15]])
+    patches = torch.tensor([[0, 5, 9], [3, 4, 15]])
     network = build_network(tiny())
     features = network.embed(crops.flatten(0, 1)).unflatten(0, (5, 2)).detach()
     logits = network.logits_from(features.flatten(0, 1)).unflatten(0, (5, 2))
     pixels = []
     for i in (0, 1):
-        vectors = features[:, i].flatten(2).transpose(1, 2)[:, places[i]]
-        probs = logits[:, i].flatten(2).transpose(1, 2)[:, places[i]].softmax(-1)
+        vectors = features[:, i].flatten(2).transpose(1, 2)[:, patches[i]]
+        probs = logits[:, i].flatten(2).transpose(1, 2)[:, patches[i]].softmax(-1)
         pixels.append(Pixels(vectors / vectors.norm(dim=-1, keepdim=True), probs))
-    expected = Objective(tiny().objective)(*pixels, [1, 2]).total
+    expected = Objective(tiny().objective)(*pixels, draw_rolls(5, 3, 0, 0)).total
     expected.backward()
     gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
     for inputs in (crops, features):
         other = build_network(tiny())
         found = backpropagate(
+            build_method(tiny(), other),
             other,
             inputs,
-            [1, 2],
-            Objective(tiny().objective),
+            images_of(inputs, patches=patches),
             processes=ONE,
             counts=[5],
             micro_batch_size=2,
-            places=places,
         )
-        assert relative(found.terms.total, expected.detach()) < 1e-5
+        assert relative(found.terms["loss"], expected.detach()) < 1e-5
         own = [p.grad.flatten() for p in other.parameters() if p.grad is not None]
         assert relative(torch.cat(own), torch.cat(gradients)) < 1e-5
 
@@ -650,8 +664,8 @@ def test_the_loss_of_some_patches_is_that_of_these_alone(crops: Tensor) -> None:
 def test_some_patches_are_compared_if_asked_for(crops: Tensor) -> None:
     found = []
     for patches in (0, 5, 16, 99):
-        learner = Learner(tiny(training={"patches": patches}), Plan(3, 2), ONE, 0)
-        found.append(learner.learn(crops, [5])["loss"])
+        learner = learner_of(tiny(training={"patches": patches}), 6, 2)
+        found.append(learn(learner, crops, [5])["loss"])
     assert found[0] == found[2] == found[3] != found[1]
 
 
@@ -965,7 +979,7 @@ def several(**training: Any) -> Experiment:
 def head_alone(experiment: Experiment, index: int, steps: int) -> Learner:
     """A run whose only head begins with the weights of one of several."""
     training = experiment.training.model_copy(update={"heads": 1})
-    learner = Learner(experiment.model_copy(update={"training": training}), Plan(steps, 1), ONE, 0)
+    learner = learner_of(experiment.model_copy(update={"training": training}), steps, 1)
     if index:
         start = build_head(experiment, learner.network.backbone.embed_dim, index)
         learner.network.head.load_state_dict(start.state_dict())
@@ -974,14 +988,14 @@ def head_alone(experiment: Experiment, index: int, steps: int) -> Learner:
 
 def test_each_of_several_heads_learns_as_if_alone(crops: Tensor) -> None:
     experiment, steps = several(), 5
-    together = Learner(experiment, Plan(steps, 1), ONE, 0)
+    together = learner_of(experiment, steps, 1)
     losses = []
     for index in range(3):
         alone = head_alone(experiment, index, steps)
-        losses.append([alone.learn(crops, [5])["loss"] for _ in range(steps)])
+        losses.append([learn(alone, crops, [5])["loss"] for _ in range(steps)])
         if index == 0:
-            logs = [together.learn(crops, [5]) for _ in range(steps)]
-        for name, tensor in together.heads[index].state_dict().items():
+            logs = [learn(together, crops, [5]) for _ in range(steps)]
+        for name, tensor in together.methods[index].head.state_dict().items():
             assert torch.equal(tensor, alone.network.head.state_dict()[name])
     # Fewer steps than the mean looks back, so it is the mean of all.
     assert together.losses.tolist() == pytest.approx([sum(row) / steps for row in losses], 1e-5)
@@ -990,14 +1004,14 @@ def test_each_of_several_heads_learns_as_if_alone(crops: Tensor) -> None:
         best = means.index(min(means))
         assert numbers["head"] == best + 1
         assert numbers["loss"] == losses[best][step]
-    assert together.network.head is together.heads[best]
-    assert together.best == best
+    assert together.network.head is together.methods[best].head
+    assert together.best_head == best
 
 
 def test_heads_begin_with_weights_of_their_own_that_follow_from_the_seed() -> None:
     def first(seed: int) -> list[Tensor]:
         experiment = several().model_copy(update={"seed": seed})
-        return [head[-1].weight for head in Learner(experiment, Plan(1, 1), ONE, 0).heads]  # type: ignore[index]
+        return [each.head[-1].weight for each in learner_of(experiment, 1, 1).methods]  # type: ignore[index]
 
     drawn = [*first(0), *first(1)]
     assert all(torch.equal(one, other) for one, other in zip(first(0), drawn, strict=False))
@@ -1005,25 +1019,25 @@ def test_heads_begin_with_weights_of_their_own_that_follow_from_the_seed() -> No
 
 
 def test_one_head_that_is_not_finite_stops_the_step_of_all(crops: Tensor) -> None:
-    learner = Learner(several(), Plan(3, 1), ONE, 0)
-    broken: Any = learner.heads[2]
-    broken[-1].bias.data[0] = float("nan")
-    before = learner.heads[0].state_dict()["0.weight"].clone()
-    assert not math.isfinite(learner.learn(crops, [5])["loss"])
-    assert torch.equal(learner.heads[0].state_dict()["0.weight"], before)
+    learner = learner_of(several(), 3, 1)
+    broken: Any = learner.methods[2]
+    broken.head[-1].bias.data[0] = float("nan")
+    before = learner.methods[0].state_dict()["head.0.weight"].clone()
+    assert not math.isfinite(learn(learner, crops, [5])["loss"])
+    assert torch.equal(learner.methods[0].state_dict()["head.0.weight"], before)
     assert learner.losses.tolist() == [0, 0, 0]
 
 
 def test_end_to_end_the_best_head_learns_alone_once_the_backbone_does(crops: Tensor) -> None:
     experiment = several(end_to_end=True, backbone_learning_rate=1e-3)
-    learner = Learner(experiment, Plan(10, 1), ONE, 0)
+    learner = learner_of(experiment, 10, 1)
     moved = []
     for _ in range(10):
-        before = [head.state_dict()["0.weight"].clone() for head in learner.heads]
-        learner.learn(crops, [5])
-        after = [head.state_dict()["0.weight"] for head in learner.heads]
+        before = [each.state_dict()["head.0.weight"].clone() for each in learner.methods]
+        learn(learner, crops, [5])
+        after = [each.state_dict()["head.0.weight"] for each in learner.methods]
         moved.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
-    alone = [index == learner.best for index in range(3)]
+    alone = [index == learner.best_head for index in range(3)]
     assert moved == 4 * [[True] * 3] + 6 * [alone]
 
 
@@ -1050,8 +1064,8 @@ def test_several_heads_share_what_the_backbone_computes(
         embedded.append(len(crops))
         return embed_crops(network, crops, precision)
 
-    monkeypatch.setattr("iddc.training.features.embed_crops", counted)
-    monkeypatch.setattr("iddc.training.gradients.embed_crops", refuse)
+    monkeypatch.setattr("iddc.learning.embeddings.embed_crops", counted)
+    monkeypatch.setattr("iddc.learning.gradients.embed_crops", refuse)
     experiment = several()
     fit(photos, experiment, start(tmp_path, experiment), QUIET)
     assert len(embedded) == STEPS
@@ -1059,13 +1073,13 @@ def test_several_heads_share_what_the_backbone_computes(
 
 def test_processes_agree_on_the_best_head(crops: Tensor, tmp_path: Path) -> None:
     counts = [2, 3]
-    alone = Learner(several(), Plan(3, 2), ONE, 0)
-    expected = [alone.learn(crops, [5]) for _ in range(3)]
+    alone = learner_of(several(), 6, 2)
+    expected = [learn(alone, crops, [5]) for _ in range(3)]
 
     def work(rank: int) -> list[dict[str, float]]:
         with joined("cpu") as processes:
-            learner = Learner(several(), Plan(3, 2), processes, 0)
-            return [learner.learn(torch.split(crops, counts)[rank], counts) for _ in range(3)]
+            learner = learner_of(several(), 6, 2, processes)
+            return [learn(learner, torch.split(crops, counts)[rank], counts) for _ in range(3)]
 
     for found in in_processes(2, work, tmp_path):
         assert [numbers["head"] for numbers in found] == [numbers["head"] for numbers in expected]

@@ -21,7 +21,7 @@ from iddc.views import (
     collate_views,
     cut,
     draw_crops,
-    draw_places,
+    draw_patches,
     draw_rolls,
     epoch_batches,
     working_size,
@@ -319,14 +319,14 @@ def test_every_roll_is_drawn_and_rolls_change_with_step_and_seed() -> None:
 def test_places_are_distinct_and_all_of_them_where_there_are_not_more(
     patches: int, count: int, step: int
 ) -> None:
-    for places in draw_places(patches, count, seed=0, step=step).tolist():
+    for places in draw_patches(patches, count, seed=0, step=step).tolist():
         assert places == sorted(set(places))
         assert len(places) == min(count or patches, patches)
         assert {*places} <= {*range(patches)}
 
 
 def test_every_place_is_drawn_and_the_two_crops_have_their_own() -> None:
-    drawn = [draw_places(9, 3, seed=0, step=step).tolist() for step in range(40)]
+    drawn = [draw_patches(9, 3, seed=0, step=step).tolist() for step in range(40)]
     assert {place for first, _ in drawn for place in first} == {*range(9)}
     assert sum(first == second for first, second in drawn) < 5  # of 84 subsets
 

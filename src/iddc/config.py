@@ -15,7 +15,7 @@ Paper symbol -> field:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -29,6 +29,8 @@ Centering = Literal["none", "batch"]
 """Embeddings as the backbone gives them, or less their mean over the batch (decision 002)."""
 Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["auto"]
 """A cosine; auto: where the affinities of one and of two clusters of k-means cross."""
+MethodName = Literal["iddc", "kmeans", "stego"]
+"""How a head learns: the table of methods. Each has its module, `iddc.methods.NAME`."""
 HeadName = Literal["conv", "linear", "centroids", "codes", "smooth-codes"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ScheduleStep = Literal["iteration", "epoch"]
@@ -262,11 +264,16 @@ class PredictionConfig(Frozen):
         return self
 
 
+_METHODS_BY_HEAD: dict[Any, MethodName] = {"centroids": "kmeans", "codes": "stego"}
+
+
 class Experiment(Frozen):
     """All choices of a run: one row of a table, or a user's own folder."""
 
     recipe: RecipeName = "folder"
     """The recipe that set every number not given otherwise (`iddc recipes`)."""
+    method: MethodName = "iddc"
+    """How the head learns."""
     num_clusters: int = Field(27, ge=2, le=65535)
     """K, how many clusters to find."""
     backbone: str = "auto"
@@ -285,6 +292,17 @@ class Experiment(Frozen):
     """Optimiser and schedule."""
     prediction: PredictionConfig = PredictionConfig()
     """How the trained model segments a whole image."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The numbers of a method other than IDDC, as `iddc train --method NAME --help` lists them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _heads_of_old_runs(cls, values: Any) -> Any:
+        """A run that knew of no methods says by its head which one it was."""
+        if isinstance(values, dict) and "method" not in values:
+            method = _METHODS_BY_HEAD.get(values.get("head"))
+            return values | {"method": method} if method else values
+        return values
 
 
 class Runtime(Frozen):
@@ -304,55 +322,6 @@ class Runtime(Frozen):
     """Also write TensorBoard events to RUN/tensorboard (extra `tensorboard`)."""
     snapshots: bool = False
     """Keep what has trained at the end of each epoch in RUN/snapshots (Fig. 7b)."""
-
-
-SpatialCentering = Literal["none", "paper", "released"]
-"""Affinities as they are; less their mean over the other image; and the mean of all added again."""
-
-
-class StegoConfig(Frozen):
-    """STEGO (Hamilton et al., 2022). Defaults: the authors' code, for images of one's own (ViT-S).
-
-    `recipes/stego.py` has the numbers for published data sets.
-    """
-
-    self_weight: float = Field(0.67, ge=0)
-    """lambda_self, the weight of the loss of an image with itself."""
-    knn_weight: float = Field(0.25, ge=0)
-    """lambda_knn, with one of its nearest neighbours."""
-    random_weight: float = Field(0.63, ge=0)
-    """lambda_rand, with random other images."""
-    self_shift: float = Field(0.18, ge=-1, le=1)
-    """b_self, the affinity in an image above which two codes attract each other."""
-    knn_shift: float = Field(0.12, ge=-1, le=1)
-    """b_knn, the same with a neighbour."""
-    random_shift: float = Field(0.46, ge=-1, le=1)
-    """b_rand, the same with a random image."""
-    spatial_centering: SpatialCentering = "released"
-    """How affinities are centred, STEGO's Eq. (3)."""
-    neighbours: int = Field(7, ge=1)
-    """How many nearest images are neighbours of an image."""
-    negatives: int = Field(5, ge=1)
-    """Random images an image is compared with; fewer if the batch is smaller."""
-    patches: int = Field(121, ge=1)
-    """How many patches of a crop, drawn anew in each step, are compared; 11 * 11 points there."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """The chance of a channel of the features to be left out of a step."""
-    steps: int = Field(5000, ge=1)
-    """How many batches are seen."""
-    batch_size: int = Field(32, ge=2)
-    """Images in a batch; fewer if there are fewer images."""
-    learning_rate: float = Field(5e-4, gt=0)
-    """The learning rate of the codes (Adam)."""
-    probe_learning_rate: float = Field(5e-3, gt=0)
-    """The learning rate of the centroids (Adam)."""
-
-
-class BaselineConfig(Frozen):
-    """The options of the baselines; k-means has none."""
-
-    stego: StegoConfig = StegoConfig()
-    """The baseline `stego`."""
 
 
 PretrainMethod = Literal["contrast", "dino"]

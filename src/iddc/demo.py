@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from iddc.baselines.kmeans import fit_kmeans
-from iddc.config import Experiment
+from iddc.config import Experiment, MethodName
 from iddc.datasets import open_dataset
 from iddc.datasets.synthetic import CLASSES, write_scenes
 from iddc.errors import ConfigError
 from iddc.evaluation import Evaluation, evaluate
 from iddc.figures import contact_sheet
 from iddc.images import find_images
+from iddc.learning import fit
 from iddc.masks import write_image
+from iddc.methods import completed, used
 from iddc.progress import SILENT, Progress
 from iddc.recipes import RECIPES
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
-from iddc.training import fit
 
 SCENES = 60
 SHOWN = 4
@@ -70,18 +69,21 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
     files = find_images(scenes / "train").files
     dataset = open_dataset("folder", scenes, "val")
     scores = {}
-    learners: dict[str, Callable[..., Segmenter]] = {"k-means": fit_kmeans, "iddc": fit}
-    for name, learn in learners.items():
+    methods: dict[str, MethodName] = {"k-means": "kmeans", "iddc": "iddc"}
+    for name, method in methods.items():
+        chosen = completed(experiment.model_copy(update={"method": method}))
         progress.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
         run = Run(out / name)
-        alike = run.has_config and run.experiment == experiment
+        alike = run.has_config and used(run.experiment) == used(chosen)
         if not finished and alike and run.finished:
             segmenter = Segmenter.load(run.path)
         else:
             anew = finished or not alike
             source = str(scenes / "train")
-            with Run.start(run.path, experiment, source=source, overwrite=anew) as run:
-                segmenter = learn(files, experiment, run, progress=progress)
+            with Run.start(
+                run.path, chosen, source=source, overwrite=anew, record=used(chosen)
+            ) as run:
+                segmenter = fit(files, chosen, run, progress=progress)
         masks = run.path / "evaluation"
         scores[name] = evaluate(segmenter, dataset, save_masks=masks, progress=progress)
         for index in range(min(SHOWN, len(dataset))):

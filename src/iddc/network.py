@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iddc.backbones import Architecture, Backbone, build_backbone, load_backbone
-from iddc.config import Experiment, Frozen, HeadName
+from iddc.config import Experiment, Frozen, HeadName, Precision
+from iddc.device import autocast
 from iddc.errors import DataError
 from iddc.runs import explain
 
@@ -22,6 +23,10 @@ TEMPERATURE = 0.1
 """What a fresh Centroids head divides cosines by. It changes how sure a cluster is, never which."""
 CODE_DIM = 70
 """The length of a code of STEGO with a small ViT."""
+
+
+CPU_CROPS = 16
+"""Crops that a CPU embeds at once: more leave its cache and cost a fifth more time (ViT-Ti/16)."""
 CODE_TEMPERATURE = 0.5
 """What STEGO divides the cosines of its codes by where it needs probabilities, for the CRF."""
 
@@ -39,16 +44,16 @@ class ConvHead(nn.Sequential):
         )
 
     def at(
-        self, features: Float[Tensor, "b d h w"], places: Int64[Tensor, " m"]
+        self, features: Float[Tensor, "b d h w"], patches: Int64[Tensor, " m"]
     ) -> Float[Tensor, "b k m"]:
         """The logits of some patches, without computing those of the others."""
         first: Any = self[0]
         width = features.shape[3] + 2  # with the border that the 3x3 convolution adds
         maps = functional.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2)
-        corners = places // features.shape[3] * width + places % features.shape[3]
+        corners = patches // features.shape[3] * width + patches % features.shape[3]
         offsets = (torch.arange(3)[:, None] * width + torch.arange(3)).flatten()
         around = (corners[:, None] + offsets.to(corners)).flatten()
-        rows = maps[:, around].reshape(len(maps), len(places), -1)
+        rows = maps[:, around].reshape(len(maps), len(patches), -1)
         weight = first.weight.permute(0, 2, 3, 1).flatten(1)
         hidden = functional.linear(rows, weight, first.bias).mT[..., None]
         for layer in list(self)[1:]:
@@ -192,16 +197,6 @@ class Network(nn.Module):
         logits: Tensor = self.head(features)
         return logits
 
-    def logits_at(
-        self, features: Float[Tensor, "b d h w"], places: Int64[Tensor, " m"]
-    ) -> Float[Tensor, "b k m"]:
-        """The logits of some patches of each grid, numbered row by row."""
-        if isinstance(self.head, ConvHead):
-            return self.head.at(features, places)
-        # Every other head maps each patch by itself.
-        logits: Tensor = self.head(features.flatten(2)[:, :, places, None])
-        return logits[..., 0]
-
     def probs(
         self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]
     ) -> Float[Tensor, "b k h w"]:
@@ -254,7 +249,31 @@ class Network(nn.Module):
         return cls(backbone, known.head, known.num_clusters, known.head_options)
 
 
-def build_network(experiment: Experiment) -> Network:
+def logits_at(
+    head: nn.Module, features: Float[Tensor, "b d h w"], patches: Int64[Tensor, " m"]
+) -> Float[Tensor, "b k m"]:
+    """The logits of some patches of each grid, numbered row by row."""
+    if isinstance(head, ConvHead):
+        return head.at(features, patches)
+    # Every other head maps each patch by itself.
+    logits: Tensor = head(features.flatten(2)[:, :, patches, None])
+    return logits[..., 0]
+
+
+def embed_crops(
+    network: Network, crops: UInt8[Tensor, "n 3 S S"], precision: Precision
+) -> Float[Tensor, "n d h w"]:
+    """The raw embeddings of crops, in single precision."""
+    # As in prediction: convolutions are faster when the channels of a pixel lie together.
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    parts = torch.split(crops, CPU_CROPS) if crops.device.type == "cpu" else (crops,)
+    with autocast(crops.device, precision):
+        return torch.cat([network.embed(part).float() for part in parts])
+
+
+def build_network(
+    experiment: Experiment, head_options: Mapping[str, int] = MappingProxyType({})
+) -> Network:
     """The network before anything is learned or fitted. Its random weights follow from the seed.
 
     Training and k-means start here, so that they see the same untrained backbone.
@@ -262,10 +281,15 @@ def build_network(experiment: Experiment) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
         backbone = load_backbone(experiment.backbone)
-        return Network(backbone, experiment.head, experiment.num_clusters)
+        return Network(backbone, experiment.head, experiment.num_clusters, head_options)
 
 
-def build_head(experiment: Experiment, width: int, index: int) -> nn.Module:
+def build_head(
+    experiment: Experiment,
+    width: int,
+    index: int,
+    head_options: Mapping[str, int] = MappingProxyType({}),
+) -> nn.Module:
     """The head at this place among several, 1 or more, which differ in their random weights.
 
     The one at place 0 is that of `build_network`.
@@ -273,4 +297,4 @@ def build_head(experiment: Experiment, width: int, index: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         own = np.random.SeedSequence((experiment.seed, index)).generate_state(1)
         torch.default_generator.manual_seed(int(own[0]))
-        return HEADS[experiment.head](width, experiment.num_clusters)
+        return HEADS[experiment.head](width, experiment.num_clusters, **head_options)

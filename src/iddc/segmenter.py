@@ -173,9 +173,10 @@ class Segmenter:
 
         Raises:
             ConfigError: There is no such device, field or backbone, or `out` holds something else.
-            DataError, SetupError, NumericError, Interrupted: See `iddc.training.fit`.
+            DataError, SetupError, NumericError, Interrupted: See `iddc.learning.fit`.
         """
-        from iddc.training import fit
+        from iddc.learning import fit
+        from iddc.methods import completed, used
 
         try:
             how = Runtime(**runtime)
@@ -183,7 +184,7 @@ class Segmenter:
             raise ConfigError(f"fit: {explain(error)}") from None
         pick_device(how.device)
         backbone = resolve(self.experiment.backbone)
-        experiment = self.experiment.model_copy(update={"backbone": backbone})
+        experiment = completed(self.experiment.model_copy(update={"backbone": backbone}))
         if isinstance(images, str | Path):
             source, found = str(Path(images).resolve()), find_images(Path(images)).files
         else:
@@ -195,7 +196,9 @@ class Segmenter:
             shown.note(f"backbone {self.experiment.backbone}: {backbone}")
         with (
             TemporaryDirectory() as folder,
-            Run.start(Path(out or folder), experiment, source=source) as run,
+            Run.start(
+                Path(out or folder), experiment, source=source, record=used(experiment)
+            ) as run,
         ):
             trained = fit(files, experiment, run, how, skipped=skipped, progress=shown)
         vars(self).update(vars(trained))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,7 +23,7 @@ from iddc.config import ViewsConfig
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, open_image
 
-_CROPS, _ORDER, _ROLLS, _PLACES = range(4)
+_CROPS, _ORDER, _ROLLS, _PATCHES = range(4)
 """The independent streams of random numbers, so that no two draws share a key."""
 
 
@@ -41,6 +41,13 @@ class Crops:
     corners: tuple[tuple[int, int], tuple[int, int]]
     flip: bool
 
+    def boxes(self, crop_size: int) -> Float32[Tensor, "2 4"]:
+        """Left, top, right, bottom of each crop, as parts of the image; mirrored: left > right."""
+        corners = np.array(self.corners, np.float32)
+        boxes = np.concatenate([corners, corners + crop_size], 1) / np.tile(self.size, 2)
+        order = [2, 1, 0, 3] if self.flip else [0, 1, 2, 3]
+        return torch.from_numpy(boxes[:, order].astype(np.float32))
+
 
 @dataclass(frozen=True)
 class View:
@@ -49,6 +56,7 @@ class View:
     index: int
     crops: UInt8[Tensor, "2 3 S S"] | None
     reason: str | None = None
+    boxes: Float32[Tensor, "2 4"] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,13 @@ class ViewBatch:
         indices: The images of `crops`, in the order asked for.
         crops: Their two crops. With b = 0, S is 0 too.
         failures: Index and reason of each image that could not be read.
+        boxes: Where the crops lie, see `Crops.boxes`.
     """
 
     indices: list[int]
     crops: UInt8[Tensor, "b 2 3 S S"]
     failures: list[tuple[int, str]]
+    boxes: Float32[Tensor, "b 2 4"]
 
 
 def draw_crops(size: tuple[int, int], config: ViewsConfig, rng: np.random.Generator) -> Crops:
@@ -134,16 +144,22 @@ class ViewDataset(Dataset[View]):
         except UnreadableImage as error:
             return View(index, None, error.reason)
         crops = draw_crops(image.size, self.config, _generator(_CROPS, self.seed, epoch, index))
-        return View(index, cut(image, crops, self.config.crop_size))
+        side = self.config.crop_size
+        return View(index, cut(image, crops, side), boxes=crops.boxes(side))
 
 
 def collate_views(views: Sequence[View]) -> ViewBatch:
     """Stack the views that could be read, and list those that could not."""
-    read = [(view.index, view.crops) for view in views if view.crops is not None]
+    read = [view for view in views if view.crops is not None]
     failures = [(view.index, view.reason or "") for view in views if view.crops is None]
-    crops = [crops for _, crops in read]
-    none = torch.empty(0, 2, 3, 0, 0, dtype=torch.uint8)
-    return ViewBatch([index for index, _ in read], torch.stack(crops) if crops else none, failures)
+    crops = [view.crops for view in read if view.crops is not None]
+    boxes = [view.boxes for view in read if view.boxes is not None]
+    return ViewBatch(
+        [view.index for view in read],
+        torch.stack(crops) if crops else torch.empty(0, 2, 3, 0, 0, dtype=torch.uint8),
+        failures,
+        torch.stack(boxes) if boxes else torch.empty(0, 2, 4),
+    )
 
 
 def epoch_batches(num_images: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -167,14 +183,14 @@ def draw_rolls(batch: int, count: int, seed: int, step: int) -> list[int]:
     return [int(roll) for roll in rolls]
 
 
-def draw_places(num_patches: int, count: int, seed: int, step: int) -> Int64[Tensor, "2 m"]:
+def draw_patches(num_patches: int, count: int, seed: int, step: int) -> Int64[Tensor, "2 m"]:
     """Draw the patches of the first and of the second crop that a step compares.
 
     Returns:
-        `count` distinct places of the flattened grid, in order; all of them if `count` is 0 or
+        `count` distinct patches, numbered row by row, in order; all of them if `count` is 0 or
         there are not so many.
     """
-    rng = _generator(_PLACES, seed, step)
+    rng = _generator(_PATCHES, seed, step)
     size = min(count or num_patches, num_patches)
     drawn = [np.sort(rng.permutation(num_patches)[:size]) for _ in range(2)]
     return torch.from_numpy(np.stack(drawn))

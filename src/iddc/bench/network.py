@@ -10,12 +10,11 @@ from iddc.bench.inputs import Case, Inputs
 from iddc.bench.machine import Work, count_flops
 from iddc.bench.turns import Part, relative_error
 from iddc.config import Experiment
-from iddc.network import Network, build_network
-from iddc.schedules import Plan
-from iddc.training.distributed import Processes
-from iddc.training.gradients import compared_logits, embed_crops
-from iddc.training.learner import Learner
-from iddc.views import ViewDataset, collate_views, draw_places
+from iddc.learning.learner import Learner
+from iddc.methods.iddc import patch_logits
+from iddc.network import Network, build_network, embed_crops
+from iddc.processes import Processes
+from iddc.views import ViewDataset, collate_views, draw_patches
 
 ROUNDED = 0.03
 """The difference that is tolerated where our backbone computes in bf16 and the plain one in fp32,
@@ -67,7 +66,7 @@ def head_part(inputs: Inputs, case: Case) -> Part:
     side, device = experiment.views.crop_size, inputs.device
     network = build_network(experiment).to(device).train()
     weights = list(network.head.parameters())
-    places = places_of(network, experiment, 0).to(device)
+    patches = patches_of(network, experiment, 0).to(device)
     grid = round(network.backbone.num_patches(side) ** 0.5)
     generator = torch.Generator().manual_seed(0)
 
@@ -75,28 +74,28 @@ def head_part(inputs: Inputs, case: Case) -> Part:
         return torch.randn(2, images, *shape, generator=generator).to(device)
 
     features = some(network.backbone.embed_dim, grid, grid)
-    gradient = some(network.num_clusters, places.shape[1])
+    gradient = some(network.num_clusters, patches.shape[1])
 
     def plain() -> list[Tensor]:
         logits = [
             network.logits_from(crops).flatten(2)[:, :, here]
-            for crops, here in zip(features, places, strict=True)
+            for crops, here in zip(features, patches, strict=True)
         ]
         return [*torch.autograd.grad(torch.stack(logits), weights, gradient)]
 
-    # As training has them: the first and the second crop of each image in turn.
-    rows, row_gradient = (both.transpose(0, 1).flatten(0, 1) for both in (features, gradient))
-    compared = places if experiment.training.patches else None
+    # As training has them: both crops of each image.
+    rows, row_gradient = (both.transpose(0, 1).contiguous() for both in (features, gradient))
+    compared = patches if experiment.training.patches else None
 
     def ours() -> list[Tensor]:
-        logits = compared_logits(network, rows, compared)
+        logits = patch_logits(network.head, rows, compared)
         return [*torch.autograd.grad(logits, weights, row_gradient)]
 
     return Part(
         name=f"head, {case.name}",
         plain=plain,
         ours=ours,
-        work=head_work(network, side, places.shape[1]) * (2 * images) + once(network.head) * 2,
+        work=head_work(network, side, patches.shape[1]) * (2 * images) + once(network.head) * 2,
         difference=relative_error,
         tolerance=1e-3,  # one ReLU of 16 million that rounds to the other side of 0 is 3e-4
     )
@@ -104,30 +103,32 @@ def head_part(inputs: Inputs, case: Case) -> Part:
 
 def head_work(network: Network, side: int, compared: int) -> Work:
     """Some patches of one crop, forward and backward; the weights are not in it."""
-    width, patches = network.backbone.embed_dim, network.backbone.num_patches(side)
-    grid = round(patches**0.5)
+    width, number = network.backbone.embed_dim, network.backbone.num_patches(side)
+    grid = round(number**0.5)
     features = torch.zeros(1, width, grid, grid, device=network.backbone.mean.device)
     weights = list(network.head.parameters())
     flops = count_flops(lambda: torch.autograd.grad(network.logits_from(features).sum(), weights))
     return Work(
-        fp32=flops * compared // patches,
+        fp32=flops * compared // number,
         traffic=4 * compared * (width + 2 * network.num_clusters),
     )
 
 
-def places_of(network: Network, experiment: Experiment, step: int) -> Int64[Tensor, "2 m"]:
+def patches_of(network: Network, experiment: Experiment, step: int) -> Int64[Tensor, "2 m"]:
     """The patches of the first and of the second crop that a step compares."""
-    patches = network.backbone.num_patches(experiment.views.crop_size)
-    return draw_places(patches, experiment.training.patches, experiment.seed, step)
+    number = network.backbone.num_patches(experiment.views.crop_size)
+    return draw_patches(number, experiment.training.patches, experiment.seed, step)
 
 
 def optimizer_part(inputs: Inputs, case: Case) -> Part:
     """Adam on the head: every weight by itself, or as training does."""
     experiment = case.experiment(len(inputs.files))
-    learner = Learner(experiment, Plan(1, 1), Processes(inputs.device), 0)
+    learner = Learner(experiment, len(inputs.files), Processes(inputs.device))
     twin = build_network(experiment).to(inputs.device).head
     rate = experiment.training.learning_rate
     plain = torch.optim.Adam(twin.parameters(), lr=rate, foreach=False)
+    optimizer = learner.optimizer
+    assert optimizer is not None
     generator = torch.Generator().manual_seed(0)
     for one, other in zip(twin.parameters(), learner.network.head.parameters(), strict=True):
         one.grad = torch.randn(one.shape, generator=generator).to(one)
@@ -140,7 +141,7 @@ def optimizer_part(inputs: Inputs, case: Case) -> Part:
     return Part(
         name=f"optimizer, {case.name}",
         plain=lambda: run(plain, twin),
-        ours=lambda: run(learner.optimizer, learner.network.head),
+        ours=lambda: run(optimizer, learner.network.head),
         work=once(learner.network.head) * 7,  # read: and gradient, two moments; written: three
         difference=relative_error,
         tolerance=1e-6,

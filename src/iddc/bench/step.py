@@ -14,17 +14,15 @@ from iddc.bench.data import decode_work, views_work
 from iddc.bench.inputs import Case, Inputs
 from iddc.bench.loss import loss_work, plain_objective
 from iddc.bench.machine import Work
-from iddc.bench.network import ROUNDED, backbone_work, head_work, once, places_of
+from iddc.bench.network import ROUNDED, backbone_work, head_work, once, patches_of
 from iddc.bench.turns import Part, relative_error
 from iddc.config import Experiment
 from iddc.device import pick_precision
+from iddc.learning.embeddings import EmbeddingCache
+from iddc.learning.learner import Learner
 from iddc.losses import Pixels
 from iddc.network import Network, build_network
-from iddc.schedules import Plan
-from iddc.training.batches import loaded_batches
-from iddc.training.distributed import Processes
-from iddc.training.features import RepeatedViews
-from iddc.training.learner import Learner
+from iddc.processes import Processes
 from iddc.views import ViewDataset, collate_views, draw_rolls, epoch_batches
 
 STEPS = {"cpu": 3, "cuda": 10}
@@ -51,22 +49,17 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
     device, batch_size = inputs.device, len(inputs.files)
     steps = STEPS.get(device.type, STEPS["cpu"])
     files, experiment = inputs.files * steps, case.experiment(batch_size)
-    plan, processes = Plan(1, steps), Processes(device)
-    learner = Learner(experiment, plan, processes, 0)
+    learner = Learner(experiment.model_copy(update={"epochs": 1}), len(files), Processes(device))
     network = build_network(experiment).to(device)
     optimizer = torch.optim.Adam(network.head.parameters(), lr=experiment.training.learning_rate)
 
     def ours(*, learn: bool = True) -> tuple[float, ...]:
         if not again:  # nothing is kept yet
             at_once = learner.micro_batch_size
-            learner.views = RepeatedViews(learner.network, experiment, device, at_once)
-        learner.done = 0
-        found: list[dict[str, float]] = []
-        with loaded_batches(files, experiment, plan, 0, processes, -1, learner.views) as batches:
-            for keys, batch in batches:
-                crops = learner.views.inputs(keys, batch)
-                if learn:
-                    found.append(learner.learn(crops, [len(crops)]))
+            learner.cache = EmbeddingCache(learner.network, experiment, device, at_once)
+        learner.step = 0
+        with learner.batches(files, -1, range(steps)) as batches:
+            found = [learner.learn(batch, [len(batch.ids)]) if learn else {} for batch in batches]
         return tuple(found[0][name] for name in ("loss", "gradient_norm") if learn)
 
     def plain() -> tuple[float, ...]:
@@ -104,9 +97,9 @@ def plain_step(
     step: int,
 ) -> tuple[float, float]:
     """One crop after the other in fp32, all pairs in memory, one backward pass, Adam."""
-    places = places_of(network, experiment, step).to(crops.device)
+    patches = patches_of(network, experiment, step).to(crops.device)
     pixels = []
-    for images, here in zip(crops.unbind(1), places, strict=True):
+    for images, here in zip(crops.unbind(1), patches, strict=True):
         with torch.no_grad():
             features = network.embed(images)
         embeddings, logits = (
@@ -126,7 +119,7 @@ def plain_step(
 def step_work(inputs: Inputs, network: Network, experiment: Experiment, *, again: bool) -> Work:
     """The sum of the parts of a step, or of those after the backbone."""
     images, side = len(inputs.files), experiment.views.crop_size
-    compared = places_of(network, experiment, 0).shape[1]
+    compared = patches_of(network, experiment, 0).shape[1]
     width, terms = network.backbone.embed_dim, 1 + min(experiment.objective.negatives, images - 1)
     work = (
         head_work(network, side, compared) * (2 * images)

@@ -50,7 +50,7 @@ COMMANDS: dict[str, type[Command]] = {
     "bench": Bench,
     "demo": Demo,
 }
-TOGETHER = ("train", "pretrain")
+TOGETHER = ("train", "baseline", "pretrain")
 """What the processes of torchrun do together. Of all else each would do the whole."""
 _SHOWN = 60
 """How many characters of a path that is too long an error repeats."""

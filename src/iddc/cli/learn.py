@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -17,17 +17,15 @@ from iddc.cli.options import (
     NewRun,
     ReadsPhotos,
     TrainedOn,
-    baseline_config,
     find_readable,
     ready,
     refuse_inside,
     say,
 )
-from iddc.config import BaselineConfig, DatasetName, Experiment, HeadName, Runtime
-from iddc.errors import ConfigError, DataError
+from iddc.config import DatasetName, Experiment, MethodName, Runtime
+from iddc.errors import DataError
+from iddc.methods import completed, find_method, used
 from iddc.runs import Run
-from iddc.runs.configfile import differences
-from iddc.schedules import Plan
 
 if TYPE_CHECKING:
     from iddc.images import ImageFile, Skipped
@@ -54,60 +52,26 @@ class Train(ReadsPhotos):
 
     def __call__(self) -> int:
         """Train."""
-        refuse_inside(self.out, self.images)
-        files, skipped = find_readable(
-            self.images,
-            self.limit,
-            self.runtime,
-            self.dataset,
-            include_masks=self.include_masks,
-        )
-        if len(files) < 2:
-            raise DataError(
-                f"Found {len(files)} readable image in {self.images}; training compares images "
-                "with each other and needs at least 2."
-            )
-        steps = f"{Plan.of(self.experiment, len(files)).steps:,} steps"
-        if self.dry_run:
-            import yaml
-
-            print(yaml.safe_dump(self.experiment.model_dump(), sort_keys=False))
-            say(describe(files, skipped, self.experiment), steps)
-            say(f"Nothing is written. Without --dry-run the result would be in {self.out}.")
-            return 0
-        if self.experiment.head in ("centroids", "codes", "smooth-codes"):
-            raise ConfigError(
-                f"The head {self.experiment.head} is for `iddc baseline`. Choose --head conv or "
-                "linear."
-            )
-        experiment = ready(self.experiment, self.runtime)
-        with start(self, experiment) as run:
-            say(describe(files, skipped, experiment, self.out), steps)
-            from iddc.progress import Progress
-            from iddc.training import fit
-
-            fit(files, experiment, run, self.runtime, skipped=skipped, progress=Progress())
-        say_next(self.out, self.images, self.dataset)
-        return 0
+        return learn(self, self.experiment, dry_run=self.dry_run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(ReadsPhotos):
     """Fit a baseline on the same embeddings; the result is a run like any other.
 
-    Give it the recipe, or the --config, of the run it is compared with: working size, windows and
-    centring of the embeddings come from there.
+    It is another spelling of `iddc train --method METHOD`. Give it the recipe, or the --config, of
+    the run it is compared with: working size, windows and centring of the embeddings come from
+    there. `iddc baseline METHOD --help` lists the numbers of a method.
     """
 
-    method: Annotated[Positional[Literal["kmeans", "stego"]], arg(metavar="kmeans|stego")]
-    """Spherical k-means (Table 6), or STEGO (Tables 1, 3 and 4), which --stego.* options change."""
+    method: Annotated[Positional[MethodName], arg(metavar="METHOD")]
+    """How the head learns: kmeans (Table 6), stego (Tables 1, 3 and 4), or another one."""
     images: ImagesPath
     dataset: TrainedOn = "folder"
     out: NewRun
     config: ConfigFile = None
     overwrite: bool = False
     """Replace an earlier run in RUN."""
-    options: Annotated[BaselineConfig, Flat]
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset(
@@ -117,36 +81,44 @@ class Baseline(ReadsPhotos):
 
     def __call__(self) -> int:
         """Fit."""
-        refuse_inside(self.out, self.images)
-        usual = baseline_config(self.experiment)
-        if self.method == "kmeans" and self.options != usual:
-            changes = differences(usual.model_dump(), self.options.model_dump())
-            raise ConfigError(
-                f"Only the baseline stego has the option --{changes[0].split(':')[0]}."
-            )
-        files, skipped = find_readable(
-            self.images,
-            self.limit,
-            self.runtime,
-            self.dataset,
-            include_masks=self.include_masks,
-        )
-        head: HeadName = "centroids" if self.method == "kmeans" else "codes"
-        experiment = ready(self.experiment.model_copy(update={"head": head}), self.runtime)
-        with start(self, experiment) as run:
-            work = {"kmeans": "k-means", "stego": f"STEGO · {self.options.stego.steps:,} steps"}
-            say(describe(files, skipped, experiment, self.out), work[self.method])
-            from iddc.baselines.kmeans import fit_kmeans
-            from iddc.baselines.stego import fit_stego
-            from iddc.progress import Progress
+        return learn(self, self.experiment.model_copy(update={"method": self.method}))
 
-            todo = (files, experiment, run, self.runtime)
-            if self.method == "kmeans":
-                fit_kmeans(*todo, skipped=skipped, progress=Progress())
-            else:
-                fit_stego(*todo, self.options.stego, skipped=skipped, progress=Progress())
-        say_next(self.out, self.images, self.dataset)
+
+def learn(command: Train | Baseline, experiment: Experiment, *, dry_run: bool = False) -> int:
+    """Train a method on the images of a command."""
+    refuse_inside(command.out, command.images)
+    files, skipped = find_readable(
+        command.images,
+        command.limit,
+        command.runtime,
+        command.dataset,
+        include_masks=command.include_masks,
+    )
+    experiment = completed(experiment)
+    plan = find_method(experiment.method).plan(experiment, len(files))
+    if len(files) < 2 and plan.steps:
+        raise DataError(
+            f"Found {len(files)} readable image in {command.images}; training compares images "
+            "with each other and needs at least 2."
+        )
+    steps = f"{plan.steps:,} steps" if plan.steps else ""
+    work = (steps if experiment.method == "iddc" else f"{experiment.method} · {steps}").strip(" ·")
+    if dry_run:
+        import yaml
+
+        print(yaml.safe_dump(used(experiment), sort_keys=False))
+        say(describe(files, skipped, experiment), work)
+        say(f"Nothing is written. Without --dry-run the result would be in {command.out}.")
         return 0
+    experiment = ready(experiment, command.runtime)
+    with start(command, experiment) as run:
+        say(describe(files, skipped, experiment, command.out), work)
+        from iddc.learning import fit
+        from iddc.progress import Progress
+
+        fit(files, experiment, run, command.runtime, skipped=skipped, progress=Progress())
+    say_next(command.out, command.images, command.dataset)
+    return 0
 
 
 def start(command: Train | Baseline, experiment: Experiment) -> Run:
@@ -157,6 +129,7 @@ def start(command: Train | Baseline, experiment: Experiment) -> Run:
         source=named(command.images, command.dataset),
         limit=command.limit,
         overwrite=command.overwrite,
+        record=used(experiment),
     )
 
 

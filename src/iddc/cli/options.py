@@ -11,7 +11,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -27,10 +27,17 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from iddc.config import BaselineConfig, DatasetName, Experiment, Frozen, Runtime
+from iddc.config import (
+    DatasetName,
+    Experiment,
+    Frozen,
+    ObjectiveConfig,
+    Runtime,
+    TrainingConfig,
+)
 from iddc.errors import ConfigError
+from iddc.methods import METHODS, completed, find_method
 from iddc.recipes import RECIPES
-from iddc.recipes.stego import stego_config
 from iddc.runs import explain, load_config
 
 if TYPE_CHECKING:
@@ -120,7 +127,7 @@ def parse(command: type[C], name: str, args: Sequence[str]) -> C:
         prog=f"iddc {name}",
         args=args,
         config=(FlagCreatePairsOff,),
-        registry=_model_rule(_starting_point(args), command.choices),
+        registry=_model_rule(_starting_point(name, args), command.choices),
     )
 
 
@@ -132,27 +139,30 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"Unknown {kind} {word!r}.{hint} Known: {', '.join(names)}.")
 
 
-def _starting_point(args: Sequence[str]) -> Experiment:
-    """The experiment of --config or --recipe, on which the other options build."""
+def _starting_point(command: str, args: Sequence[str]) -> Experiment:
+    """The experiment of --config or --recipe, on which the other options build, and the method."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--recipe", nargs="?")  # tyro complains about an option without value
     early.add_argument("--config", nargs="?", type=Path)
+    early.add_argument("--method", nargs="?")
     given = early.parse_known_args(args)[0]
     if given.recipe and given.config:
         raise ConfigError(
             "--recipe and --config both set every number. Give one; single options override it."
         )
-    if given.config:
-        return load_config(given.config, {name: RECIPES[name].experiment for name in RECIPES})
     name = given.recipe or "folder"
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    return RECIPES[name].experiment()
-
-
-def baseline_config(experiment: Experiment) -> BaselineConfig:
-    """The options of the baselines for the data set of a recipe."""
-    return BaselineConfig(stego=stego_config(experiment.recipe))
+    if given.config:
+        experiment = load_config(given.config, {key: RECIPES[key].experiment for key in RECIPES})
+    else:
+        experiment = RECIPES[name].experiment()
+    method = given.method
+    if command == "baseline":
+        method = next((word for word in args if word in METHODS), None)
+    if method in METHODS and method != experiment.method:
+        experiment = experiment.model_copy(update={"method": method, "options": {}})
+    return experiment
 
 
 def _type(field: FieldInfo) -> Any:
@@ -164,30 +174,40 @@ def _type(field: FieldInfo) -> Any:
 def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegistry:
     """Build the models of config.py; an Experiment is `start` where no option says otherwise."""
     registry = ConstructorRegistry()
-    starts = {Experiment: start, BaselineConfig: baseline_config(start)}
+    shown = _Shown.of(start, choices)
     models = [model for model in Frozen.__subclasses__() if model.__module__ == Frozen.__module__]
     parts = {field.annotation for model in models for field in model.model_fields.values()}
+    parts |= {type(options) for options in shown.options.values()}
 
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         model = info.type
         if not (isinstance(model, type) and issubclass(model, Frozen)):
             return None
-        given = starts.get(model, info.default)
+        given = start if model is Experiment else info.default
         defaults = given if isinstance(given, model) else model()
         fields = [
             StructFieldSpec(name, _type(field), getattr(defaults, name), field.description)
             for name, field in model.model_fields.items()
-            if model not in (Experiment, Runtime) or name in choices
+            if shown.has(model, name)
         ]
+        if model is Experiment:  # the numbers of its method, under their own name
+            fields += [
+                StructFieldSpec(name, type(options), options, None)
+                for name, options in shown.options.items()
+            ]
 
         def build(**values: Any) -> Any:
             if model in parts:
                 return values  # checked as a part of the whole, so that its full name is known
+            own = [values.pop(name) for name in shown.options if name in values]
             try:
-                return model(**defaults.model_dump() | values)
+                built = model(**_merged(defaults.model_dump(), values))
             except ValidationError as error:
                 raise ConfigError(f"--{explain(error)}") from None
+            if isinstance(built, Experiment) and own:
+                return completed(built.model_copy(update={"options": own[0]}))
+            return built
 
         return StructConstructorSpec(build, tuple(fields))
 
@@ -252,3 +272,45 @@ def say(*parts: str) -> None:
     """Print a line; of the processes of torchrun only the first does."""
     if os.environ.get("RANK", "0") == "0":
         print(*parts, sep=" · ", flush=True)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Which fields are options: those of the command that the method of the experiment reads."""
+
+    choices: Collection[str]
+    """The fields of Experiment and Runtime that the command has."""
+    uses: Collection[str] | None
+    """What the method reads; None: everything."""
+    options: Mapping[str, Frozen]
+    """The numbers of the method, by its name."""
+    heads: bool
+    """Whether the method can train several heads."""
+
+    @classmethod
+    def of(cls, start: Experiment, choices: Collection[str]) -> _Shown:
+        if start.method == "iddc":  # its numbers are those of config.py: no need for torch
+            return cls(choices, None, {}, True)
+        method = find_method(start.method)
+        whole = completed(start)
+        options: dict[str, Frozen] = {start.method: method.Config(**whole.options)}
+        return cls(choices, method.uses, options, len(method.heads) > 1)
+
+    def has(self, model: type[Frozen], name: str) -> bool:
+        group = {ObjectiveConfig: "objective", TrainingConfig: "training"}.get(model)
+        if group and self.uses is not None:
+            return f"{group}.{name}" in self.uses
+        if model not in (Experiment, Runtime):
+            return True
+        if name == "options" or (name == "head" and not self.heads):
+            return False
+        if self.uses is not None and name in ("epochs", "objective", "training"):
+            used = any(use == name or use.startswith(f"{name}.") for use in self.uses)
+            return used and name in self.choices
+        return name in self.choices
+
+
+def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, and the defaults of what is no option here."""
+    both = {k: {**defaults[k], **v} if isinstance(v, dict) else v for k, v in values.items()}
+    return defaults | both

@@ -25,7 +25,7 @@ from iddc.errors import ConfigError
 from iddc.pretraining.losses import GlobalBatch, nt_xent, point_nce
 from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import Pairs, PairViews
-from iddc.training.distributed import Processes
+from iddc.processes import Processes
 
 COMPONENT_IMAGES = 512
 """From which components are taken, whole and in the shares of large crops."""

@@ -24,7 +24,7 @@ from iddc.pretraining.contrast import move
 from iddc.pretraining.losses import GlobalBatch, cross_view_entropy, masked_entropy, spread
 from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import MultiCrops, MultiCropViews
-from iddc.training.distributed import Processes
+from iddc.processes import Processes
 
 
 class Head(nn.Module):

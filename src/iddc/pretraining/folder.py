@@ -33,7 +33,7 @@ class WeightsFolder(Run):
     cache/ holds the decoded images until the backbone is complete.
     """
 
-    _mark = "method"
+    _mark = "network"
 
     @classmethod
     def begin(

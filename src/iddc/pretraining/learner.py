@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from iddc.backbones import untrained_backbone
 from iddc.config import PretrainConfig
 from iddc.device import autocast
+from iddc.errors import SetupError
+from iddc.learning.guards import not_finite
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.dino import Dino
 from iddc.pretraining.losses import GlobalBatch
 from iddc.pretraining.photos import Photos
-from iddc.training.distributed import Processes
-from iddc.training.health import not_finite
+from iddc.processes import Processes
+from iddc.schedules import Plan
 
 
 def build_method(config: PretrainConfig) -> Contrast | Dino:
@@ -49,12 +52,15 @@ class Learner:
         self.method = method.to(processes.device)
         self.processes = processes
         self.config = config
-        self.done = 0
+        self.step = 0
+        """Steps done."""
+        self.step_complete = True
+        """No step is half done."""
         self.views = method.views(photos, processes)
         per_epoch = math.ceil(len(photos) / self.views.images_per_step)
-        self.steps = config.epochs * per_epoch or config.steps
-        method.plan(self.steps, per_epoch)
-        processes.align(method)
+        self.plan = Plan(config.epochs * per_epoch or config.steps, per_epoch, config.batch_size)
+        method.plan(self.plan.steps, per_epoch)
+        processes.sync(method)
         self._trained = [p for p in method.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self._trained if p.ndim > 1], "decays": True},
@@ -72,7 +78,15 @@ class Learner:
         Returns:
             What the log says of the step. Where a number is not finite, no weight has changed.
         """
-        step, method, processes = self.done, self.method, self.processes
+        try:
+            return self._learn(batch, counts)
+        except torch.OutOfMemoryError as error:
+            raise SetupError(
+                "The GPU has not enough free memory. Give a smaller --batch-size."
+            ) from error
+
+    def _learn(self, batch: Any, counts: Sequence[int]) -> dict[str, float]:
+        step, method, processes = self.step, self.method, self.processes
         self._optimizer.zero_grad()
         with autocast(processes.device, self.config.precision):
             terms = method.losses(batch, GlobalBatch(processes, counts, step))
@@ -88,19 +102,28 @@ class Learner:
         rate, decay = method.rates(step)
         for group in self._optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
+        self.step_complete = False
         if not not_finite(numbers):
             method.before_update(step)
             self._optimizer.step()
             method.after_update(step)
-        self.done += 1
+        self.step += 1
+        self.step_complete = True
         return {**numbers, "learning_rate": rate}
 
-    def state(self, files: str) -> dict[str, Any]:
-        """All that is needed to go on. Random numbers follow from the seed and the step."""
+    @property
+    def trained(self) -> nn.Module:
+        """All that learns."""
+        return self.method
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing that a diagnosis would say beside the numbers."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What to save."""
         return {
-            "step": self.done,
-            "threads": torch.get_num_threads(),
-            "files": files,
+            "step": self.step,
             "method": self.method.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
@@ -109,4 +132,4 @@ class Learner:
         """Go on from a saved state."""
         self.method.load_state_dict(state["method"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.done = state["step"]
+        self.step = state["step"]

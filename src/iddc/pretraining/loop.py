@@ -11,25 +11,20 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from iddc.backbones import Backbone, load_backbone, save_backbone
 from iddc.config import PretrainConfig, Runtime
-from iddc.errors import ConfigError, DataError, Interrupted, SetupError
+from iddc.errors import ConfigError, DataError, Interrupted
 from iddc.images import ImageFile, Skipped
+from iddc.learning.checkpoint import digest
+from iddc.learning.log import StepLog
+from iddc.learning.session import Session, running
 from iddc.pretraining.folder import WeightsFolder, hardware, write_card
 from iddc.pretraining.learner import Learner, build_method
 from iddc.pretraining.photos import Photos, decode_photos, find_photos
 from iddc.progress import SILENT, Progress
-from iddc.training.checkpoint import digest, load_state, save_state
-from iddc.training.distributed import joined
-from iddc.training.health import Health
-from iddc.training.loop import LeftOut
-from iddc.training.stopping import StopRequest
 
 MIN_IMAGES = 16
 """With fewer there is too little to tell an image from."""
@@ -79,78 +74,34 @@ def pretrain(
     method = build_method(config)
     with (
         WeightsFolder.begin(out, config, sources=[*sources], overwrite=overwrite) as folder,
-        joined(runtime.device) as processes,
-        StopRequest(alone=processes.size == 1) as stop,
-        ExitStack() as stack,
+        running(folder, files, runtime, skipped, progress) as session,
     ):
-        first = processes.rank == 0  # the one that writes
-        progress = progress if first else SILENT
-        photos = _decoded([*sources.values()], config, folder.cache, runtime, stop, progress)
-        left_out = LeftOut(files, skipped, runtime.max_unreadable)
-        left_out.add([photos.failures])
-        if first:
-            folder.write_skipped(left_out.reasons.items())
-        left_out.check()
+        processes = session.processes
+        photos = _decoded([*sources.values()], config, folder.cache, session)
+        session.unreadable.add(photos.failures)
         _check_number(len(photos), config, processes.size)
         learner = Learner(method, photos, config, processes)
-        kept = load_state(folder, digest(files)) if first else None
-        state = cast("dict[str, Any] | None", processes.from_first(kept))
-        if state:
-            learner.restore(state)
-        if first:
-            folder.cut_log(learner.done)
-        if state and state["threads"] != torch.get_num_threads():
-            progress.note(
-                f"resumed with {torch.get_num_threads()} threads, begun with "
-                f"{state['threads']}: the result is the same up to rounding"
-            )
-        stack.enter_context(progress.job(learner.steps, learner.done))
-
-        unreadable = {index for index, _ in photos.failures}
-        names = [str(file.name) for i, file in enumerate(files) if i not in unreadable]
+        log = StepLog(folder, learner.plan, progress)
         advice = f"--precision fp32 or a lower --{config.method}.learning-rate"
-        health = Health(folder, learner.steps, processes, advice, progress)
-
-        def save() -> None:
-            if first and health.good:
-                save_state(folder, cast("Any", learner.state(digest(files))))
-
-        batches = _batches(learner, _threads(runtime))
-        for step in range(learner.done, learner.steps):
-            started = time.monotonic()
-            batch = next(batches)
-            table = processes.exchange([len(batch.ids), stop.signum])
-            counts = [row[0] for row in table]
-            try:
-                numbers = learner.learn(batch, counts)
-            except torch.OutOfMemoryError as error:
-                raise SetupError(
-                    "The GPU has not enough free memory. Give a smaller --batch-size."
-                ) from error
-            numbers = health.judge(step + 1, numbers, (names[index] for index in batch.ids))
-            if first:
-                seconds = round(time.monotonic() - started, 4)
-                folder.log(step=step + 1, images=sum(counts), **numbers, seconds=seconds)
-            hidden = {"gradient_norm", "learning_rate"}
-            terms = [f"{k} {v:.2f}" for k, v in numbers.items() if k not in hidden]
-            progress.update(step + 1, f"step {step + 1}/{learner.steps}", "  ".join(terms))
-            # With one process a signal is heard at once; several must agree on the step.
-            signum = stop.signum if processes.size == 1 else max(row[1] for row in table)
-            if signum or (step + 1) % runtime.checkpoint_every == 0 or step + 1 == learner.steps:
-                save()
-            if signum:
-                raise Interrupted(
-                    f"Stopped after step {step + 1} of {learner.steps}. Give the same command "
-                    "again to resume.",
-                    signum=signum,
-                )
-        if first:
+        session.resume(learner, log, advice=advice)
+        session.fitted(None, {})
+        failed = {index for index, _ in photos.failures}
+        readable = [index for index in range(len(files)) if index not in failed]
+        steps = range(learner.step, learner.plan.steps)
+        batches = _batches(learner, steps, _threads(runtime))
+        for _ in steps:
+            session.begin_step()
+            batch = next(batches)  # this process's images
+            counts = session.exchange([readable[index] for index in batch.ids])
+            numbers = learner.learn(batch, counts)
+            session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
+        if session.first:
             backbone = learner.method.result(photos)
             backbone.half()
             save_backbone(backbone, folder.path)
         processes.exchange([0])  # the others wait for the file
         trained = load_backbone(str(folder.path))
-        if first:
+        if session.first:
             write_card(
                 folder,
                 trained.architecture,
@@ -162,44 +113,38 @@ def pretrain(
 
 
 def _decoded(
-    sources: Sequence[Sequence[ImageFile]],
-    config: PretrainConfig,
-    cache: Path,
-    runtime: Runtime,
-    stop: StopRequest,
-    progress: Progress,
+    sources: Sequence[Sequence[ImageFile]], config: PretrainConfig, cache: Path, session: Session
 ) -> Photos:
     """The decoded images: of an earlier call, or of the first process while the others wait."""
     names = digest([file for source in sources for file in source])
     key = f"{names} {config.short_side} {config.min_side}"
 
     def check() -> None:
-        if stop.signum:
+        if session.stop.signum:
             raise Interrupted(
                 "Stopped while images were decoded. Give the same command again.",
-                signum=stop.signum,
+                signum=session.stop.signum,
             )
 
     while (photos := find_photos(cache, key)) is None:
         check()
-        if os.environ.get("RANK", "0") == "0":
+        if session.first:
             return decode_photos(
                 sources,
                 cache,
                 key,
                 short_side=config.short_side,
                 min_side=config.min_side,
-                threads=max(1, _threads(runtime)),
+                threads=max(1, _threads(session.runtime)),
                 check=check,
-                progress=progress,
+                progress=session.progress,
             )
         time.sleep(0.5)  # not in a barrier, which gives up after some minutes
     return photos
 
 
-def _batches(learner: Learner, threads: int) -> Iterator[Any]:
-    """This process's part of the batch of each step that is left, made by threads ahead of time."""
-    steps = range(learner.done, learner.steps)
+def _batches(learner: Learner, steps: range, threads: int) -> Iterator[Any]:
+    """This process's part of the batch of each step, made by threads ahead of time."""
     if not threads:
         yield from (learner.views[step] for step in steps)
         return
@@ -207,7 +152,7 @@ def _batches(learner: Learner, threads: int) -> Iterator[Any]:
         waiting = deque(pool.submit(learner.views.__getitem__, step) for step in steps[:threads])
         for step in steps:
             batch = waiting.popleft().result()
-            if step + threads < learner.steps:
+            if step + threads < steps.stop:
                 waiting.append(pool.submit(learner.views.__getitem__, step + threads))
             yield batch
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize
 
-from iddc.training.distributed import Processes
+from iddc.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GlobalBatch:
             every = self.processes.gather(rows.detach(), self.counts).requires_grad_()
             value = function(every)
             (gradient,) = torch.autograd.grad(value, every)
-        own = self.processes.own(gradient, self.counts)
+        own = self.processes.local(gradient, self.counts)
         return value.detach() / self.processes.size + ((rows - rows.detach()) * own).sum()
 
     def mean(self, rows: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:
@@ -58,7 +58,7 @@ class GlobalBatch:
     def balanced(self, logits: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
         """`balanced` over the rows of all processes."""
         counts = [row[0] for row in self.processes.exchange([len(logits)])]
-        return self.processes.own(balanced(self.processes.gather(logits, counts)), counts)
+        return self.processes.local(balanced(self.processes.gather(logits, counts)), counts)
 
 
 def nt_xent(embeddings: Float[Tensor, "n 2 d"], temperature: float) -> Float[Tensor, ""]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from iddc.config import PretrainConfig
 from iddc.errors import ConfigError
 from iddc.pretraining.photos import Photos
-from iddc.training.distributed import Processes
+from iddc.processes import Processes
 from iddc.views import epoch_batches
 
 _MIN_BOX = 8
@@ -281,7 +281,7 @@ class PairViews:
         flips = rng.random((len(ids), 2)) < 0.5
         matrix, offset = draw_colours(rng, flips.shape, contrast.jitter, contrast.gray)
         points = draw_points(rng, boxes, flips, kind.grid)
-        rows = [*self.processes.share(range(len(ids)))]
+        rows = [*self.processes.split(range(len(ids)))]
         own = ids[rows].tolist()
         pixels = cut(self.photos, own, boxes[rows], flips[rows], kind.size)
         return Pairs(own, Crops(pixels, matrix[rows], offset[rows]), points[rows], large)
@@ -335,7 +335,7 @@ class MultiCropViews:
         epoch, place = divmod(step, math.ceil(len(self.photos) / self.batch_size))
         ids = epoch_batches(len(self.photos), self.batch_size, self.seed, epoch)[place]
         rng = np.random.default_rng((self.seed, step))
-        rows = [*self.processes.share(range(len(ids)))]
+        rows = [*self.processes.split(range(len(ids)))]
         own = [ids[row] for row in rows]
         sizes = self.photos.sizes[ids]
 

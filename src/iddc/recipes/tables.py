@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from iddc.config import DatasetName, ProtocolName, RecipeName, RefineName
+from iddc.config import DatasetName, MethodName, ProtocolName, RecipeName, RefineName
 from iddc.recipes.ablations import Edit, objective, scaled, shifted
 from iddc.recipes.text import rows_of
 
-Method = Literal["iddc", "kmeans", "stego"]
 Axis = Literal[
     "negative_weight", "regularizer_weight", "positive_threshold", "epoch", "rank", "image"
 ]
@@ -34,7 +33,7 @@ class Row:
     """The name in options and files; none for a method that is not ours to run."""
     recipe: RecipeName | None = None
     """What is trained, or the backbone and the data on which a baseline is fitted."""
-    method: Method = "iddc"
+    method: MethodName = "iddc"
     edits: tuple[Edit, ...] = ()
     """What a point of a figure changes in the recipe."""
     refine: RefineName = "none"
@@ -118,7 +117,7 @@ def _table(
             (None if accuracy == "–" else float(accuracy) / 100, float(miou) / 100),
             name,
             _recipe(recipe) if recipe else None,
-            cast("Method", method) if method in {"stego", "kmeans"} else "iddc",
+            cast("MethodName", method) if method in {"stego", "kmeans"} else "iddc",
             refine="crf" if name.endswith("+crf") else "none",
             note=_NOTES.get(note, ""),
         )

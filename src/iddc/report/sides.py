@@ -22,8 +22,8 @@ from iddc.report.look import Look
 from iddc.runs import Run, read_text
 from iddc.segmenter import Segmenter
 
-_METHODS = {"centroids": "k-means", "codes": "STEGO"}
-"""Methods by their heads. The others are IDDC's."""
+_METHODS = {"iddc": "IDDC", "kmeans": "k-means", "stego": "STEGO"}
+"""How methods are called in prose; others by their name on the command line."""
 _POINTS = 120
 _HUGE = 1e300
 _NO_CURVES = frozenset({"step", "epoch", "images", "seconds", "learning_rate", "gradient_norm"})
@@ -51,7 +51,7 @@ class Side:
     @property
     def method(self) -> str:
         """What was trained."""
-        return _METHODS.get(self.experiment.head, "IDDC")
+        return _METHODS.get(self.experiment.method, self.experiment.method)
 
     @property
     def thresholds(self) -> tuple[float, float] | None:

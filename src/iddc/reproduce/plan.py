@@ -10,23 +10,13 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
-from iddc.config import (
-    DatasetName,
-    Experiment,
-    HeadName,
-    ProtocolName,
-    RefineName,
-    StegoConfig,
-)
+from iddc.config import DatasetName, Experiment, ProtocolName, RefineName
 from iddc.errors import ConfigError
+from iddc.methods import completed, find_method
 from iddc.recipes import FIGURES, RECIPES, TABLES, Figure, Row, Table
 from iddc.recipes.ablations import Edit, identity
-from iddc.recipes.stego import stego_config
-from iddc.recipes.tables import Method
 
 Target = Table | Figure
-HEADS: dict[Method, HeadName] = {"kmeans": "centroids", "stego": "codes"}
-"""The heads of the baselines."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +60,6 @@ class Job:
     data: Path
     protocol: ProtocolName
     refine: RefineName
-    stego: StegoConfig | None = None
-    """The configuration of a row of STEGO."""
 
     @property
     def digest(self) -> str:
@@ -81,7 +69,7 @@ class Job:
         nor does it matter where a published data set or a file of weights lies.
         """
         experiment = self.experiment.model_dump(
-            mode="json", exclude={"seed"}, exclude_defaults=True
+            mode="json", exclude={"seed", "method", "options"}, exclude_defaults=True
         )
         name, _, file = self.experiment.backbone.partition("=")
         if Path(file).is_file():  # a folder of weights may have a = in its path
@@ -92,9 +80,16 @@ class Job:
             self.row.snapshots,
             str(self.data.resolve()) if self.dataset == "folder" else self.dataset,
             experiment,
-            self.stego and self.stego.model_dump(mode="json", exclude_defaults=True),
+            self._options(),
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+    def _options(self) -> dict[str, object] | None:
+        """The numbers of STEGO that are not the usual ones; None for other methods."""
+        if self.row.method != "stego":
+            return None
+        usual = find_method("stego").Config().model_dump()
+        return {k: v for k, v in self.experiment.options.items() if v != usual[k]}
 
     def folder(self, runs: Path, target: str, seed: int) -> Path:
         """Where the run of a seed is, or will be. Rows that are the same experiment share it."""
@@ -177,11 +172,10 @@ def job_of(row: Row, target: Target, settings: Settings, num_classes: int) -> Jo
     if file:
         word = f"{experiment.backbone}={file}"
         experiment = experiment.model_copy(update={"backbone": word})
-    stego = None
-    if row.method == "stego":
-        stego = stego_config(experiment.recipe).model_copy(update=settings.stego)
-    if row.method in HEADS:
-        experiment = experiment.model_copy(update={"head": HEADS[row.method]})
+    options = settings.stego if row.method == "stego" else {}
+    experiment = completed(
+        experiment.model_copy(update={"method": row.method, "options": dict(options)})
+    )
     dataset = settings.dataset or target.dataset
     refine = settings.refine if row.refine == "crf" else row.refine
-    return Job(row, experiment, dataset, settings.data, target.protocol, refine, stego)
+    return Job(row, experiment, dataset, settings.data, target.protocol, refine)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from operator import attrgetter
@@ -18,26 +18,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iddc.backbones import load_backbone
-from iddc.baselines.kmeans import fit_kmeans
-from iddc.baselines.stego import fit_stego
 from iddc.config import Experiment, RefineName, Runtime
 from iddc.datasets import LabelledImages, open_dataset, outline, train_images
 from iddc.device import pick_device
 from iddc.errors import DataError, IddcError, SetupError
 from iddc.evaluation import PROTOCOLS, evaluate
 from iddc.images import ImageFile
+from iddc.learning import fit
+from iddc.learning.embeddings import Embeddings, Wanted, cache_bytes
+from iddc.learning.learner import Learner
+from iddc.methods import used
+from iddc.processes import Processes
 from iddc.progress import Progress
-from iddc.recipes.tables import Method
 from iddc.refine import dense_crf
 from iddc.reproduce.plan import Job
 from iddc.runs import Run, write_atomic
 from iddc.runs.folder import SCORE_KEY
-from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
-from iddc.training import fit
-from iddc.training.distributed import Processes
-from iddc.training.features import Kept, room
-from iddc.training.learner import Learner
 from iddc.views import ViewDataset, collate_views
 
 SPLIT = "val"
@@ -49,8 +46,6 @@ _TRIAL_STEPS = 3
 
 K = TypeVar("K")
 Q = TypeVar("Q")
-Fit = Callable[..., Segmenter]
-FITTERS: dict[Method, Fit] = {"iddc": fit, "kmeans": fit_kmeans, "stego": fit_stego}
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Bench:
     """How many classes it has, if that is known before a label is opened."""
     runtime: Runtime
     progress: Progress
-    kept: dict[str, Kept] = field(default_factory=dict)
+    kept: dict[str, Embeddings] = field(default_factory=dict)
     """What runs of the same backbone, views and seed share: of one such group at a time."""
     seen: dict[bytes, dict[bytes, Tensor]] = field(default_factory=dict)
     """Embeddings of the windows that are scored, of one frozen backbone at a time."""
@@ -96,14 +91,13 @@ class Bench:
         if is_done(path) and _alike(run.experiment, experiment):
             return run
         runtime = self.runtime.model_copy(update={"snapshots": job.row.snapshots})
-        learn, options = FITTERS[job.row.method], (job.stego,) if job.stego else ()
-        shared = {"shared": self._kept(experiment)} if job.row.method == "iddc" else {}
+        shared = self._kept(experiment)
         source = f"{job.dataset}:{job.data.resolve()}"
-        with Run.start(path, experiment, source=source) as run:
-            learn(self.files, experiment, run, runtime, *options, **shared, progress=self.progress)
+        with Run.start(path, experiment, source=source, record=used(experiment)) as run:
+            fit(self.files, experiment, run, runtime, shared=shared, progress=self.progress)
         return run
 
-    def _kept(self, experiment: Experiment) -> Kept:
+    def _kept(self, experiment: Experiment) -> Embeddings:
         key = experiment.model_dump_json(include={"backbone", "views", "seed"})
         key += experiment.training.precision
         return only(self.kept, key)
@@ -159,22 +153,23 @@ class Bench:
 
     def seconds(self, experiment: Experiment) -> float:
         """How long a training takes, guessed from steps of a few images; 0 if they fail."""
-        plan, training = Plan.of(experiment, len(self.files)), experiment.training
-        trial = replace(plan, epochs=max(plan.epochs, _TRIAL_STEPS))  # a run may have one step
+        training = experiment.training
         number, times = min(_TRIAL, len(self.files)), []
         with suppress(IddcError):
             device = pick_device(self.runtime.device)
-            learner = Learner(experiment, trial, Processes(device), self.runtime.micro_batch_size)
+            learner = Learner(
+                experiment, len(self.files), Processes(device), self.runtime.micro_batch_size
+            )
             views = ViewDataset(self.files, experiment.views, experiment.seed)
             for epoch in (0, 1, 1):
                 started = time.monotonic()
-                keys = learner.views.keys(epoch, range(number))
-                batch = collate_views([views[key] for key in learner.views.missing(keys)])
-                inputs = learner.views.inputs(keys, batch)
-                learner.learn(inputs, [len(inputs)])
+                keys = learner.cache.keys(epoch, range(number))
+                batch = collate_views([views[key] for key in learner.cache.missing(keys)])
+                learner.learn(learner.cache.inputs(Wanted(keys, keys), batch), [number])
                 times.append(time.monotonic() - started)
         if len(times) < _TRIAL_STEPS:
             return 0.0
+        plan = learner.plan
         repeat = 0 if training.end_to_end else experiment.views.repeat
         fresh = min(repeat or plan.epochs, plan.epochs)
         epochs = fresh * times[1] + (plan.epochs - fresh) * times[2]
@@ -194,7 +189,7 @@ def only(cache: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
 
 def remember(backbone: nn.Module, seen: dict[bytes, Tensor]) -> None:
     """Make a frozen backbone embed the same pixels only once, while there is room for it."""
-    embed, most = backbone.forward, room()
+    embed, most = backbone.forward, cache_bytes()
 
     def embedded(images: Tensor) -> Tensor:
         key = blake2b(images.contiguous().cpu().numpy().data).digest()
@@ -227,7 +222,7 @@ def missing(refine: RefineName, backbone: str | None) -> str:
 
 def _alike(done: Experiment, asked: Experiment) -> bool:
     """Whether a run is of an experiment, wherever its weights lay: the digest knows their bytes."""
-    return done.model_copy(update={"backbone": asked.backbone}) == asked
+    return used(done.model_copy(update={"backbone": asked.backbone})) == used(asked)
 
 
 def _key(job: Job) -> dict[str, Any]:

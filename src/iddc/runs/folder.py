@@ -78,6 +78,7 @@ class Run:
         source: str,
         limit: int | None = None,
         overwrite: bool = False,
+        record: Mapping[str, Any] | None = None,
     ) -> Run:
         """Lock a folder for a run: a new one, or an interrupted one with the same options.
 
@@ -87,6 +88,7 @@ class Run:
             source: Where the images come from, as the user gave it.
             limit: How many of them are used, if not all.
             overwrite: Replace an earlier run, finished or not. Never replaces anything else.
+            record: What of the experiment the run uses, for config.yaml; all of it if not given.
 
         Raises:
             ConfigError: The folder holds a finished run, a run with other options, or something
@@ -96,7 +98,10 @@ class Run:
         run = cls(path)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
             return run
-        asked = {"images": {"source": source, "limit": limit}, **experiment.model_dump()}
+        asked = {
+            "images": {"source": source, "limit": limit},
+            **(record or experiment.model_dump()),
+        }
         run._refuse(asked, overwrite=overwrite)
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -169,7 +174,8 @@ class Run:
             )
         if not self.checkpoint.exists():
             return  # it stopped before there was anything to keep, as at a misspelt backbone
-        changes = differences({"images": kept.get("images"), **self.experiment.model_dump()}, asked)
+        had = _shared({"images": kept.get("images"), **self.experiment.model_dump()}, asked)
+        changes = differences(had, asked)
         if changes:
             raise ConfigError(
                 f"{self.path} holds an interrupted run with other options: {'; '.join(changes)}. "
@@ -322,6 +328,17 @@ class Run:
             raise DataError(
                 f"{path} is not what iddc wrote. Move it away and evaluate again."
             ) from error
+
+
+def _shared(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that another one has too, group by group."""
+    both = {key: value for key, value in record.items() if key in other}
+    return {
+        key: _shared(value, other[key])
+        if isinstance(value, Mapping) and isinstance(other[key], Mapping)
+        else value
+        for key, value in both.items()
+    }
 
 
 def _step(line: str) -> float:

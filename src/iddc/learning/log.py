@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from iddc.config import Experiment
 from iddc.errors import needs_extra
+from iddc.learning.guards import RECENT
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
-from iddc.training.health import RECENT
+
+QUIET = frozenset(
+    {"gradient_norm", "learning_rate", "live_clusters", "head", "not_finite", "embeddings"}
+)
+"""Numbers of the log that the progress line leaves out, or words differently."""
 
 
-class Diary:
+class StepLog:
     """What the first process writes while the others are silent.
+
+    Args:
+        run: Its folder gets log.jsonl.
+        plan: The steps of the run.
+        progress: Shows how far the work is.
+        num_clusters: K, for a method that has clusters.
+        advice: What to try where most clusters die, as options.
+        repeat: After how many epochs views come again, if their embeddings are kept; else 0.
+        tensorboard: Whether to write TensorBoard events too.
 
     Raises:
         SetupError: TensorBoard is asked for and not installed.
@@ -23,27 +37,38 @@ class Diary:
         self,
         run: Run,
         plan: Plan,
-        experiment: Experiment,
         progress: Progress,
         *,
-        tensorboard: bool,
+        num_clusters: int = 0,
+        advice: Sequence[str] = (),
+        repeat: int = 0,
+        tensorboard: bool = False,
     ) -> None:
         self._run = run
         self._plan = plan
-        self._experiment = experiment
+        self._num_clusters = num_clusters
+        self._advice = advice
+        self._repeat = repeat
         self._warned = False
         self._progress = progress
         self._summary = _summary_writer() if tensorboard else None
         self._board: Any = None
-        self._time = _TimeLeft(plan, experiment)
+        self._time = TimeLeft(plan, repeat)
 
     def open(self, done: int) -> None:
         """Go on after `done` steps: what was noted of later ones is forgotten."""
         self._run.cut_log(done)
         if self._summary:
             self._board = self._summary(str(self._run.path / "tensorboard"), purge_step=done + 1)
-        self._time = _TimeLeft(self._plan, self._experiment, done)
+
+    def begin(self, done: int) -> None:
+        """Show the progress of the steps, after `done` of them."""
+        self._time = TimeLeft(self._plan, self._repeat, done)
         self._progress.begin(self._plan.steps, done)
+
+    def pause(self) -> None:
+        """Show the progress of the steps no more."""
+        self._progress.end()
 
     def write(
         self, done: int, numbers: dict[str, float], *, images: int, seconds: float, making: float
@@ -57,16 +82,15 @@ class Diary:
             seconds: How long the step took.
             making: How much of that went by until its inputs were there.
         """
-        epoch = self._plan.place(done - 1)[0] + 1
+        epoch = self._plan.epoch_and_batch(done - 1)[0] + 1
         left = self._time.after(done, seconds, making)
         self._run.log(step=done, epoch=epoch, images=images, **numbers, seconds=round(seconds, 4))
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, done)
-        terms = ("loss", "positive", "negative", "regularizer")
-        texts = [f"{name} {numbers[name]:.2f}" for name in terms if name in numbers]
+        texts = [f"{name} {value:.2f}" for name, value in numbers.items() if name not in QUIET]
         if "live_clusters" in numbers:
-            alive = f"{numbers['live_clusters']:.0f} of {self._experiment.num_clusters}"
+            alive = f"{numbers['live_clusters']:.0f} of {self._num_clusters}"
             texts.append(f"{alive} clusters alive")
             self._warn(done, numbers["live_clusters"])
         where = f"epoch {epoch}/{self._plan.epochs}"
@@ -74,22 +98,15 @@ class Diary:
 
     def _warn(self, done: int, live: float) -> None:
         """Say once that most clusters die, and at the end that they are dead."""
-        number, end = self._experiment.num_clusters, done == self._plan.steps
+        number, end = self._num_clusters, done == self._plan.steps
         soon = done < RECENT or self._warned
         if 2 * live >= number or (soon and not end):
             return
         self._warned = True
-        objective = self._experiment.objective
-        hints = [
-            f"--objective.{name} {value}"
-            for name, value in (("regularizer", "weibull"), ("centering", "batch"))
-            if getattr(objective, name) != value
-        ]
-        weight = f"a larger --objective.regularizer-weight than {objective.regularizer_weight:g}"
-        hints += [weight, "a smaller --num-clusters"]
+        hints = " or ".join(filter(None, (", ".join(self._advice[:-1]), self._advice[-1])))
         self.note(
             f"warning: after step {done} only {live:.0f} of {number} clusters have a tenth of an "
-            f"even share of the patches. Try {', '.join(hints[:-1])} or {hints[-1]}."
+            f"even share of the patches. Try {hints}."
         )
 
     def note(self, line: str) -> None:
@@ -98,24 +115,24 @@ class Diary:
 
     def close(self) -> None:
         """Finish the progress line and the TensorBoard file."""
-        self._progress.end()
+        self.pause()
         if self._board:
             self._board.close()
 
 
-class _TimeLeft:
+class TimeLeft:
     """When a run ends whose views come again: only its first steps need photos and backbone."""
 
-    def __init__(self, plan: Plan, experiment: Experiment, begun: int = 0) -> None:
+    def __init__(self, plan: Plan, repeat: int, begun: int = 0) -> None:
         self._begun, self._steps, self._made = begun, plan.steps, plan.steps
         """Where the run (re)started, its end, and the step after which every view was there."""
-        if experiment.views.repeat and not experiment.training.end_to_end:
-            made = begun + experiment.views.repeat * plan.steps_per_epoch
+        if repeat:
+            made = begun + repeat * plan.steps_per_epoch
             self._made = min(made, plan.steps)
         self._making = self._learning = 0.0
 
     def after(self, done: int, seconds: float, making: float) -> float:
-        """The seconds until the end, from what the steps took; see `Diary.write`."""
+        """The seconds until the end, from what the steps took; see `StepLog.write`."""
         if done > self._made:
             making = 0.0  # of next to nothing
         self._making += making

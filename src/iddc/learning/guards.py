@@ -1,9 +1,9 @@
-"""What a run notices about its own health: numbers that are not finite, clusters that die."""
+"""What ends a run that does not recover: numbers that are not finite, unreadable images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iddc.errors import NumericError
+from iddc.images import ImageFile, Skipped, refuse_many
+from iddc.processes import Processes
 from iddc.progress import Progress
 from iddc.runs import Run
-from iddc.training.distributed import Processes
 
 MAX_BAD = 3
 """Steps in a row without finite numbers after which a run stops."""
@@ -37,7 +38,7 @@ def not_finite(numbers: Mapping[str, float]) -> list[str]:
     return [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
 
 
-class Health:
+class FiniteGuard:
     """Judges the numbers of each step, and ends a run that does not recover.
 
     Args:
@@ -45,7 +46,7 @@ class Health:
         steps: How many steps the run has.
         processes: The first of them writes.
         advice: What to try, for the user.
-        progress: Shows which steps are left out.
+        progress: Shows what is left out.
     """
 
     def __init__(
@@ -95,3 +96,52 @@ class Health:
             )
         self._progress.note(f"step {step} is left out, as it is not finite: {', '.join(wrong)}")
         return {"not_finite": float(len(wrong))}
+
+
+class Unreadable:
+    """The images that cannot be read, and how many of them are too many.
+
+    Args:
+        run: Its skipped.csv lists them; the first process writes it.
+        files: The images of the run.
+        skipped: Files that are left out already.
+        max_share: The largest share of unreadable images.
+        processes: This process among all.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        files: Sequence[ImageFile],
+        skipped: Sequence[Skipped],
+        max_share: float,
+        processes: Processes,
+    ) -> None:
+        self._run = run
+        self._files = files
+        self._total = len(files) + len(skipped)
+        self._max_share = max_share
+        self._processes = processes
+        self.reasons = {str(item.file.name): item.reason for item in skipped}
+
+    def add(self, failures: Sequence[tuple[int, str]]) -> None:
+        """Remember what was not read, and list it; all processes give the same.
+
+        Args:
+            failures: Indices of files, and reasons.
+
+        Raises:
+            DataError: The share of unreadable images is too large.
+        """
+        self.reasons |= {str(self._files[index].name): reason for index, reason in failures}
+        self.write()
+        refuse_many(self.reasons, self._total, self._max_share)
+
+    def gather(self, failures: Sequence[tuple[int, str]]) -> None:
+        """As `add`, of what each process could not read."""
+        self.add([*chain(*self._processes.gather_objects([*failures]))])
+
+    def write(self) -> None:
+        """List them in skipped.csv."""
+        if self._processes.rank == 0:
+            self._run.write_skipped(self.reasons.items())

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -19,9 +19,9 @@ from iddc.config import Experiment
 from iddc.device import lacks_memory
 from iddc.errors import SetupError
 from iddc.images import ImageFile
+from iddc.learning.embeddings import EmbeddingCache, ViewKey, Wanted
+from iddc.processes import Processes
 from iddc.schedules import Plan
-from iddc.training.distributed import Processes
-from iddc.training.features import Key, RepeatedViews
 from iddc.views import ViewBatch, ViewDataset, collate_views, epoch_batches
 
 
@@ -30,32 +30,48 @@ def loaded_batches(
     files: Sequence[ImageFile],
     experiment: Experiment,
     plan: Plan,
-    first_step: int,
     processes: Processes,
     workers: int,
-    views: RepeatedViews,
-) -> Iterator[Iterator[tuple[list[Key], ViewBatch]]]:
-    """Give this process's part of the batch of each step that is left, one after another.
+    cache: EmbeddingCache,
+    partners: Callable[[Sequence[int], int], Sequence[int]],
+    steps: Iterable[int],
+) -> Iterator[Iterator[tuple[Wanted, ViewBatch]]]:
+    """Give this process's part of the batch of each step, one after another.
 
-    A batch depends on the seed, its epoch and its place in it, not on who loads it. It is its
-    keys, and what `views` does not have.
+    A batch depends on the seed, its epoch and its position in it, not on who loads it. It is what
+    is wanted, and what `cache` does not have of that.
+
+    Args:
+        files: The images.
+        experiment: Its views and seed.
+        plan: The steps of the run.
+        processes: This process among all.
+        workers: The processes that decode.
+        cache: The embeddings that are kept.
+        partners: See `Method.partners`.
+        steps: The steps that are left.
     """
-    asked: deque[list[Key]] = deque()
+    asked: deque[Wanted] = deque()
 
-    def steps() -> Iterator[list[Key]]:
-        for epoch in range(plan.place(first_step)[0], plan.epochs):
-            batches = epoch_batches(
-                len(files), experiment.training.batch_size, experiment.seed, epoch
+    def missing() -> Iterator[list[ViewKey]]:
+        batches: list[list[int]] = []
+        shuffled = -1  # the epoch of `batches`
+        for step in steps:
+            epoch, number = plan.epoch_and_batch(step)
+            if epoch != shuffled:
+                batches = epoch_batches(len(files), plan.batch_size, experiment.seed, epoch)
+                shuffled = epoch
+            images = batches[number]
+            first, second = (
+                cache.keys(epoch, processes.split(row)) for row in (images, partners(images, step))
             )
-            start = max(0, first_step - epoch * plan.steps_per_epoch)
-            for batch in batches[start:]:
-                asked.append(views.keys(epoch, processes.share(batch)))
-                yield views.missing(asked[-1])
+            asked.append(Wanted(first, second))
+            yield cache.missing(first + second)
 
     reader, writer = multiprocessing.Pipe(duplex=False)
     loader = DataLoader(
         ViewDataset(files, experiment.views, experiment.seed),
-        batch_sampler=steps(),
+        batch_sampler=missing(),
         num_workers=_processes(workers),
         collate_fn=collate_views,
         worker_init_fn=partial(_serve, reader, writer),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ class Processes:
         self.rank = rank
         self.size = size
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def split(self, items: Sequence[T]) -> Sequence[T]:
         """The part of the items that falls to this process; parts differ by at most one."""
         start, stop = (len(items) * rank // self.size for rank in (self.rank, self.rank + 1))
         return items[start:stop]
@@ -53,7 +54,7 @@ class Processes:
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    def own(self, rows: Shaped[Tensor, "b *rest"], counts: Sequence[int]) -> Tensor:
+    def local(self, rows: Shaped[Tensor, "b *rest"], counts: Sequence[int]) -> Tensor:
         """The rows of this process among the gathered ones."""
         start = sum(counts[: self.rank])
         return rows[start : start + counts[self.rank]]
@@ -81,7 +82,7 @@ class Processes:
         dist.all_gather_object(things, thing)
         return things
 
-    def from_first(self, thing: T) -> T:
+    def broadcast(self, thing: T) -> T:
         """What the first process has."""
         if self.size == 1:
             return thing
@@ -89,11 +90,11 @@ class Processes:
         dist.broadcast_object_list(things, device=self.device)
         return things[0]
 
-    def align(self, module: nn.Module) -> None:
+    def sync(self, module: nn.Module) -> None:
         """Give every process the weights of the first."""
         if self.size > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+            for tensor in chain(module.parameters(), module.buffers()):
+                dist.broadcast(tensor.data, 0)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from iddc.errors import DataError, IddcError
 from iddc.images import ImageFile
@@ -28,19 +29,10 @@ class State(TypedDict):
     """PyTorch's threads: sums on the CPU are the same, bit by bit, only for the same number."""
     files: str
     """A digest of the names of the images."""
-    network: dict[str, Tensor]
-    """The heads, and the backbone if it trains."""
-    optimizer: dict[str, Any]
-    losses: Tensor
-    """The mean loss of each head in the last steps."""
-    shares: Tensor
-    """The part of the patches that each cluster of each head won in them."""
-    best: int
-    """The place of the head of the lowest loss."""
-    thresholds: tuple[float | str, float | str]
-    """t+ and t-; `auto` before the first step."""
     left_out: dict[str, str]
     """The names of unreadable images, and the reasons."""
+    learner: dict[str, Any]
+    """What has learned, as its own `state` gave it."""
 
 
 def save_state(run: Run, state: State) -> None:
@@ -79,6 +71,7 @@ def load_state(run: Run, files: str) -> State | None:
     try:
         state: State = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         refuse_newer(state, run.checkpoint)
+        state = _of_older(state, run)
         kept = state["files"]
     except IddcError:
         raise
@@ -92,6 +85,24 @@ def load_state(run: Run, files: str) -> State | None:
             "Restore them, or start anew with --overwrite."
         )
     return state
+
+
+def _of_older(state: Any, run: Run) -> State:
+    """A state as older versions wrote it, in which only IDDC goes on."""
+    if "learner" in state:
+        return cast("State", state)
+    if "network" not in state:
+        raise DataError(
+            f"{run.path} was begun by an older iddc, and its training cannot go on. Start it anew "
+            "with --overwrite."
+        )
+    learner = {name: state[name] for name in ("step", "optimizer", "losses", "shares", "best")}
+    learner["learning"] = {
+        re.sub(r"^0\.(\d+)\.", r"0.\1.head.", name): tensor
+        for name, tensor in state["network"].items()
+    } | {f"0.{i}._extra_state": state["thresholds"] for i in range(len(state["losses"]))}
+    common = {name: state[name] for name in ("step", "threads", "files", "left_out")}
+    return cast("State", {**common, "learner": learner})
 
 
 def digest(files: Sequence[ImageFile]) -> str:

@@ -1,0 +1,67 @@
+"""The images of a run as a method is fitted to them: each process embeds its part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from iddc.learning.learner import Learner
+from iddc.learning.session import Session
+from iddc.samples import Sampler
+
+
+class EmbeddedCollection:
+    """All images of a run. It is a `Collection`."""
+
+    def __init__(self, session: Session, learner: Learner) -> None:
+        self._session = session
+        self._learner = learner
+        self._sampler = Sampler(
+            session.files,
+            learner.network.backbone,
+            learner.experiment,
+            session.runtime,
+            check=session.check,
+            progress=session.progress,
+        )
+        everything = range(len(session.files))
+        self._part: range = session.processes.split(everything)  # type: ignore[assignment]
+
+    def sample(self, count: int) -> Float[Tensor, "n d"]:
+        """At most `count` raw patch embeddings in equal shares from all images."""
+        self._session.pause()
+        rows = self._sampler.patches(count, self._part)
+        self._leave_out()
+        return self._gathered(rows)
+
+    def means(self) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n d"]]:
+        """The indices of the readable images, and the mean embedding of each."""
+        self._session.pause()
+        ids, rows = self._sampler.means(self._part)
+        self._leave_out()
+        indices = torch.tensor(ids, dtype=torch.int64, device=rows.device)
+        return self._gathered(indices), self._gathered(rows)
+
+    def maps(self) -> Iterator[tuple[int, Float[Tensor, "d h w"]]]:
+        """The index and the embeddings of each image as a whole, one by one."""
+        self._session.pause()
+        yield from self._sampler.maps(range(len(self._session.files)))
+        self._leave_out()
+
+    def note(self, line: str) -> None:
+        """Tell the user something."""
+        if self._session.first:
+            self._session.note(line)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        processes = self._session.processes
+        return processes.gather(rows, [row[0] for row in processes.exchange([len(rows)])])
+
+    def _leave_out(self) -> None:
+        """Count the images that could not be read, of all processes."""
+        failures, self._sampler.failures = self._sampler.failures, []
+        if any(row[0] for row in self._session.processes.exchange([len(failures)])):
+            self._session.unreadable.gather(failures)

@@ -1,0 +1,187 @@
+"""Embeddings of views that come again: a frozen backbone makes each of them once.
+
+With `views.repeat`, the views of an epoch are those of an epoch before, so most steps of a run need
+neither the photos nor the backbone, only what was kept of them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float16, Float32, UInt8
+from torch import Tensor
+from torch.nn.functional import pad
+
+from iddc.config import Experiment
+from iddc.device import free_memory, in_memory
+from iddc.network import CPU_CROPS, Network, embed_crops
+from iddc.views import ViewBatch
+
+MEMORY = 4 * 2**30
+"""Bytes for what is kept, of all processes of this machine together: at most this, and at most a
+quarter of what is free."""
+
+CPU_IMAGES = CPU_CROPS // 2
+"""Images that a CPU embeds at once, no more and no fewer: the last ones get black crops beside
+them, so that to the last bit it does not matter which images are missing."""
+
+ViewKey = tuple[int, int]
+"""An epoch, of those with views of their own, and the index of an image."""
+
+
+class Embedded(NamedTuple):
+    """Both views of an image."""
+
+    maps: Float16[Tensor, "2 d h w"] | UInt8[Tensor, "2 3 S S"]
+    """Embeddings, or crops where none are kept."""
+    boxes: Float32[Tensor, "2 4"]
+    """Where the crops lie, see `Crops.boxes`."""
+
+
+Embeddings = dict[ViewKey, Embedded]
+"""Runs on the same images with the same backbone, views, precision and seed may share these, which
+saves all but the first of them the backbone's work."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The views of a process's images of a step."""
+
+    first: list[ViewKey]
+    """Whose first crop is wanted."""
+    second: list[ViewKey]
+    """Whose second crop goes with it: the same ones, or those of partners."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step learns from: the images that could be read."""
+
+    views: UInt8[Tensor, "b 2 3 S S"] | Float32[Tensor, "b 2 d h w"]
+    """Crops, or their embeddings if several steps or heads use them."""
+    boxes: Float32[Tensor, "b 2 4"]
+    """Where the crops lie, see `Crops.boxes`."""
+    ids: list[int]
+    """The indices of the images."""
+    partners: list[int]
+    """The indices of the images that gave the second crop."""
+    failures: list[tuple[int, str]]
+    """The index and the reason of each image that could not be read."""
+
+
+def cache_bytes() -> int:
+    """Bytes for what is kept, on this machine and now."""
+    return min(MEMORY, free_memory() // 4)
+
+
+class EmbeddingCache:
+    """The inputs of each step, from the photos or from what was kept of them.
+
+    Several heads share the embeddings of a step, also of views that do not come again. Embeddings
+    that are kept or shared are rounded to half precision. Those that find no room are computed
+    again, and rounded too: memory changes time, never the result.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        experiment: Experiment,
+        device: torch.device,
+        at_once: int,
+        shared: Embeddings | None = None,
+        note: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        self._network = network
+        self._at_once = CPU_IMAGES if device.type == "cpu" else at_once
+        self._note = note
+        self._device = device
+        self._precision = experiment.training.precision
+        self._repeat = experiment.views.repeat
+        self._side = experiment.views.crop_size
+        several = experiment.training.heads > 1  # they share what the backbone computes
+        self._fixed = (bool(self._repeat) or several) and not experiment.training.end_to_end
+        self._shared: Embeddings = {} if shared is None else shared
+        self._kept: dict[ViewKey, Embedded | None] = {}
+        self._room = 0
+        if self._fixed:
+            self._kept.update(self._shared)
+            backbone = network.backbone
+            numbers = 2 * backbone.embed_dim * backbone.num_patches(experiment.views.crop_size)
+            neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self._room = cache_bytes() // neighbours // (2 * numbers) if self._repeat else 0
+
+    def keys(self, epoch: int, indices: Sequence[int]) -> list[ViewKey]:
+        """The views of images in an epoch."""
+        return [(epoch % self._repeat if self._repeat else epoch, index) for index in indices]
+
+    def missing(self, keys: Sequence[ViewKey]) -> list[ViewKey]:
+        """The views that must be made from their photos. Asked once for each batch, in order."""
+        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        for key in missing[: max(0, self._room - len(self._kept))]:
+            self._kept[key] = None  # comes with this batch, before any later one
+        return missing
+
+    def inputs(self, wanted: Wanted, made: ViewBatch) -> Inputs:
+        """What a step learns from.
+
+        Args:
+            wanted: The views of the batch.
+            made: Those of them that were missing; images that cannot be read are left out.
+        """
+        if not self._fixed and wanted.first == wanted.second and made.indices:
+            return Inputs(made.crops, made.boxes, made.indices, made.indices, made.failures)
+        fresh = self._fresh(made)
+        pairs = [
+            (first[1], second[1], self._find(first, fresh), self._find(second, fresh))
+            for first, second in zip(wanted.first, wanted.second, strict=True)
+        ]
+        ids, partners, rows, boxes = [], [], [], []
+        for index, partner, one, other in pairs:
+            if one is None or other is None:
+                continue
+            ids.append(index)
+            partners.append(partner)
+            rows.append(self._crops_of(one.maps, other.maps))
+            boxes.append(torch.stack([one.boxes[0], other.boxes[1]]))
+        if not rows:
+            blank = torch.zeros(0, 2, 3, self._side, self._side, dtype=torch.uint8)
+            return Inputs(blank, torch.zeros(0, 2, 4), [], [], made.failures)
+        return Inputs(torch.stack(rows), torch.stack(boxes), ids, partners, made.failures)
+
+    def _find(self, key: ViewKey, fresh: dict[int, Embedded]) -> Embedded | None:
+        """The views of a key, where its image could be read; they are kept if there is room."""
+        found = self._kept.get(key) or fresh.get(key[1])
+        if found is not None and key in self._kept:
+            self._kept[key] = self._shared[key] = found
+        return found
+
+    def _crops_of(self, one: Tensor, other: Tensor) -> Tensor:
+        """The first crop of one image and the second of the other."""
+        row = one if one is other else torch.stack([one[0], other[1]])
+        return row.to(self._device).float() if self._fixed else row
+
+    def _fresh(self, made: ViewBatch) -> dict[int, Embedded]:
+        """The views that were made for this batch, embedded if they are kept or shared."""
+        maps: Iterable[Tensor] = self._embedded(made.crops) if self._fixed else made.crops
+        rows = map(Embedded, maps, made.boxes)
+        return dict(zip(made.indices, rows, strict=True))
+
+    def _embedded(self, crops: UInt8[Tensor, "b 2 3 S S"]) -> list[Float16[Tensor, "2 d h w"]]:
+        def embed(at_once: int) -> list[Tensor]:
+            pairs: list[Tensor] = []
+            for part in torch.split(crops, at_once) if len(crops) else ():
+                rows = part.to(self._device).flatten(0, 1)
+                if self._device.type == "cpu":
+                    rows = pad(rows, (0,) * 7 + (2 * (at_once - len(part)),))
+                features = embed_crops(self._network, rows, self._precision).half().cpu()
+                pairs += torch.split(features[: 2 * len(part)], 2)
+            return pairs
+
+        with torch.no_grad():
+            pairs, self._at_once = in_memory(embed, self._at_once, len(crops), self._note)
+        return pairs

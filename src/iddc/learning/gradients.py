@@ -1,0 +1,236 @@
+"""One step's loss and gradients, in pieces that fit in memory.
+
+A loss compares images with each other, so the loss of a batch is not the sum of the losses of its
+parts. The backbone and `Method.rows` run on micro-batches; what they find is put together, over
+micro-batches and over processes; `Method.loss` is taken of the whole, and gives its gradient with
+respect to the rows once; each micro-batch then sends its part of that gradient backwards.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from iddc.backbones import Backbone
+from iddc.config import Precision
+from iddc.device import in_memory, pick_precision
+from iddc.methods.method import Batch, Images, Method, Rows
+from iddc.network import Network, embed_crops
+from iddc.processes import Processes
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step found."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    """The terms of the global batch, without graph."""
+    batch: Batch
+    """All images of the step."""
+    rows: Rows
+    """What `Method.rows` found for them, without graph."""
+    images_at_once: int
+    """Images in one forward pass that fit in memory: `micro_batch_size`, or fewer."""
+
+    @property
+    def cluster_shares(self) -> Float[Tensor, " k"] | None:
+        """The part of the patches of which each cluster is the most probable one."""
+        if "logits" not in self.rows:
+            return None
+        logits = self.rows["logits"]
+        winners = logits.argmax(dim=2).flatten()
+        return winners.bincount(minlength=logits.shape[2]) / len(winners)
+
+
+def backpropagate(
+    method: Method,
+    network: Network,
+    inputs: UInt8[Tensor, "b 2 3 S S"] | Float[Tensor, "b 2 d h w"],
+    images: Images,
+    *,
+    processes: Processes,
+    counts: Sequence[int],
+    micro_batch_size: int,
+    precision: Precision = "fp32",
+    train_backbone: bool = False,
+    note: Callable[[str], object] = warnings.warn,
+) -> StepResult:
+    """Add the gradients of a method's loss on the global batch to its parameters.
+
+    The sum over processes is taken here: every process ends with the gradients of the whole batch.
+    The backbone gets gradients only if `train_backbone`. Rows and loss are in float32.
+
+    Args:
+        method: How the head learns.
+        network: The network; of it the backbone is used.
+        inputs: Both views of this process's images, or their raw embeddings.
+        images: This process's images.
+        processes: This process among all.
+        counts: How many images each process has.
+        micro_batch_size: Images in one forward pass, fewer where memory is short.
+        precision: The backbone's arithmetic.
+        train_backbone: Whether gradients reach the backbone.
+        note: Told in one line when memory is short.
+    """
+    # A process to which no image fell computes a blank one, which tells the shapes.
+    count, own = len(inputs), images
+    if not count:
+        inputs, own = inputs.new_zeros(1, *inputs.shape[1:]), images.blank()
+    trained = [p for p in method.parameters() if p.requires_grad]
+    if train_backbone:
+        trained += network.backbone.parameters()
+    pieces = Pieces(method, network, inputs, own, processes.device, precision, train_backbone)
+
+    # 1. What the loss needs of each image: all at once with a graph, or in pieces without.
+    (features, rows), at_once = in_memory(pieces.forward, micro_batch_size, len(inputs), note)
+    batch = _gathered(images, processes.gather(features[:count], counts), processes, counts)
+    every = {name: processes.gather(row[:count], counts) for name, row in rows.items()}
+
+    # 2. The loss of the whole batch, and its gradient with respect to the rows.
+    wanted = [name for name in every if every[name].is_floating_point()]
+    leaves = {name: every[name].detach().requires_grad_() for name in wanted}
+    terms = method.loss(batch, every | leaves)
+    found = torch.autograd.grad(terms["loss"], [*leaves.values()], allow_unused=True)
+    gradients = {
+        name: processes.local(gradient, counts)
+        for name, gradient in zip(wanted, found, strict=True)
+        if gradient is not None
+    }
+
+    # 3. Each piece sends its part of that gradient backwards.
+    scale = 1.0
+    if train_backbone and pick_precision(precision, processes.device) == "fp16":
+        scale = _power_of_two_to_one([*gradients.values()])
+
+    def backward(at_once: int) -> None:
+        for parameter in trained:
+            parameter.grad = None  # of an attempt that ran out of memory
+        pieces.backward(at_once, gradients, scale)
+
+    if count:
+        _, at_once = in_memory(backward, at_once, len(inputs), note)
+    processes.add_gradients(trained)
+    if scale != 1:
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad /= scale
+    values = {name: term.detach() for name, term in terms.items()}
+    return StepResult(values, batch, {k: v.detach() for k, v in every.items()}, at_once)
+
+
+class Pieces:
+    """The images of a process, cut into pieces of so many images."""
+
+    def __init__(
+        self,
+        method: Method,
+        network: Network,
+        inputs: Tensor,
+        images: Images,
+        device: torch.device,
+        precision: Precision,
+        train_backbone: bool,
+    ) -> None:
+        self._method, self._network = method, network
+        self._inputs, self._images, self._device = inputs, images, device
+        self._precision: Precision = precision
+        self._train_backbone = train_backbone
+        self._features = inputs
+        self._graph: Rows | None = None
+        """The rows with their graph, if all images fit in one piece."""
+
+    def forward(self, at_once: int) -> tuple[Float[Tensor, "b 2 d h w"], Rows]:
+        """The embeddings and the rows of all images."""
+        self._graph = None  # of an attempt that ran out of memory
+        chunks, found = torch.split(self._inputs, at_once), []
+        keep = len(chunks) == 1
+        with torch.set_grad_enabled(keep and self._train_backbone):
+            features = [self._embedded(chunk) for chunk in chunks]
+        with torch.set_grad_enabled(keep):
+            for i, maps in enumerate(features):
+                part = slice(i * at_once, i * at_once + len(maps))
+                found.append(self._method.rows(maps, self._images.part(part)))
+        if keep:
+            self._graph = found[0]
+        # Crops in one row: with five dimensions, the channels of a patch would move apart.
+        crops = torch.cat([part.detach().flatten(0, 1) for part in features])
+        self._features = crops.view(len(crops) // 2, 2, *crops.shape[1:])
+        rows = {name: torch.cat([rows[name].detach() for rows in found]) for name in found[0]}
+        return self._features, rows
+
+    def backward(self, at_once: int, gradients: Rows, scale: float) -> None:
+        """Send the gradients of the rows backwards, times the scale."""
+        if self._graph and len(self._inputs) <= at_once:
+            graph, self._graph = self._graph, None
+            _send(graph, gradients, slice(None), scale)
+            return
+        self._graph = None
+        for start in range(0, len(self._inputs), at_once):
+            part = slice(start, start + at_once)
+            maps = self._features[part]
+            if self._train_backbone:
+                maps = self._embedded(self._inputs[part])
+            rows = self._method.rows(maps, self._images.part(part))
+            _send(rows, gradients, part, scale)
+
+    def _embedded(self, chunk: Tensor) -> Float[Tensor, "b 2 d h w"]:
+        if chunk.is_floating_point():
+            return chunk.to(self._device)
+        crops = chunk.to(self._device).flatten(0, 1)
+        maps = embed_crops(self._network, crops, self._precision)
+        return maps.view(len(chunk), 2, *maps.shape[1:])
+
+
+def _send(rows: Rows, gradients: Rows, part: slice, scale: float) -> None:
+    learned = [name for name in gradients if rows[name].requires_grad]
+    torch.autograd.backward(
+        [rows[name] for name in learned],
+        [gradients[name][part] * scale for name in learned],
+    )
+
+
+def _gathered(
+    images: Images, features: Tensor, processes: Processes, counts: Sequence[int]
+) -> Batch:
+    """The images of all processes, with their embeddings."""
+    values: dict[str, Any] = {field.name: getattr(images, field.name) for field in fields(images)}
+    if processes.size > 1:
+        for name in Images.PER_IMAGE:
+            values[name] = processes.gather(values[name].to(processes.device), counts).cpu()
+    return Batch(**values, features=features)
+
+
+def _power_of_two_to_one(gradients: Sequence[Tensor]) -> float:
+    """The power of two that brings the largest entry near 1: fp16 has no smaller numbers than 6e-8.
+
+    It is exact to multiply by, and needs no memory from step to step.
+    """
+    largest = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
+    return 2.0 ** -round(math.log2(largest)) if 0 < largest < math.inf else 1.0
+
+
+def images_at_once(
+    backbone: Backbone, crop_size: int, device: torch.device, *, end_to_end: bool
+) -> int:
+    """Estimate how many images fit in one forward pass, in a quarter of a GPU or 1 GiB elsewhere.
+
+    On the CPU it depends on the configuration alone, so that a resumed run is the same.
+    """
+    floats: float = 12 * backbone.embed_dim  # the head's activations, one block of the backbone
+    if end_to_end:
+        # A block of a ViT of width d has 12 d^2 weights and keeps about 17 d numbers per patch.
+        weights = sum(parameter.numel() for parameter in backbone.parameters())
+        floats += 17 * weights / (12 * backbone.embed_dim)
+    per_image = 2 * (crop_size / backbone.patch_size) ** 2 * floats * 4
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 4
+    else:
+        memory = 2**30
+    return max(1, int(memory / per_image))

@@ -1,0 +1,101 @@
+"""The training loop.
+
+What is unusual here: nothing random is kept. Data, negatives and first weights follow from the seed
+and the step, so a run that was killed goes on to the same weights. Labels are never read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from iddc.config import Experiment, Runtime
+from iddc.errors import DataError
+from iddc.images import ImageFile, Skipped
+from iddc.learning.collection import EmbeddedCollection
+from iddc.learning.embeddings import Embeddings
+from iddc.learning.learner import Learner
+from iddc.learning.log import StepLog
+from iddc.learning.session import running
+from iddc.methods import completed, find_method
+from iddc.progress import SILENT, Progress
+from iddc.runs import Run
+from iddc.segmenter import Segmenter
+
+
+def fit(
+    files: Sequence[ImageFile],
+    experiment: Experiment,
+    run: Run,
+    runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
+    *,
+    skipped: Sequence[Skipped] = (),
+    shared: Embeddings | None = None,
+    progress: Progress = SILENT,
+) -> Segmenter:
+    """Train a segmenter on unlabelled images and leave it in the run's folder.
+
+    A run that was interrupted goes on from its last checkpoint. Under torchrun every process calls
+    this with the same arguments and gets the same segmenter; the first one writes.
+
+    Args:
+        files: The images.
+        experiment: Every choice of the run, among them the method.
+        run: The folder; see `Run.start`.
+        runtime: How this machine works; it does not change the result.
+        skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
+        shared: Embeddings of repeated views, kept for further runs like this one.
+        progress: Shows how far the work is.
+
+    Raises:
+        DataError: Fewer than 2 images, or too many of them cannot be read.
+        SetupError: The machine lacks memory, disk space or an optional package.
+        NumericError: The loss or a gradient is not finite for some steps in a row. The last
+            checkpoint stays; diagnosis.json says what was seen.
+        Interrupted: SIGINT or SIGTERM came. The state after the step is on disk.
+    """
+    experiment = completed(experiment)
+    method = find_method(experiment.method)
+    plan = method.plan(experiment, len(files))
+    if len(files) < 2 and plan.steps:
+        raise DataError(
+            f"Found {len(files)} readable image; training compares images with each other and "
+            "needs at least 2."
+        )
+    log = StepLog(
+        run,
+        plan,
+        progress,
+        num_clusters=experiment.num_clusters,
+        advice=method.advice(experiment),
+        repeat=0 if experiment.training.end_to_end else experiment.views.repeat,
+        tensorboard=runtime.tensorboard,
+    )
+    with running(run, files, runtime, skipped, progress) as session:
+        learner = Learner(
+            experiment,
+            len(files),
+            session.processes,
+            runtime.micro_batch_size,
+            shared,
+            session.note if session.first else warnings.warn,
+        )
+        session.resume(learner, log, advice=method.calming())
+        collection = EmbeddedCollection(session, learner)
+        for epoch, steps in learner.stages():
+            # What is fitted to all images: codebooks, neighbours, or all there is to learn.
+            session.fitted(epoch, {} if epoch is None else learner.refit(collection, epoch))
+            with learner.batches(files, runtime.workers, steps) as batches:
+                for _ in steps:
+                    session.begin_step()
+                    batch = next(batches)  # this process's images
+                    counts = session.exchange(batch.ids, batch.failures)
+                    numbers = learner.learn(batch, counts)
+                    session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
+        if len(learner.methods) > 1:
+            session.note(learner.describe_choice())
+        segmenter = Segmenter.of(learner.network, experiment)
+        if session.first:
+            segmenter.save(run.path)
+            run.finish()
+        return segmenter
