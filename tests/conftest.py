@@ -35,6 +35,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model of three clusters that segments in milliseconds; not to be changed."""
+    from tiny import tiny_segmenter  # after the import hook
+
+    folder = tmp_path_factory.mktemp("run")
+    tiny_segmenter(3).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """A headless Chromium that asks nobody anything; tests take `browser`."""
     webdriver = pytest.importorskip("selenium.webdriver")

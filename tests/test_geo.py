@@ -27,7 +27,6 @@ from iddc.cli import main
 from iddc.errors import SetupError, UnreadableImage
 from iddc.masks import Classes, Labels
 from iddc.segmenter import Segmenter
-from tiny import tiny_segmenter
 
 rasterio = pytest.importorskip("rasterio", reason="the extra `geo` is not installed")
 pyogrio = pytest.importorskip("pyogrio", reason="the extra `geo` is not installed")
@@ -450,13 +449,6 @@ def test_without_the_extra_it_is_said_how_to_install_it(
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(SetupError, match=r"pip install 'iddc\[geo\]'"):
         geo.segment_raster(tmp_path / "a.tif", tmp_path / "b.tif", brightness, CLASSES, 32)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    tiny_segmenter(3).save(folder)
-    return folder
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 
 from iddc.backbones import Backbone
@@ -27,7 +25,7 @@ from iddc.config import (
     ViewsConfig,
 )
 from iddc.errors import NumericError
-from iddc.images import ImageFile, find_images
+from iddc.images import ImageFile
 from iddc.learning import fit
 from iddc.learning.guards import live_clusters
 from iddc.learning.learner import Learner
@@ -41,6 +39,7 @@ from iddc.progress import SILENT, Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
 from steps import learn, learner_of
+from tiny import write_photos
 
 STEPS = 6
 OFTEN = Runtime(device="cpu", workers=0, checkpoint_every=1)
@@ -75,12 +74,7 @@ def small_pretraining() -> PretrainConfig:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[ImageFile]:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(16):
-        coarse = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((70, 64)).save(folder / f"{i:02}.png")
-    return list(find_images(folder).files)
+    return write_photos(tmp_path / "photos", 16, (70, 64))
 
 
 class Notes(Progress):

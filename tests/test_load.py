@@ -14,7 +14,6 @@ from PIL import Image
 
 from iddc.cli import main
 from iddc.masks import Collection
-from tiny import tiny_segmenter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -25,13 +24,6 @@ ROOM = 8
 """Megabytes by which memory may grow: what the allocator keeps, not what images take."""
 FILES_AT_WORK = 4
 """Open files by which a moment may differ: those of the threads that decode and write."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    tiny_segmenter(4).save(folder)
-    return folder
 
 
 def write_photos(folder: Path, count: int, side: int) -> Path:

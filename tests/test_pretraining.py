@@ -55,6 +55,7 @@ from iddc.pretraining.views import (
 from iddc.processes import Processes
 from iddc.progress import Progress
 from iddc.runs import Run
+from tiny import photo
 
 CPU = torch.device("cpu")
 ONE = Processes(CPU)
@@ -81,8 +82,7 @@ def tiny(method: str, **changes: Any) -> PretrainConfig:
 
 
 def drawn(seed: int, side: int = 70) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((side + seed % 20, side))
+    return photo(seed, (side + seed % 20, side))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -48,6 +47,7 @@ from iddc.schedules import Plan, poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.views import ViewDataset, collate_views, draw_rolls
 from steps import images_of, learn, learner_of
+from tiny import write_photos
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -75,12 +75,7 @@ def tiny(**changes: Any) -> Experiment:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[ImageFile]:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(5):
-        coarse = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((90, 80)).save(folder / f"{i}.png")
-    return list(find_images(folder).files)
+    return write_photos(tmp_path / "photos", 5)
 
 
 def start(tmp_path: Path, experiment: Experiment, name: str = "run") -> Run:

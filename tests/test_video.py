@@ -19,7 +19,6 @@ from iddc import video
 from iddc.cli import main
 from iddc.errors import DataError, SetupError
 from iddc.segmenter import Segmenter
-from tiny import tiny_segmenter
 
 K = 3
 FRAMES = [np.full((20 + 2 * index, 28, 3), 40 * index, np.uint8) for index in range(5)]
@@ -58,13 +57,6 @@ def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "-a clip.MP4"
     path.write_bytes(b"video")
     return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    tiny_segmenter(K).save(folder)
-    return folder
 
 
 def predict(model: Path, clip: Path, out: Path, *options: str) -> int:

@@ -1,11 +1,16 @@
-"""A model that is made and run in milliseconds."""
+"""A model that is made and run in milliseconds, and photos for it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 
 from iddc.backbones import untrained_backbone
 from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
+from iddc.images import ImageFile, find_images
 from iddc.network import Network
 from iddc.segmenter import Segmenter
 
@@ -22,3 +27,17 @@ def tiny_segmenter(num_clusters: int) -> Segmenter:
         training=TrainingConfig(precision="fp32"),
     )
     return Segmenter.of(Network(backbone, "linear", num_clusters), experiment)
+
+
+def photo(seed: int, size: tuple[int, int] = (90, 80)) -> Image.Image:
+    """Twenty random colours that run into each other, at some width and height."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size)
+
+
+def write_photos(folder: Path, count: int, size: tuple[int, int] = (90, 80)) -> list[ImageFile]:
+    """Photos 0, 1, ... as 00.png, 01.png, ... in a new folder."""
+    folder.mkdir()
+    for index in range(count):
+        photo(index, size).save(folder / f"{index:02}.png")
+    return list(find_images(folder).files)
