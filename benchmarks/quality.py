@@ -115,7 +115,8 @@ def measure(
                 segmenter = Segmenter.load(path, runtime.device)
             else:
                 with Run.start(path, seeded, source=str(source), record=used(seeded)) as run:
-                    segmenter = fit(files, seeded, run, runtime, progress=Progress())
+                    network = fit(files, seeded, run, runtime, progress=Progress())
+                    segmenter = Segmenter.of(network, seeded)
             scores.append(evaluate(segmenter, val).scores)
         record[name] = {
             "miou": [score.miou for score in scores],

@@ -25,6 +25,7 @@ from iddc.images import find_images
 from iddc.learning import fit
 from iddc.recipes import RECIPES
 from iddc.runs import Run
+from iddc.segmenter import Segmenter
 
 SETTINGS: list[tuple[Regularizer, float]] = [
     ("none", 0.0),
@@ -85,7 +86,8 @@ def main() -> None:
                 chosen = experiment.model_copy(update={"seed": seed})
                 path = Path(folder, f"{place}-{seed}")
                 with Run.start(path, chosen, source=str(scenes)) as run:
-                    scores = evaluate(fit(files, chosen, run), dataset).scores
+                    segmenter = Segmenter.of(fit(files, chosen, run), chosen)
+                    scores = evaluate(segmenter, dataset).scores
                 last = json.loads((path / "log.jsonl").read_text().splitlines()[-1])
                 found.append((100 * scores.miou, 100 * scores.accuracy, last["live_clusters"]))
             miou, accuracy, live = (statistics.mean(column) for column in zip(*found, strict=True))

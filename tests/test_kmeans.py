@@ -216,7 +216,7 @@ def test_a_fitted_segmenter_tells_three_colours_apart(
     photos: list[ImageFile], tmp_path: Path
 ) -> None:
     with start(tmp_path, tiny()) as run:
-        segmenter = fit(photos, tiny(), run, QUIET)
+        segmenter = Segmenter.of(fit(photos, tiny(), run, QUIET), tiny())
     counts = np.zeros((3, 3), int)
     for i, file in enumerate(photos[:6]):
         clusters = segmenter.predict(file.path).clusters
@@ -229,7 +229,7 @@ def test_a_run_of_kmeans_is_finished_and_predicts_the_same_after_loading(
     photos: list[ImageFile], tmp_path: Path
 ) -> None:
     with start(tmp_path, tiny()) as run:
-        segmenter = fit(photos, tiny(), run, QUIET)
+        segmenter = Segmenter.of(fit(photos, tiny(), run, QUIET), tiny())
     loaded = Segmenter.load(Run.open(run.path).path, device="cpu")
     assert loaded.experiment.head == "centroids"
     expected = segmenter.predict(photos[0].path).clusters
@@ -252,7 +252,7 @@ def test_centred_means_less_the_mean_of_the_sample(
 ) -> None:
     experiment = tiny(objective=ObjectiveConfig(centering=centering))
     with start(tmp_path, experiment) as run:
-        segmenter = fit(photos, experiment, run, QUIET)
+        segmenter = Segmenter.of(fit(photos, experiment, run, QUIET), experiment)
     assert isinstance(segmenter.network, Network)
     vectors = Sampler(photos, segmenter.network.backbone, experiment, QUIET).patches(200_000)
     vectors = torch.nn.functional.normalize(vectors, dim=1)
@@ -268,7 +268,7 @@ def test_kmeans_and_training_see_the_same_untrained_backbone(
 ) -> None:
     experiment = tiny(seed=5)
     with start(tmp_path, experiment) as run:
-        segmenter = fit(photos, experiment, run, QUIET)
+        segmenter = Segmenter.of(fit(photos, experiment, run, QUIET), experiment)
     assert isinstance(segmenter.network, Network)
     found = segmenter.network.backbone.state_dict()
     for name, weight in build_network(experiment).backbone.state_dict().items():
@@ -387,7 +387,7 @@ def test_patches_are_drawn_from_all_of_an_image_not_from_its_first_rows(
     Image.fromarray(halves).save(tmp_path / "halves.png")
     files = [ImageFile(tmp_path / "halves.png", PurePosixPath("halves.png"))]
     whole = tiny().model_copy(update={"prediction": PredictionConfig(window=0, flip=False)})
-    drawn, _ = sample_embeddings(files, backbone, whole, QUIET, max_vectors=12)
+    drawn = Sampler(files, backbone, whole, QUIET).patches(12)
     with torch.no_grad():
         maps = backbone(torch.from_numpy(halves).permute(2, 0, 1)[None])[0]
     distances = (drawn[:, None] - maps.flatten(1).T).norm(dim=2)  # to the 6 x 6 patches

@@ -44,6 +44,7 @@ from iddc.processes import Processes, joined
 from iddc.progress import Progress
 from iddc.runs import Run
 from iddc.schedules import Plan, poly
+from iddc.segmenter import Segmenter
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.views import ViewDataset, collate_views, draw_rolls
 from steps import images_of, learn, learner_of
@@ -384,7 +385,7 @@ def test_a_run_leaves_a_model_and_one_line_per_step(
 ) -> None:
     experiment = tiny()
     with start(tmp_path, experiment) as run:
-        segmenter = fit(photos, experiment, run, QUIET)
+        segmenter = Segmenter.of(fit(photos, experiment, run, QUIET), experiment)
     assert run.finished
     assert segmenter.predict(photos[0].path).clusters.shape == (80, 90)
     lines = log(run)
@@ -671,7 +672,7 @@ def test_two_processes_train_as_one(photos: list[ImageFile], tmp_path: Path) -> 
 
     def work(_rank: int) -> Tensor:
         with start(tmp_path, experiment, "two") as run:
-            segmenter = fit(photos, experiment, run, QUIET)
+            segmenter = Segmenter.of(fit(photos, experiment, run, QUIET), experiment)
         head = segmenter.network.head
         return torch.cat([parameter.detach().flatten() for parameter in head.parameters()])
 

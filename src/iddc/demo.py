@@ -83,7 +83,8 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
             with Run.start(
                 run.path, chosen, source=source, overwrite=anew, record=used(chosen)
             ) as run:
-                segmenter = fit(files, chosen, run, progress=progress)
+                network = fit(files, chosen, run, progress=progress)
+            segmenter = Segmenter.of(network, chosen)
         masks = run.path / "evaluation"
         scores[name] = evaluate(segmenter, dataset, save_masks=masks, progress=progress)
         for index in range(min(SHOWN, len(dataset))):

@@ -22,7 +22,9 @@ from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError, DataError
 from iddc.images import ImageFile, check_images, find_images, open_image, to_rgb
+from iddc.learning import fit
 from iddc.masks import Labels, overlay
+from iddc.methods import completed, used
 from iddc.modelfile import load_model, save_model
 from iddc.network import Network
 from iddc.progress import SILENT, Progress
@@ -175,9 +177,6 @@ class Segmenter:
             ConfigError: There is no such device, field or backbone, or `out` holds something else.
             DataError, SetupError, NumericError, Interrupted: See `iddc.learning.fit`.
         """
-        from iddc.learning import fit
-        from iddc.methods import completed, used
-
         try:
             how = Runtime(**runtime)
         except ValidationError as error:
@@ -200,8 +199,8 @@ class Segmenter:
                 Path(out or folder), experiment, source=source, record=used(experiment)
             ) as run,
         ):
-            trained = fit(files, experiment, run, how, skipped=skipped, progress=shown)
-        vars(self).update(vars(trained))
+            network = fit(files, experiment, run, how, skipped=skipped, progress=shown)
+        vars(self).update(vars(Segmenter.of(network, experiment)))
         return self
 
     @property

@@ -18,9 +18,10 @@ from iddc.learning.learner import Learner
 from iddc.learning.log import StepLog
 from iddc.learning.session import running
 from iddc.methods import completed, find_method
+from iddc.modelfile import save_model
+from iddc.network import Network
 from iddc.progress import SILENT, Progress
 from iddc.runs import Run
-from iddc.segmenter import Segmenter
 
 
 def fit(
@@ -32,11 +33,11 @@ def fit(
     skipped: Sequence[Skipped] = (),
     shared: Embeddings | None = None,
     progress: Progress = SILENT,
-) -> Segmenter:
-    """Train a segmenter on unlabelled images and leave it in the run's folder.
+) -> Network:
+    """Train a network on unlabelled images and leave it in the run's folder.
 
     A run that was interrupted goes on from its last checkpoint. Under torchrun every process calls
-    this with the same arguments and gets the same segmenter; the first one writes.
+    this with the same arguments and gets the same network; the first one writes.
 
     Args:
         files: The images.
@@ -94,8 +95,8 @@ def fit(
                     session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
         if len(learner.methods) > 1:
             session.note(learner.describe_choice())
-        segmenter = Segmenter.of(learner.network, experiment)
+        network = learner.network.eval()
         if session.first:
-            segmenter.save(run.path)
+            save_model(run.path, network, experiment)
             run.finish()
-        return segmenter
+        return network
