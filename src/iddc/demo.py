@@ -24,7 +24,7 @@ SCENES = 60
 SHOWN = 4
 """Scenes on the contact sheet."""
 _SHEET = "contact-sheet.png"
-_OURS = {"scenes", "iddc", "k-means", _SHEET}
+OWNED_FILES = {"scenes", "iddc", "k-means", _SHEET}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
     Raises:
         ConfigError: `out` holds something else.
     """
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _OURS):
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= OWNED_FILES):
         raise ConfigError(f"{out} holds something else than a demo. Choose a new or empty folder.")
     finished = (out / _SHEET).exists()  # it is written last
     scenes, experiment = out / "scenes", demo_experiment()

@@ -23,7 +23,7 @@ from iddc.runs.files import locked
 
 CARD = "README.md"
 _RESULT = "backbone.json"
-_OURS = (_RESULT, "backbone.safetensors", CARD, "cache")
+OWNED_FILES = (_RESULT, "backbone.safetensors", CARD, "cache")
 _SCORES = "## Scores\n"
 
 
@@ -33,7 +33,7 @@ class WeightsFolder(Run):
     cache/ holds the decoded images until the backbone is complete.
     """
 
-    _mark = "network"
+    MARKER = "network"
 
     @classmethod
     def begin(
@@ -63,7 +63,7 @@ class WeightsFolder(Run):
             stack.enter_context(locked(path / ".lock"))
             folder._refuse(asked, overwrite=overwrite)  # it may have changed before the lock
             if overwrite:
-                folder._remove(*_OURS)
+                folder._remove(*OWNED_FILES)
             folder._prepare(asked, overwrite=overwrite)
             folder._held = stack.pop_all()
         return folder

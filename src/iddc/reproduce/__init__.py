@@ -23,7 +23,7 @@ from iddc.reproduce import smoke
 from iddc.reproduce.plan import Job, Settings, choose, is_asked, job_of, takes_classes
 from iddc.reproduce.plots import CURVES, check_matplotlib, draw, draw_pictures
 from iddc.reproduce.report import Outcome, Report
-from iddc.reproduce.work import Bench, is_done, missing
+from iddc.reproduce.work import Runner, is_done, missing
 from iddc.runs import Run, disk_errors
 
 __all__ = ["Report", "Settings", "reproduce"]
@@ -70,19 +70,19 @@ def reproduce(
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     result = Report(name, target, settings, out, _facts(runtime))
-    bench = None
+    runner = None
     if name in CURVES:
         result.curves = CURVES[name]()
-    elif bench := _open(result, out / "runs", runtime, progress):
+    elif runner := _open(result, out / "runs", runtime, progress):
         _leave_out(result, out / "runs")
         todo = _todo(result, out / "runs")
         if progress is not SILENT:  # or nobody reads what takes some steps of training
-            progress.note(_announcement(bench, todo))
-        _work(result, bench, out, len(todo))
-    if bench or result.curves or not result.path.exists():  # without data, keep what was found
+            progress.note(_announcement(runner, todo))
+        _work(result, runner, out, len(todo))
+    if runner or result.curves or not result.path.exists():  # without data, keep what was found
         result.write()
-    if pictures and bench:
-        draw_pictures(result, bench.dataset, out / f"{name}.png")
+    if pictures and runner:
+        draw_pictures(result, runner.dataset, out / f"{name}.png")
     elif isinstance(target, Figure):
         draw(result, out / f"{name}.png")
     return result
@@ -97,32 +97,32 @@ def _facts(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def _open(result: Report, runs: Path, runtime: Runtime, progress: Progress) -> Bench | None:
+def _open(result: Report, runs: Path, runtime: Runtime, progress: Progress) -> Runner | None:
     """Find the data, and say of each row what it needs; without data none can be run.
 
     Rows that are not asked for stay in the table if an earlier command has run them.
     """
-    bench, reason, num_classes = None, "", Experiment().num_clusters
+    runner, reason, num_classes = None, "", Experiment().num_clusters
     assert result.settings.data is not None
     try:
-        bench = Bench.open(result.dataset, result.settings.data, runtime, progress)
-        num_classes = _num_classes(result, bench) or num_classes
+        runner = Runner.open(result.dataset, result.settings.data, runtime, progress)
+        num_classes = _num_classes(result, runner) or num_classes
     except DataError as error:
         reason, result.failure = str(error), error.exit_code
     for row in result.target.rows:
         job = job_of(row, result.target, result.settings, num_classes)
         outcome = Outcome(row, job, reason if job else "", kept=not is_asked(row, result.settings))
-        if job and bench and outcome.kept:
+        if job and runner and outcome.kept:
             for seed, path in enumerate(_folders(result, job, runs)):
-                if is_done(path) and bench.kept_score(job, Run(path)):
-                    outcome.entries[seed] = bench.score(job, Run(path))
+                if is_done(path) and runner.kept_score(job, Run(path)):
+                    outcome.entries[seed] = runner.score(job, Run(path))
                     outcome.runs[seed] = path
         if outcome.entries or not outcome.kept:
             result.outcomes.append(outcome)
-    return bench
+    return runner
 
 
-def _num_classes(result: Report, bench: Bench) -> int | None:
+def _num_classes(result: Report, runner: Runner) -> int | None:
     """K where the number of classes says it. No label is opened before the training.
 
     Raises:
@@ -131,12 +131,12 @@ def _num_classes(result: Report, bench: Bench) -> int | None:
     settings = result.settings
     if not takes_classes(result.target, settings):
         return None
-    if bench.num_classes is None:
+    if runner.num_classes is None:
         raise ConfigError(
             f"{settings.data} has no classes.txt, and labels are not opened before the training. "
             "Give --num-clusters, or name the classes in classes.txt, one in a line."
         )
-    return bench.num_classes
+    return runner.num_classes
 
 
 def _leave_out(result: Report, runs: Path) -> None:
@@ -164,7 +164,7 @@ def _todo(result: Report, runs: Path) -> dict[tuple[str, int], Job]:
     }
 
 
-def _announcement(bench: Bench, todo: dict[tuple[str, int], Job]) -> str:
+def _announcement(runner: Runner, todo: dict[tuple[str, int], Job]) -> str:
     """How much there is to do, and about how long it takes."""
     costs: dict[str, float] = {}
     seconds = 0.0
@@ -176,17 +176,17 @@ def _announcement(bench: Bench, todo: dict[tuple[str, int], Job]) -> str:
         key = alike.model_dump_json()
         if job.row.method == "iddc":
             if key not in costs:
-                costs[key] = bench.seconds(alike)
+                costs[key] = runner.seconds(alike)
             seconds += costs[key]
     time = timedelta(seconds=round(seconds))
     return (
         f"{len(todo):,} runs to train, about {time} for those of IDDC on "
-        f"{pick_device(bench.runtime.device)}, judged by a few steps; then scores on "
-        f"{bench.num_scored:,} images each. Stop at any moment: the same command goes on."
+        f"{pick_device(runner.runtime.device)}, judged by a few steps; then scores on "
+        f"{runner.num_scored:,} images each. Stop at any moment: the same command goes on."
     )
 
 
-def _work(result: Report, bench: Bench, out: Path, total: int) -> None:
+def _work(result: Report, runner: Runner, out: Path, total: int) -> None:
     """Train and score, all rows with the first seed, then with the next."""
     number = 0
     for seed in range(result.settings.seeds):
@@ -194,10 +194,10 @@ def _work(result: Report, bench: Bench, out: Path, total: int) -> None:
             path = job.folder(out / "runs", result.name, seed)
             if not is_done(path):
                 number += 1
-                bench.progress.note(f"run {number} of {total}: {job.row.name}, seed {seed}")
+                runner.progress.note(f"run {number} of {total}: {job.row.name}, seed {seed}")
             try:
-                run = bench.train(job, path, seed)
-                outcome.entries[seed] = bench.score(job, run)
+                run = runner.train(job, path, seed)
+                outcome.entries[seed] = runner.score(job, run)
             except Interrupted:
                 raise
             except IddcError as error:

@@ -49,7 +49,7 @@ Q = TypeVar("Q")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Runner:
     """The data set and the machine on which a table is rerun."""
 
     files: Sequence[ImageFile]
@@ -66,11 +66,11 @@ class Bench:
     progress: Progress
     kept: dict[str, Embeddings] = field(default_factory=dict)
     """What runs of the same backbone, views and seed share: of one such group at a time."""
-    seen: dict[bytes, dict[bytes, Tensor]] = field(default_factory=dict)
+    cached_embeddings: dict[bytes, dict[bytes, Tensor]] = field(default_factory=dict)
     """Embeddings of the windows that are scored, of one frozen backbone at a time."""
 
     @classmethod
-    def open(cls, name: str, data: Path, runtime: Runtime, progress: Progress) -> Bench:
+    def open(cls, name: str, data: Path, runtime: Runtime, progress: Progress) -> Runner:
         """Find images and labels.
 
         Raises:
@@ -100,7 +100,7 @@ class Bench:
     def _kept(self, experiment: Experiment) -> Embeddings:
         key = experiment.model_dump_json(include={"backbone", "views", "seed"})
         key += experiment.training.precision
-        return only(self.kept, key)
+        return _cache_of(self.kept, key)
 
     def score(self, job: Job, run: Run) -> dict[str, Any]:
         """The scores of a run, from its folder if they are there.
@@ -144,7 +144,8 @@ class Bench:
             weights = blake2b(training.precision.encode())
             for tensor in network.backbone.state_dict().values():
                 weights.update(tensor.contiguous().cpu().numpy().data)
-            remember(network.backbone, only(self.seen, weights.digest()))
+            cached = _cache_of(self.cached_embeddings, weights.digest())
+            network.backbone = CachedBackbone(network.backbone, cached)
         return segmenter
 
     def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
@@ -179,28 +180,34 @@ class Bench:
         return plan.steps_per_epoch * epochs * size / number
 
 
-def only(cache: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
-    """What is kept under a key; what was kept under others is let go."""
-    if key not in cache:
-        cache.clear()
-        cache[key] = {}
-    return cache[key]
+class CachedBackbone(nn.Module):
+    """A frozen backbone that embeds the same pixels only once, while there is memory for it.
 
+    Args:
+        backbone: The backbone.
+        cached: Its embeddings, by the digest of the pixels.
+    """
 
-def remember(backbone: nn.Module, seen: dict[bytes, Tensor]) -> None:
-    """Make a frozen backbone embed the same pixels only once, while there is room for it."""
-    embed, most = backbone.forward, cache_bytes()
+    def __init__(self, backbone: nn.Module, cached: dict[bytes, Tensor]) -> None:
+        super().__init__()
+        self.backbone, self._cached, self._most = backbone, cached, cache_bytes()
 
-    def embedded(images: Tensor) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """Answer with the backbone's own what a network asks of one beside embeddings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.backbone, name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The embeddings, from the cache if they are there."""
         key = blake2b(images.contiguous().cpu().numpy().data).digest()
-        if key in seen:
-            return seen[key].to(images.device)
-        found: Tensor = embed(images)
-        if sum(map(attrgetter("nbytes"), seen.values())) + found.nbytes <= most:
-            seen[key] = found.cpu()
+        if key in self._cached:
+            return self._cached[key].to(images.device)
+        found: Tensor = self.backbone(images)
+        if sum(map(attrgetter("nbytes"), self._cached.values())) + found.nbytes <= self._most:
+            self._cached[key] = found.cpu()
         return found
-
-    backbone.forward = embedded
 
 
 def is_done(path: Path) -> bool:
@@ -218,6 +225,14 @@ def missing(refine: RefineName, backbone: str | None) -> str:
     except (DataError, SetupError) as error:
         return str(error)
     return ""
+
+
+def _cache_of(caches: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
+    """The cache of a key; those of others are let go."""
+    if key not in caches:
+        caches.clear()
+        caches[key] = {}
+    return caches[key]
 
 
 def _alike(done: Experiment, asked: Experiment) -> bool:

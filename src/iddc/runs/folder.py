@@ -37,7 +37,7 @@ SCORE_KEY = ("data", "dataset", "split", "protocol", "refinement")
 """What tells one entry of scores.json from another."""
 
 _LOCK = ".lock"
-_OURS = (
+OWNED_FILES = (
     "model.json",  # first: from here on the run counts as unfinished
     "model.safetensors",
     "checkpoint",
@@ -62,7 +62,7 @@ class Run:
     touches nothing. Use it as a context: leaving it gives the lock back.
     """
 
-    _mark = "num_clusters"
+    MARKER = "num_clusters"
     """The field of config.yaml that tells a run of this kind."""
 
     def __init__(self, path: Path) -> None:
@@ -184,7 +184,7 @@ class Run:
 
     def _is_ours(self, record: Mapping[str, Any]) -> bool:
         """Whether a config.yaml was written by `Run.start`, not by another command or program."""
-        return {"format_version", "iddc", self._mark} <= record.keys()
+        return {"format_version", "iddc", self.MARKER} <= record.keys()
 
     def _prepare(self, asked: Mapping[str, Any], *, overwrite: bool) -> None:
         """Clear what must go, and write what a new run has from its first moment."""
@@ -192,7 +192,7 @@ class Run:
         with disk_errors(self.path):
             for path in self.path.glob(TEMPORARY):
                 path.unlink()
-            for name in _OURS if new else ():
+            for name in OWNED_FILES if new else ():
                 path = self.path / name
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
