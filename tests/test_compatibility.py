@@ -63,7 +63,9 @@ def test_the_configuration_of_the_first_release_gives_the_same_experiment_again(
     config = ["--config", str(RUN / "config.yaml"), "--dry-run"]
     assert main([*argv, *config]) == 0
     text = capsys.readouterr().out.split("\n\n")[0]
-    assert yaml.safe_load(text) == Run.open(RUN).experiment.model_dump(exclude={"options"})
+    assert yaml.safe_load(text) == Run.open(RUN).experiment.model_dump(
+        mode="json", exclude={"options"}
+    )
 
 
 def test_the_backbone_of_the_first_release_embeds() -> None:

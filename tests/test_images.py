@@ -441,10 +441,10 @@ def test_big_endian_16_bit_grey_is_divided_by_257() -> None:
         ([-1, 0, 1], [0, 128, 255]),
         ([0, 40_000, 80_000], [0, 128, 255]),
         ([-3, -3, -3], [0, 0, 0]),
-        ([np.nan, np.inf, 1], [0, 0, 255]),
+        ([np.nan, np.inf, 0.5, 1, 0], [255, 255, 128, 255, 0]),
     ],
 )
-def test_float_grey_is_read_by_the_range_that_holds_it(
+def test_float_grey_is_read_by_the_round_range_that_it_fills_or_its_own(
     tmp_path: Path, values: list[float], expected: list[int]
 ) -> None:
     path = numbered(tmp_path / "a.tif", "F", np.array([values], np.float32))
@@ -538,7 +538,7 @@ def test_one_unreadable_image_too_many_is_an_error_that_names_it(tmp_path: Path)
     files[7].path.write_bytes(b"")
     check_images(files, max_unreadable=0.05)
     with pytest.raises(
-        DataError, match=r"1 of 20 images .* 4 % .*7\.png \(the file is empty\)\. Repair"
+        DataError, match=r"1 of 20 images .* 4% .*7\.png \(the file is empty\)\. Repair"
     ):
         check_images(files, max_unreadable=0.04)
 

@@ -101,7 +101,8 @@ def analyze(
     look = _Look(backbone, experiment, rng)
 
     def photo(index: int) -> tuple[Image.Image, None]:
-        return open_image(files[index], experiment.views.short_side), None
+        side = experiment.views.short_side
+        return open_image(files[index], side, experiment.reading), None
 
     vectors, _ = look.at(len(files), photo, progress)
     clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)

@@ -42,6 +42,9 @@ SoftmaxAt = Literal["patches", "pixels"]
 """Where logits become probabilities: on the grid of patches, or at every pixel, as released."""
 Blend = Literal["mean", "tent"]
 """Overlapping windows count equally, or each pixel by its distance from the window's border."""
+ValueRange = Literal["auto", "file"] | tuple[float, float]
+"""One range of all images; one for each file; or the values that become 0 and 255."""
+Pages = Literal["first", "all"] | tuple[Annotated[int, Field(ge=1)], ...]
 RefineName = Literal["none", "fast", "crf"]
 """Probabilities as they are; moved to edges by local windows; by the fully connected CRF."""
 ExportFormat = Literal["onnx", "torch-export"]
@@ -167,6 +170,37 @@ class ObjectiveConfig(Frozen):
         return self
 
 
+class ReadingConfig(Frozen):
+    """How the numbers in image files become red, green and blue of 8 bits (docs/formats.md)."""
+
+    range: ValueRange = "auto"
+    """Values shown as black and white in files of more than 8 bits: auto: as the files say, else
+    one range of all images; file: a range for each file; or two numbers."""
+    bands: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Bands shown as red, green and blue, counted from 1, or one shown as grey; none: as the file
+    says."""
+    pages: Pages = "first"
+    """Pages of a file that are images of their own: first, all, or numbers from 1."""
+    measured: dict[str, tuple[float, float]] = {}
+    """Ranges that `auto` found, for each kind of values, such as uint16."""
+    alpha: Literal["auto", "ignore"] = "auto"
+    """Alpha channels are masks, or, where `auto` found one that cannot be a mask, nothing."""
+    band_names: tuple[str, ...] = ()
+    """Names of all bands, where the files gave them names; `bands` are found by them again."""
+
+    @model_validator(mode="after")
+    def _values_make_sense(self) -> ReadingConfig:
+        if isinstance(self.range, tuple) and not self.range[0] < self.range[1]:
+            raise ValueError(f"range must go from a smaller to a larger value, found {self.range}")
+        if len(self.bands) not in (0, 1, 3):
+            raise ValueError(f"bands must be three, or one for grey, found {self.bands}")
+        if self.pages == ():
+            raise ValueError("pages must be first, all or at least one number")
+        if self.band_names and len(self.band_names) < max(self.bands, default=0):
+            raise ValueError("band_names must name every one of bands")
+        return self
+
+
 class ViewsConfig(Frozen):
     """How two overlapping crops are cut from an image (Sec. 4.2.2; the release's overlap rule)."""
 
@@ -286,6 +320,8 @@ class Experiment(Frozen):
     """Everything random follows from it."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Eq. (8)."""
+    reading: ReadingConfig = ReadingConfig()
+    """Numbers in files become colours."""
     views: ViewsConfig = ViewsConfig()
     """The two crops."""
     training: TrainingConfig = TrainingConfig()
@@ -500,6 +536,8 @@ class PretrainConfig(Frozen):
     """The network's arithmetic; auto: bf16 where the hardware has it, else fp32."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Everything random follows from it."""
+    reading: ReadingConfig = ReadingConfig()
+    """Numbers in files become colours."""
     contrast: ContrastConfig = ContrastConfig()
     """The method `contrast`."""
     dino: DinoConfig = DinoConfig()

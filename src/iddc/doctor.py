@@ -15,6 +15,7 @@ from pathlib import Path
 from iddc import __version__
 
 EXTRAS = {
+    "codecs": ("imagecodecs",),
     "crf": ("pydensecrf2",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "formats": ("contourpy", "pycocotools"),

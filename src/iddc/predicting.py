@@ -19,9 +19,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from iddc.config import ReadingConfig
 from iddc.errors import ConfigError, UnreadableImage
 from iddc.geo import MARGIN, segment_raster
-from iddc.images import ImageFile, ahead, check_images, find_images, open_image, refuse_many
+from iddc.images import (
+    ImageFile,
+    Picture,
+    Skipped,
+    ahead,
+    expand_pages,
+    find_images,
+    leaves_open,
+    open_picture,
+    refuse_many,
+    settle,
+    survey,
+)
 from iddc.masks import FORMATS, Collection, Labels
 from iddc.progress import SILENT, Progress
 from iddc.rasters import CLUSTERS, SUFFIXES, has_rasters, write_raster
@@ -99,7 +112,7 @@ def predict_collection(
         found = find_images(source, limit=limit, include_masks=include_masks)
         for note in found.notes:
             progress.note(f"note: {note}")
-        files += found.files
+        files += expand_pages(found.files, segmenter.experiment.reading)
     others = [name for name in formats if name not in SUFFIXES]
     collection = Collection(source, out, others, segmenter.labels.classes)
 
@@ -108,7 +121,18 @@ def predict_collection(
 
     own = files[first - 1 :: step]
     todo = [file for file in own if not is_there(file)]
-    bad = [] if rasters else check_images(todo, max_unreadable=1.0)[1]
+    reading = segmenter.experiment.reading
+    bad: list[Skipped] = []
+    if not rasters and todo:
+        # A model knows the range of the values it was trained on. Others have one range here, of
+        # all images and not of a shard's, so that shards agree.
+        headers = survey(todo, reading)
+        bad = headers.skipped
+        if any(leaves_open(layout, reading) for layout in headers.layouts):
+            every = headers if len(todo) == len(files) else survey(files, reading)
+            reading, remarks = settle(every.files, every.layouts, reading)
+            for remark in remarks:
+                progress.note(f"note: {remark}")
     if step == 1:  # of a shard the share may be larger than of all
         refuse_many({str(item.file): item.reason for item in bad}, len(files), max_unreadable)
 
@@ -126,10 +150,10 @@ def predict_collection(
     else:
         unreadable = {item.file for item in bad}
         todo = [file for file in todo if file not in unreadable]
-        items = _photos(todo)
+        items: Iterator[tuple[ImageFile, Picture | str]] = _photos(todo, reading)
         if video:
             items = (
-                (file, frame)
+                (file, Picture(frame))
                 for index, (file, frame) in enumerate(_frames(source, limit, files, progress.note))
                 if index % step == first - 1 and not is_there(file)
             )
@@ -162,12 +186,14 @@ def predict_collection(
     )
 
 
-def _photos(files: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image.Image | str]]:
+def _photos(
+    files: Sequence[ImageFile], reading: ReadingConfig
+) -> Iterator[tuple[ImageFile, Picture | str]]:
     """Each photo, decoded in threads ahead of time, or why it cannot be read."""
 
-    def opened(file: ImageFile) -> Image.Image | str:
+    def opened(file: ImageFile) -> Picture | str:
         try:
-            return open_image(file)
+            return open_picture(file, reading=reading)
         except UnreadableImage as error:
             return error.reason
 
@@ -191,7 +217,7 @@ def _frames(
 def _segment(
     segmenter: Segmenter,
     collection: Collection,
-    items: Iterable[tuple[ImageFile, Image.Image | str]],
+    items: Iterable[tuple[ImageFile, Picture | str]],
     most_skipped: float,
     note: Callable[[str], object],
 ) -> Iterator[ImageFile]:
@@ -200,7 +226,7 @@ def _segment(
     Files are decoded and encoded in threads, while the network computes in this one.
     """
 
-    def readable() -> Iterator[tuple[ImageFile, Image.Image]]:
+    def readable() -> Iterator[tuple[ImageFile, Picture]]:
         skipped = 0
         for file, image in items:
             if isinstance(image, str):
@@ -253,8 +279,10 @@ def _segment_rasters(
             yield file
 
 
-def _image_bytes(_: ImageFile, image: Image.Image | str | None) -> int:
-    return 3 * image.width * image.height if isinstance(image, Image.Image) else 0
+def _image_bytes(_: ImageFile, picture: Picture | str | None) -> int:
+    if not isinstance(picture, Picture):
+        return 0
+    return 4 * picture.image.width * picture.image.height
 
 
 def _result_bytes(item: tuple[ImageFile, Segmentation], _: object) -> int:

@@ -152,7 +152,7 @@ class Sampler:
         return range(len(self.files)) if indices is None else indices
 
     def _open(self, index: int, side: int) -> Image.Image:
-        return open_image(self.files[index], side)
+        return open_image(self.files[index], side, self._experiment.reading)
 
     def _each(self, make: Callable[[int], T], indices: Iterable[int]) -> Iterator[tuple[int, T]]:
         """What is made of each image that can be read, in order, while threads make the next."""

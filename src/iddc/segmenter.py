@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from iddc.backbones import resolve
-from iddc.config import Experiment, PredictionConfig, Runtime
+from iddc.config import Experiment, PredictionConfig, ReadingConfig, Runtime
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError, DataError
-from iddc.images import ImageFile, check_images, find_images, open_image, to_rgb
+from iddc.images import ImageFile, Picture, collect, find_images, open_picture, picture_of
 from iddc.learning import fit
 from iddc.masks import Labels, overlay
 from iddc.methods import completed, used
@@ -57,6 +57,8 @@ class Segmentation:
     """The cluster of every pixel: uint8, or uint16 with more than 256 clusters."""
     labels: Labels
     """What the clusters are called."""
+    valid: Bool[np.ndarray, "H W"] | None = None
+    """Which pixels hold data, where some hold none: transparent ones, or without a number."""
     probs: Float[Tensor, "k H W"] | None = None
     """The probability of every cluster at every pixel, on the CPU, if asked for."""
 
@@ -74,9 +76,15 @@ class Segmentation:
     def classes(self) -> Integer[np.ndarray, "H W"]:
         """The class of every pixel, as `labels.classes` numbers them; without names, its cluster.
 
-        Pixels of ignored clusters have the highest value of the type, 255 or 65535.
+        Pixels of ignored clusters and pixels without data have the highest value of the type, 255
+        or 65535.
         """
-        classes: np.ndarray = self.labels.classes.of_cluster[self.clusters]
+        named = self.labels.classes
+        classes: np.ndarray = named.of_cluster[self.clusters]
+        if self.valid is not None:
+            # 255 cannot be both the last of 256 classes and no data.
+            kind = np.promote_types(classes.dtype, np.min_scalar_type(len(named.names)))
+            classes = np.where(self.valid, classes, np.iinfo(kind).max).astype(kind)
         return classes
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
@@ -185,12 +193,15 @@ class Segmenter:
         backbone = resolve(self.experiment.backbone)
         experiment = completed(self.experiment.model_copy(update={"backbone": backbone}))
         if isinstance(images, str | Path):
-            source, found = str(Path(images).resolve()), find_images(Path(images)).files
+            source, given = str(Path(images).resolve()), find_images(Path(images)).files
         else:
             source = f"{len(images)} paths"
-            found = tuple(ImageFile(Path(path), PurePosixPath(path)) for path in images)
-        files, skipped = check_images(found, max_unreadable=how.max_unreadable)
+            given = tuple(ImageFile(Path(path), PurePosixPath(path)) for path in images)
+        found = collect(given, experiment.reading, max_unreadable=how.max_unreadable)
+        experiment = experiment.model_copy(update={"reading": found.reading})
         shown = Progress() if progress else SILENT
+        for note in found.notes:
+            shown.note(note)
         if backbone != self.experiment.backbone:
             shown.note(f"backbone {self.experiment.backbone}: {backbone}")
         with (
@@ -199,7 +210,7 @@ class Segmenter:
                 Path(out or folder), experiment, source=source, record=used(experiment)
             ) as run,
         ):
-            network = fit(files, experiment, run, how, skipped=skipped, progress=shown)
+            network = fit(found.files, experiment, run, how, skipped=found.skipped, progress=shown)
         vars(self).update(vars(Segmenter.of(network, experiment)))
         return self
 
@@ -289,7 +300,7 @@ class Segmenter:
 
     def predict_items(
         self,
-        items: Iterable[tuple[K, str | Path | Image.Image | np.ndarray | Tensor]],
+        items: Iterable[tuple[K, Picture | str | Path | Image.Image | np.ndarray | Tensor]],
         *,
         with_probs: bool = False,
         note: Callable[[str], object] = warnings.warn,
@@ -299,20 +310,20 @@ class Segmenter:
 
         def requests() -> Iterator[Request]:
             for key, image in items:
-                rgb = _as_image(image)
-                request = make_request(rgb, self.experiment.views.short_side, config)
-                yield replace(request, key=(key, rgb))
+                picture = _as_picture(image, self.experiment.reading)
+                request = make_request(picture.image, self.experiment.views.short_side, config)
+                yield replace(request, key=(key, picture))
 
         options: Any = {"device": self.device, "note": note}
         if with_probs:
             for request, strips in probability_strips(self, requests(), config, **options):
-                key, rgb = request.key
+                key, picture = request.key
                 probs = torch.cat([strip.cpu() for strip in request.refine(strips)], dim=1)
-                yield key, Segmentation(rgb, most_probable(probs), self.labels, probs)
+                yield key, _segmentation(picture, most_probable(probs), self.labels, probs)
             return
         for request, ids in cluster_ids(self, requests(), config, **options):
-            key, rgb = request.key
-            yield key, Segmentation(rgb, as_array(ids, self.num_clusters), self.labels)
+            key, picture = request.key
+            yield key, _segmentation(picture, as_array(ids, self.num_clusters), self.labels)
 
     def rename(self, names: Mapping[int, str]) -> None:
         """Name clusters: `{3: "sky", 7: "sky", 12: "ignore"}` makes 3 and 7 one class.
@@ -385,11 +396,24 @@ def _trained(part: T | None) -> T:
     return part
 
 
-def _as_image(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
+def _segmentation(
+    picture: Picture,
+    clusters: Integer[np.ndarray, "H W"],
+    labels: Labels,
+    probs: Float[Tensor, "k H W"] | None = None,
+) -> Segmentation:
+    return Segmentation(picture.image, clusters, labels, picture.valid, probs)
+
+
+def _as_picture(
+    image: Picture | str | Path | Image.Image | np.ndarray | Tensor, reading: ReadingConfig
+) -> Picture:
+    if isinstance(image, Picture):
+        return image
     if isinstance(image, str | Path):
-        return open_image(Path(image))
+        return open_picture(Path(image), reading=reading)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return picture_of(image, reading)
     found = f"{type(image).__name__} of {getattr(image, 'dtype', '')} {tuple(image.shape)}"
     array = image.movedim(0, -1).cpu().numpy() if isinstance(image, Tensor) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
@@ -397,4 +421,4 @@ def _as_image(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Im
             f"Expected an image as an array (height, width, 3) or a tensor (3, height, width) of "
             f"uint8, found {found}."
         )
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Picture(Image.fromarray(np.ascontiguousarray(array)))

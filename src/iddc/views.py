@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from iddc.canvas import working_size
-from iddc.config import ViewsConfig
+from iddc.config import ReadingConfig, ViewsConfig
 from iddc.errors import UnreadableImage
-from iddc.images import ImageFile, open_image
+from iddc.images import AS_STORED, ImageFile, open_image
 
 _CROPS, _ORDER, _ROLLS, _PATCHES = range(4)
 """The independent streams of random numbers, so that no two draws share a key."""
@@ -127,8 +127,15 @@ class ViewDataset(Dataset[View]):
     of (epoch, index), and with `collate_views`.
     """
 
-    def __init__(self, files: Sequence[ImageFile], config: ViewsConfig, seed: int) -> None:
+    def __init__(
+        self,
+        files: Sequence[ImageFile],
+        config: ViewsConfig,
+        seed: int,
+        reading: ReadingConfig = AS_STORED,
+    ) -> None:
         self.files = files
+        self.reading = reading
         self.config = config
         self.seed = seed
         self._min_side = math.ceil(config.short_side * max(1.0, config.max_scale))
@@ -140,7 +147,7 @@ class ViewDataset(Dataset[View]):
         epoch, index = key
         file = self.files[index]
         try:
-            image = open_image(file, self._min_side)
+            image = open_image(file, self._min_side, self.reading)
         except UnreadableImage as error:
             return View(index, None, error.reason)
         crops = draw_crops(image.size, self.config, _generator(_CROPS, self.seed, epoch, index))

@@ -25,7 +25,7 @@ def backbone_part(inputs: Inputs, case: Case) -> Part:
     """The embeddings of both crops: one after the other in fp32, or together as training does."""
     experiment = case.experiment(len(inputs.files))
     network = build_network(experiment).to(inputs.device).eval()
-    views = ViewDataset(inputs.files, experiment.views, experiment.seed)
+    views = ViewDataset(inputs.files, experiment.views, experiment.seed, experiment.reading)
     batch = collate_views([views[0, index] for index in range(len(inputs.files))])
     crops = batch.crops.to(inputs.device)
 

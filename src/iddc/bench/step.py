@@ -65,7 +65,7 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
     def plain() -> tuple[float, ...]:
         batches = epoch_batches(len(files), batch_size, experiment.seed, 0)
         loader = DataLoader(
-            ViewDataset(files, experiment.views, experiment.seed),
+            ViewDataset(files, experiment.views, experiment.seed, experiment.reading),
             batch_sampler=[[(0, index) for index in batch] for batch in batches],
             collate_fn=collate_views,
         )

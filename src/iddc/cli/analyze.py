@@ -45,24 +45,31 @@ class Analyze(ReadsPhotos):
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset(
-        {"recipe", "num_clusters", "backbone", "seed", "device", "max_unreadable"}
+        {"recipe", "num_clusters", "backbone", "seed", "reading", "device", "max_unreadable"}
     )
 
     def __call__(self) -> int:
         """Analyze."""
         refuse_inside(self.out, self.images)
-        files, _ = find_readable(
-            self.images, self.limit, self.runtime, include_masks=self.include_masks
+        photos = find_readable(
+            self.images,
+            self.limit,
+            self.runtime,
+            include_masks=self.include_masks,
+            reading=self.experiment.reading,
         )
-        experiment = ready(self.experiment, self.runtime)
+        given = self.experiment.model_copy(update={"reading": photos.reading})
+        experiment = ready(given, self.runtime)
 
         from iddc.analysis import analyze, draw
         from iddc.datasets import open_dataset
         from iddc.progress import Progress
 
-        labelled = open_dataset(self.dataset, self.data, self.split) if self.data else None
+        labelled = None
+        if self.data:
+            labelled = open_dataset(self.dataset, self.data, self.split, reading=experiment.reading)
         found = analyze(
-            files, experiment, self.out, self.runtime, labelled=labelled, progress=Progress()
+            photos.files, experiment, self.out, self.runtime, labelled=labelled, progress=Progress()
         )
         drawn = draw(found, self.out / "affinities.png")
         if self.json:

@@ -67,6 +67,7 @@ class Evaluate(Informing, Limited):
 
         run = Run.open(self.run)
         stamp = run.stamp
+        segmenter = Segmenter.load(self.run, self.runtime.device)
         dataset = open_dataset(
             self.dataset,
             self.data,
@@ -74,13 +75,14 @@ class Evaluate(Informing, Limited):
             binary=self.binary,
             images=self.images,
             background=self.background,
+            reading=segmenter.experiment.reading,
         )
         for note in getattr(dataset, "notes", ()):
             print(f"note: {note}", file=sys.stderr)
         refined = "" if self.refine == "none" else f"-{self.refine}"
         masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
         evaluation = evaluate(
-            Segmenter.load(self.run, self.runtime.device),
+            segmenter,
             dataset if self.limit is None else First(dataset, self.limit),
             PROTOCOLS[self.protocol].refined(self.refine),
             by_name=self.matching == "names",

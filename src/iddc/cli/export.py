@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from iddc.cli.options import Command, RunPath, say
-from iddc.config import ExportFormat
+from iddc.config import ExportFormat, ReadingConfig
 from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage
 from iddc.runs import Run, disk_errors
 from iddc.runs.files import open_atomic
@@ -59,7 +59,9 @@ class Export(Command):
         chosen = None if self.check is None else _choose(run, self.check)
         data = export.export(segmenter, self.to)
         if chosen is not None:
-            found = export.check(segmenter, data, self.to, _opened(chosen))
+            found = export.check(
+                segmenter, data, self.to, _opened(chosen, segmenter.experiment.reading)
+            )
             outcome = (
                 f"{found.num_images} images",
                 f"largest error of a probability {found.error:.1e}",
@@ -110,14 +112,14 @@ def _choose(run: Run, given: Sequence[Path]) -> list[ImageFile]:
     return files[:: max(1, len(files) // NUM_CHECKED)]
 
 
-def _opened(files: Sequence[ImageFile]) -> Iterator[Image.Image]:
+def _opened(files: Sequence[ImageFile], reading: ReadingConfig) -> Iterator[Image.Image]:
     """The first of them that can be read, at least one."""
     from iddc.images import open_image
 
     opened = 0
     for file in files:
         try:
-            yield open_image(file)
+            yield open_image(file, reading=reading)
         except UnreadableImage:
             continue
         opened += 1

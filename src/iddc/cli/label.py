@@ -133,7 +133,10 @@ def _samples(run: Run, images: Path | None) -> Sequence[Sample]:
     files, reason = find_samples(run, images)
     if reason:
         print(f"note: {reason} Give others with --images.", file=sys.stderr)
-    return predict_samples(Segmenter.load(run.path).predict, files, Progress()) if files else ()
+    if not files:
+        return ()
+    segmenter = Segmenter.load(run.path)
+    return predict_samples(segmenter.predict, files, Progress(), segmenter.experiment.reading)
 
 
 def _by_cluster(option: str, words: Sequence[str], example: str) -> dict[int, str]:

@@ -75,7 +75,7 @@ class Baseline(ReadsPhotos):
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset(
-        {"recipe", "num_clusters", "backbone", "seed"}
+        {"recipe", "num_clusters", "backbone", "seed", "reading"}
         | {"device", "workers", "micro_batch_size", "max_unreadable"}
     )
 
@@ -87,14 +87,16 @@ class Baseline(ReadsPhotos):
 def learn(command: Train | Baseline, experiment: Experiment, *, dry_run: bool = False) -> int:
     """Train a method on the images of a command."""
     refuse_inside(command.out, command.images)
-    files, skipped = find_readable(
+    found = find_readable(
         command.images,
         command.limit,
         command.runtime,
         command.dataset,
         include_masks=command.include_masks,
+        reading=experiment.reading,
     )
-    experiment = completed(experiment)
+    files, skipped = found.files, found.skipped
+    experiment = completed(experiment.model_copy(update={"reading": found.reading}))
     plan = find_method(experiment.method).plan(experiment, len(files))
     if len(files) < 2 and plan.steps:
         raise DataError(

@@ -32,6 +32,7 @@ from iddc.config import (
     Experiment,
     Frozen,
     ObjectiveConfig,
+    ReadingConfig,
     Runtime,
     TrainingConfig,
 )
@@ -41,7 +42,7 @@ from iddc.recipes import RECIPES
 from iddc.runs import explain, load_config
 
 if TYPE_CHECKING:
-    from iddc.images import ImageFile, Skipped
+    from iddc.images import Collected
 
 ImagesPath = Annotated[
     Positional[Path],
@@ -167,6 +168,8 @@ def _starting_point(command: str, args: Sequence[str]) -> Experiment:
 
 def _type(field: FieldInfo) -> Any:
     """The type of a field; one that is on by default takes True or False instead of a no- flag."""
+    if field.annotation is ReadingConfig:
+        return Annotated[ReadingConfig, Flat]
     on = field.annotation is bool and field.default is True
     return Annotated[bool, FlagConversionOff] if on else field.annotation
 
@@ -190,6 +193,7 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
             StructFieldSpec(name, _type(field), getattr(defaults, name), field.description)
             for name, field in model.model_fields.items()
             if shown.has(model, name)
+            and (model is not ReadingConfig or name in ("range", "bands", "pages"))
         ]
         if model is Experiment:  # the numbers of its method, under their own name
             fields += [
@@ -204,7 +208,9 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
             try:
                 built = model(**_merged(defaults.model_dump(), values))
             except ValidationError as error:
-                raise ConfigError(f"--{explain(error)}") from None
+                raise ConfigError(
+                    f"--{explain(error).removeprefix('reading.').removeprefix('reading: ')}"
+                ) from None
             if isinstance(built, Experiment) and own:
                 return completed(built.model_copy(update={"options": own[0]}))
             return built
@@ -221,9 +227,10 @@ def find_readable(
     dataset: DatasetName = "folder",
     *,
     include_masks: bool = False,
-) -> tuple[list[ImageFile], list[Skipped]]:
+    reading: ReadingConfig = ReadingConfig(),  # noqa: B008 - it is frozen
+) -> Collected:
     """Find the images and check their headers; say on stderr what was not read as a photo."""
-    from iddc.images import check_images, find_images
+    from iddc.images import collect, find_images
 
     if dataset != "folder":
         from iddc.datasets import train_images
@@ -238,7 +245,10 @@ def find_readable(
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
         files = found.files
-    return check_images(files, max_unreadable=runtime.max_unreadable)
+    collected = collect(files, reading, max_unreadable=runtime.max_unreadable)
+    for note in collected.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return collected
 
 
 def refuse_inside(out: Path, images: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tyro.conf import Positional, arg
 
 from iddc.cli.options import Command, Flat, find_readable, refuse_inside, say
-from iddc.config import PretrainConfig, Runtime
+from iddc.config import PretrainConfig, ReadingConfig, Runtime
 from iddc.errors import ConfigError
 from iddc.runs import explain
 
@@ -56,7 +56,8 @@ class Pretrain(Command):
         for source in self.images:
             refuse_inside(self.out, source)
         config = self.config
-        sources, skipped = _find(self.images, self.runtime)
+        sources, skipped, reading = _find(self.images, self.runtime, config.reading)
+        config = config.model_copy(update={"reading": reading})
 
         from iddc.pretraining import pretrain
         from iddc.progress import Progress
@@ -84,12 +85,16 @@ class Pretrain(Command):
 
 
 def _find(
-    paths: tuple[Path, ...], runtime: Runtime
-) -> tuple[dict[str, list[ImageFile]], list[Skipped]]:
-    """The images of each source; with several, their names begin with their source's."""
+    paths: tuple[Path, ...], runtime: Runtime, reading: ReadingConfig
+) -> tuple[dict[str, list[ImageFile]], list[Skipped], ReadingConfig]:
+    """The images of each source, and how they are shown; of several, names begin with the source's.
+
+    A kind of values has the range that it has in the first source that holds it.
+    """
     sources, left_out = {}, []
     for path in dict.fromkeys(paths):
-        files, skipped = find_readable(path, None, runtime)
+        found = find_readable(path, None, runtime, reading=reading)
+        files, skipped, reading = found.files, found.skipped, found.reading
         if len(paths) > 1:
             root = PurePosixPath(*(part for part in path.parts if part not in {path.anchor, ".."}))
             files = [replace(file, name=root / file.name) for file in files]
@@ -99,4 +104,4 @@ def _find(
             ]
         sources[str(path)] = files
         left_out += skipped
-    return sources, left_out
+    return sources, left_out, reading

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from iddc.config import DatasetName
+from iddc.config import DatasetName, ReadingConfig
 from iddc.datasets.annotations import open_annotations
 from iddc.datasets.cityscapes import CITYSCAPES
 from iddc.datasets.cocostuff import COCOSTUFF27, COCOSTUFF171
 from iddc.datasets.folder import FolderDataset, LabelledImages, Sample
 from iddc.datasets.potsdam import POTSDAM3
+from iddc.datasets.published import PairedImages
 from iddc.errors import ConfigError
-from iddc.images import ImageFile
+from iddc.images import AS_STORED, ImageFile
 
 __all__ = [
     "DATASETS",
@@ -54,6 +56,7 @@ def open_dataset(
     binary: bool = False,
     images: Path | None = None,
     background: str | None = None,
+    reading: ReadingConfig = AS_STORED,
 ) -> LabelledImages:
     """Open one split of a labelled data set.
 
@@ -62,6 +65,7 @@ def open_dataset(
         root: The folder that holds it; for `folder` also a file of annotations
             (`open_annotations`).
         split: The part of it.
+        reading: How the numbers of images become colours: as in the model that is scored.
         binary: Labels of a `folder` are masks of 0 and 255, and both are classes.
         images: Where the images of a file of annotations are.
         background: The name of a class for pixels that a file of annotations leaves out.
@@ -74,17 +78,20 @@ def open_dataset(
     if name == "folder" and root.is_file():
         if binary:
             raise ConfigError(f"--binary is for a folder of masks, and {root} is a file.")
-        return open_annotations(root, split, images=images, background=background)
+        annotated = open_annotations(root, split, images=images, background=background)
+        annotated.reading = reading
+        return annotated
     if images or background is not None:
         option = "--images" if images else "--background"
         raise ConfigError(
             f"{option} is for a file of annotations (CVAT, COCO, Label Studio), and {root} is none."
         )
+    if name == "folder":
+        return FolderDataset(root, split, binary=binary, reading=reading)
     if not binary:
-        return dataset(root, split)
-    if name != "folder":
-        raise ConfigError(f"--binary is for the data set folder: {name} says what its ids mean.")
-    return FolderDataset(root, split, binary=True)
+        opened = dataset(root, split)
+        return replace(opened, reading=reading) if isinstance(opened, PairedImages) else opened
+    raise ConfigError(f"--binary is for the data set folder: {name} says what its ids mean.")
 
 
 def train_images(name: str, root: Path) -> tuple[ImageFile, ...]:

@@ -19,11 +19,12 @@ from urllib.parse import unquote
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from iddc.config import ReadingConfig
 from iddc.datasets.classlist import CVAT_LIST
 from iddc.datasets.folder import Sample
 from iddc.datasets.labelfiles import refuse_other_size
 from iddc.errors import DataError
-from iddc.images import ImageFile, find_images, listed, open_image
+from iddc.images import AS_STORED, ImageFile, find_images, listed, open_image
 from iddc.metrics import IGNORE
 
 CLAIM = "predictions.json"
@@ -80,6 +81,8 @@ class AnnotatedImages:
     """
 
     name = "folder"
+    reading: ReadingConfig = AS_STORED
+    """How the numbers of an image become colours."""
 
     def __init__(
         self, source: Path, annotations: Annotations, images: Sequence[ImageFile], where: str
@@ -118,7 +121,7 @@ class AnnotatedImages:
 
     def __getitem__(self, index: int) -> Sample:
         file, item = self._pairs[index]
-        image = open_image(file)
+        image = open_image(file, reading=self.reading)
         what = f"{item.path} in {self.source}"
         if item.size:
             refuse_other_size(what, item.size, file, image)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from iddc.config import ReadingConfig
 from iddc.datasets.classlist import find_class_list
 from iddc.datasets.labelfiles import (
     BINARY,
@@ -26,7 +27,7 @@ from iddc.datasets.labelfiles import (
     refuse_grey_levels,
 )
 from iddc.errors import DataError
-from iddc.images import ImageFile, find_images, listed
+from iddc.images import AS_STORED, ImageFile, find_images, listed
 from iddc.metrics import IGNORE
 
 
@@ -74,7 +75,10 @@ class FolderDataset:
 
     name = "folder"
 
-    def __init__(self, root: Path, split: str, *, binary: bool = False) -> None:
+    def __init__(
+        self, root: Path, split: str, *, binary: bool = False, reading: ReadingConfig = AS_STORED
+    ) -> None:
+        self._reading = reading
         folder, self._pairs = _find_pairs(root, split)
         self._classes = find_class_list(folder, root)
         self._binary = binary
@@ -123,7 +127,7 @@ class FolderDataset:
 
     def __getitem__(self, index: int) -> Sample:
         file, label = self._pairs[index]
-        image, ids = read_pair(file, label, self._classes)
+        image, ids = read_pair(file, label, self._classes, self._reading)
         if self._binary:
             ids = binary_ids(ids, label)
         strange = np.unique(ids[(ids >= self.num_classes) & (ids != IGNORE)])

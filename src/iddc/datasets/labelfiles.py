@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
+from iddc.config import ReadingConfig
 from iddc.datasets.classlist import ClassList
 from iddc.errors import DataError, UnreadableImage
-from iddc.images import ImageFile, listed, open_image, quiet_pillow
+from iddc.images import AS_STORED, ImageFile, listed, open_image, quiet_pillow
 from iddc.metrics import IGNORE
 
 FORMATS = ("PNG", "TIFF", "BMP")
@@ -28,14 +29,17 @@ _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _NODATA = 262, 339, 258, 42113
 
 
 def read_pair(
-    image: ImageFile, label: ImageFile, classes: ClassList | None = None
+    image: ImageFile,
+    label: ImageFile,
+    classes: ClassList | None = None,
+    reading: ReadingConfig = AS_STORED,
 ) -> tuple[Image.Image, UInt16[np.ndarray, "H W"]]:
     """Read an image and the ids of its pixels.
 
     Raises:
         DataError: One cannot be read, or they differ in size.
     """
-    opened, ids = open_image(image), read_ids(label, classes)
+    opened, ids = open_image(image, reading=reading), read_ids(label, classes)
     refuse_other_size(str(label), (ids.shape[1], ids.shape[0]), image, opened)
     return opened, ids
 

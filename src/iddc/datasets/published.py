@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import UInt8
 
-from iddc.config import DatasetName
+from iddc.config import DatasetName, ReadingConfig
 from iddc.datasets.folder import Sample
 from iddc.datasets.labelfiles import read_pair
 from iddc.errors import ConfigError, DataError
-from iddc.images import ImageFile, listed
+from iddc.images import AS_STORED, ImageFile, listed
 
 FAKE = "FAKE.txt"
 """A folder with this file is a fake copy (`datasets/fake.py`): any number of images will do."""
@@ -146,6 +146,8 @@ class PairedImages:
     """The class of each id."""
     pairs: tuple[tuple[ImageFile, ImageFile], ...]
     """Image and label."""
+    reading: ReadingConfig = AS_STORED
+    """How the numbers of an image become colours."""
 
     @property
     def num_classes(self) -> int:
@@ -157,7 +159,7 @@ class PairedImages:
 
     def __getitem__(self, index: int) -> Sample:
         file, label = self.pairs[index]
-        image, ids = read_pair(file, label)
+        image, ids = read_pair(file, label, reading=self.reading)
         classes = self.table[ids]
         strange = np.unique(ids[classes == _UNKNOWN])
         if len(strange):

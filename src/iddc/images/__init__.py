@@ -4,26 +4,40 @@ Nothing is ever written, and pixels are decoded only by `open_image`: a folder, 
 first a tuple of `ImageFile`, each a file to read from and a name to write to.
 """
 
-from iddc.images.check import Skipped, check_images, refuse_many
-from iddc.images.decode import MAX_PIXELS, open_image, quiet_pillow, to_rgb
-from iddc.images.files import FORMATS, MAX_BYTES, SUFFIXES, ImageFile
+from iddc.images.check import Skipped, Survey, check_images, expand_pages, refuse_many, survey
+from iddc.images.decode import AS_STORED, open_image, open_picture, picture_of, quiet_pillow, to_rgb
+from iddc.images.files import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, ImageFile
 from iddc.images.find import FoundImages, find_images, listed
 from iddc.images.lookahead import ahead
+from iddc.images.meaning import Layout, Picture
+from iddc.images.measure import Collected, collect, leaves_open, settle
 
 __all__ = [
+    "AS_STORED",
     "FORMATS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "SUFFIXES",
+    "Collected",
     "FoundImages",
     "ImageFile",
+    "Layout",
+    "Picture",
     "Skipped",
+    "Survey",
     "ahead",
     "check_images",
+    "collect",
+    "expand_pages",
     "find_images",
+    "leaves_open",
     "listed",
     "open_image",
+    "open_picture",
+    "picture_of",
     "quiet_pillow",
     "refuse_many",
+    "settle",
+    "survey",
     "to_rgb",
 ]

@@ -1,15 +1,18 @@
-"""Sort out the files that are no images, from their headers alone."""
+"""Sort out the files that are no images, from their headers alone, and say what the others are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from iddc.errors import DataError
-from iddc.images.decode import explain, open_header, quiet_pillow
+from iddc.config import ReadingConfig
+from iddc.errors import DataError, UnreadableImage
+from iddc.images.decode import AS_STORED, quiet_pillow, read_layout
 from iddc.images.files import ImageFile
 from iddc.images.find import listed
+from iddc.images.meaning import Layout, Refused, chosen_bands
 
 _CHECK_THREADS = 8
 
@@ -22,12 +25,121 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What the headers of some files say.
+
+    Attributes:
+        files: The readable ones, in order.
+        layouts: What each of them says of its samples.
+        formats: The format of each of them.
+        skipped: The others.
+        notes: Remarks for the user.
+    """
+
+    files: list[ImageFile]
+    layouts: list[Layout]
+    formats: list[str]
+    skipped: list[Skipped]
+    notes: tuple[str, ...] = ()
+
+
+def survey(files: Sequence[ImageFile], reading: ReadingConfig = AS_STORED) -> Survey:
+    """Read every header, without decoding pixels; damage after the header shows only later.
+
+    Args:
+        files: What to look at. Order is kept.
+        reading: Which bands are needed.
+    """
+
+    def look(file: ImageFile) -> tuple[str, Layout] | str:
+        try:
+            found = read_layout(file)
+            chosen_bands(found[1], reading)
+        except UnreadableImage as error:
+            return error.reason
+        except Refused as error:
+            return str(error)
+        return found
+
+    # Threads hide the latency of network file systems; parsing itself holds the interpreter lock.
+    with quiet_pillow, ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        found = list(pool.map(look, files))
+    pairs = list(zip(files, found, strict=True))
+    read = [(file, *item) for file, item in pairs if not isinstance(item, str)]
+    layouts = [layout for _, _, layout in read]
+    return Survey(
+        [file for file, _, _ in read],
+        layouts,
+        [kind for _, kind, _ in read],
+        [Skipped(file, item) for file, item in pairs if isinstance(item, str)],
+        _remarks(layouts, reading),
+    )
+
+
+def _remarks(layouts: Sequence[Layout], reading: ReadingConfig) -> tuple[str, ...]:
+    """What is left out of the files, or taken for what they do not say, in one line each."""
+    notes = []
+    several = [layout.pages for layout in layouts if layout.pages > 1]
+    if several and reading.pages == "first":
+        counts = f"{min(several)} to {max(several)}" if min(several) < max(several) else several[0]
+        notes.append(
+            f"{len(several):,} files have {counts} pages, of which the first is read; --pages all "
+            "reads each as an image"
+        )
+    notes += _counted(note for layout in layouts for note in layout.notes)
+    if not reading.bands:
+        more = Counter(
+            (layout.count - (layout.alpha is not None), layout.colour)
+            for layout in layouts
+            if layout.rgb is None and layout.colour in ("rgb", "bands")
+        )
+        for (count, colour), files in more.items():
+            if count > 3:
+                notes.append(f"{files:,} files have {count} bands, of which 1 2 3 are read as RGB")
+            elif colour == "bands":
+                notes.append(f"{files:,} files have 3 bands without colours, read as RGB")
+    return tuple(notes)
+
+
+def _counted(notes: Iterable[str]) -> list[str]:
+    return [f"{note} ({count:,} files)" for note, count in Counter(notes).items()]
+
+
+def expand_pages(files: Sequence[ImageFile], reading: ReadingConfig) -> tuple[ImageFile, ...]:
+    """Make every wanted page of a file an image of its own, named `name#0003` by its number.
+
+    Files of one page keep their name, as do those that cannot be read or have no wanted page:
+    `survey` says why they are left out.
+    """
+    if reading.pages == "first":
+        return tuple(files)
+
+    def pages(file: ImageFile) -> list[ImageFile]:
+        try:
+            _, layout = read_layout(file)
+        except UnreadableImage:
+            return [file]
+        wanted = range(1, layout.pages + 1) if isinstance(reading.pages, str) else reading.pages
+        there = [page for page in wanted if page <= layout.pages]
+        if layout.pages == 1 and there:
+            return [file]
+        if not there:
+            return [replace(file, page=min(wanted) - 1)]
+        name = file.name
+        return [
+            replace(file, page=page - 1, name=name.with_name(f"{name.stem}#{page:04}{name.suffix}"))
+            for page in there
+        ]
+
+    with quiet_pillow, ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        return tuple(page for found in pool.map(pages, files) for page in found)
+
+
 def check_images(
     files: Sequence[ImageFile], *, max_unreadable: float
 ) -> tuple[list[ImageFile], list[Skipped]]:
-    """Sort out the files that are no images by reading every header, without decoding pixels.
-
-    Damage after the header shows only in `open_image`.
+    """Sort out the files that are no images by their headers.
 
     Args:
         files: What to check. Order is kept.
@@ -36,23 +148,10 @@ def check_images(
     Raises:
         DataError: The share of unreadable files exceeds `max_unreadable`.
     """
-
-    def problem(file: ImageFile) -> str | None:
-        try:
-            with file.open() as stream:
-                open_header(file, stream)
-        except Exception as error:
-            return explain(error)
-        return None
-
-    # Threads hide the latency of network file systems; parsing itself holds the interpreter lock.
-    with quiet_pillow, ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        problems = list(pool.map(problem, files))
-    pairs = list(zip(files, problems, strict=True))
-    readable = [file for file, reason in pairs if reason is None]
-    skipped = [Skipped(file, reason) for file, reason in pairs if reason is not None]
-    refuse_many({str(item.file): item.reason for item in skipped}, len(files), max_unreadable)
-    return readable, skipped
+    found = survey(files)
+    reasons = {str(item.file): item.reason for item in found.skipped}
+    refuse_many(reasons, len(files), max_unreadable)
+    return found.files, found.skipped
 
 
 def refuse_many(

@@ -1,4 +1,7 @@
-"""Open each image as RGB, 8 bit, upright, or say why it cannot be opened."""
+"""Open each image as RGB, 8 bit, upright, or say why it cannot be opened.
+
+A reader of each format gives samples and a `Layout`; what they mean is decided in `meaning`.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +13,162 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Shaped
+from PIL import Image, UnidentifiedImageError
 
+from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
-from iddc.images.files import FORMATS, ImageFile
+from iddc.images.files import FORMATS, MAX_PIXELS, ImageFile
+from iddc.images.meaning import Layout, Picture, Refused, every_nth, make_rule, show, upright
+from iddc.images.pillow import (
+    Samples,
+    is_plain,
+    orientation_of,
+    pillow_layout,
+    pillow_samples,
+    turned,
+)
 
-MAX_PIXELS = 500_000_000
-"""The largest image we open, 1.5 GB as RGB. A file that claims more is an attack or damaged."""
+AS_STORED = ReadingConfig()
+"""What a file says, and where it says nothing, the range of its own values."""
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_image(file: ImageFile | Path, min_side: int = 0) -> Image.Image:
-    """Decode an image to RGB, 8 bit, upright (see `to_rgb`); of an animation, the first frame.
+def open_image(
+    file: ImageFile | Path, min_side: int = 0, reading: ReadingConfig = AS_STORED
+) -> Image.Image:
+    """Decode an image to RGB, 8 bit, upright; see `open_picture`."""
+    return open_picture(file, min_side, reading).image
+
+
+def open_picture(
+    file: ImageFile | Path, min_side: int = 0, reading: ReadingConfig = AS_STORED
+) -> Picture:
+    """Decode an image to RGB, 8 bit, upright, and say which of its pixels hold data.
 
     Args:
         file: Where it is.
         min_side: The shorter side that is needed, in pixels: a much larger JPEG comes at a half, a
             quarter or an eighth, in a fraction of the time. 0: every image as large as it is.
+        reading: What files leave open: ranges, bands. That of a model shows all images alike.
 
     Raises:
-        UnreadableImage: It is missing, empty, damaged, cut short, of an unknown format or larger
-            than `MAX_PIXELS`.
+        UnreadableImage: It is missing, empty, damaged, cut short, of an unknown format, larger than
+            `MAX_PIXELS`, or does not say what its numbers mean.
     """
-    if isinstance(file, Path):
-        file = ImageFile(file, PurePosixPath(file.name))
+    file = _as_file(file)
     try:
-        with quiet_pillow:
-            image = open_header(file, BytesIO(file.read_bytes()))
+        with quiet_pillow, _seekable(file) as stream:
+            if is_tiff(stream):
+                values, layout = _tiff_samples(stream, file.page)
+                return upright(_shown(values, layout, reading), layout.orientation)
+            image = _at_page(open_header(file, stream), file.page)
             if min_side:
                 image.draft(None, (min_side, min_side))
-            return to_rgb(image)
+            return picture_of(image, reading)
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise UnreadableImage(file, explain(error)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow image to RGB, 8 bit, turned upright as its EXIF orientation says.
-
-    - Transparent images (alpha channel, transparent palette entry or colour) are laid over white:
-      the colour stored under a transparent pixel is arbitrary, and white is what a viewer shows.
-    - 16-bit grey is divided by 257, so that 0..65535 becomes 0..255; nothing is clipped.
-    - Integer grey outside 0..65535 is stretched from its minimum and maximum to 0..255.
-    - Float grey is read as 0..1, 0..255 or 0..65535, the first that holds all its values, else
-      stretched. NaN and infinities count as 0.
+def read_layout(file: ImageFile | Path) -> tuple[str, Layout]:
+    """Read the header of an image: the name of its format, and what it says of its samples.
 
     Raises:
-        ValueError: Pillow has no conversion from this mode to RGB (LAB, in older versions).
+        UnreadableImage: See `open_picture`; damage after the header does not show.
     """
-    image.load()
-    image = _upright(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _grey_8bit(image)
-    elif image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    file = _as_file(file)
+    try:
+        with quiet_pillow, file.open() as stream:
+            if is_tiff(stream):
+                from iddc.images import tiff
+
+                with _seekable(file) as whole, tiff.opened(whole) as opened:
+                    return "TIFF", tiff.read_layout(opened, file.page)
+            image = _at_page(open_header(file, stream), file.page)
+            return image.format or "", pillow_layout(image)
+    except Exception as error:
+        raise UnreadableImage(file, explain(error)) from error
+
+
+def read_samples(file: ImageFile | Path) -> Samples:
+    """Decode an image to its samples as stored, not turned, and what they mean.
+
+    Raises:
+        UnreadableImage: See `open_picture`.
+    """
+    file = _as_file(file)
+    try:
+        with quiet_pillow, _seekable(file) as stream:
+            if is_tiff(stream):
+                return _tiff_samples(stream, file.page)
+            return pillow_samples(_at_page(open_header(file, stream), file.page))
+    except Exception as error:
+        raise UnreadableImage(file, explain(error)) from error
+
+
+def picture_of(image: Image.Image, reading: ReadingConfig = AS_STORED) -> Picture:
+    """Show a Pillow image of any mode as RGB, 8 bit, turned upright as its EXIF orientation says.
+
+    Raises:
+        Refused: It does not say what its numbers mean.
+    """
+    if is_plain(image) and not reading.bands:
+        image.load()
+        image = turned(image)
+        return Picture(image if image.mode == "RGB" else image.convert("RGB"))
+    orientation = orientation_of(image)
+    values, layout = pillow_samples(image)
+    return upright(_shown(values, layout, reading), orientation)
+
+
+def to_rgb(image: Image.Image, reading: ReadingConfig = AS_STORED) -> Image.Image:
+    """Convert any Pillow image to RGB, 8 bit, upright; see `picture_of`.
+
+    Raises:
+        UnreadableImage: It does not say what its numbers mean.
+    """
+    try:
+        return picture_of(image, reading).image
+    except Refused as error:
+        raise UnreadableImage("the image", str(error)) from None
+
+
+def _shown(values: Shaped[np.ndarray, "H W c"], layout: Layout, reading: ReadingConfig) -> Picture:
+    step = every_nth(layout.size)
+    rule, _ = make_rule(layout, reading, values[::step, ::step])
+    return show(values, layout, rule)
+
+
+def _as_file(file: ImageFile | Path) -> ImageFile:
+    return ImageFile(file, PurePosixPath(file.name)) if isinstance(file, Path) else file
+
+
+def _seekable(file: ImageFile) -> BytesIO:
+    """A file's bytes: libraries seek a lot, which members of a zip and network disks take badly."""
+    return BytesIO(file.read_bytes())
+
+
+def is_tiff(stream: BufferedIOBase) -> bool:
+    """Whether a stream begins as a TIFF does; it is at its beginning again afterwards."""
+    start = stream.read(4)
+    stream.seek(0)
+    return start in _TIFF
+
+
+def _tiff_samples(stream: BytesIO, page: int) -> Samples:
+    from iddc.images import tiff
+
+    with tiff.opened(stream) as file:
+        return tiff.read_samples(file, stream, page)
+
+
+def _at_page(image: Image.Image, page: int) -> Image.Image:
+    if page:
+        frames = getattr(image, "n_frames", 1)
+        if page >= frames:
+            raise Refused(f"it has no page {page + 1}, only {frames}")
+        image.seek(page)
+    return image
 
 
 class _Quiet:
@@ -127,27 +231,8 @@ def explain(error: Exception) -> str:
         return error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, MemoryError):
         return "too large for the memory of this machine"
-    if isinstance(error, RuntimeError):  # zip members that are encrypted or oddly compressed
+    if isinstance(
+        error, RuntimeError | Refused
+    ):  # zip members that are encrypted or oddly compressed
         return str(error)
     return f"damaged or cut short ({error or type(error).__name__})"
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, if there is one that can be read."""
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # damaged metadata must not cost the photo
-        return image
-
-
-def _grey_8bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit or float grey to 8 bit by the rules of `to_rgb`."""
-    tops: tuple[float, ...] = (1, 255, 65535) if image.mode == "F" else (65535,)
-    values: np.ndarray = np.nan_to_num(np.asarray(image, np.float32), nan=0, posinf=0, neginf=0)
-    low, high = float(values.min()), float(values.max())
-    top = next((top for top in tops if low >= 0 and high <= top), None)
-    if top is None:
-        # Halves, which are exact: the span of all its numbers is more than a float can hold.
-        values, top = values / 2 - low / 2, high / 2 - low / 2 or 1
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))

@@ -27,6 +27,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Pillow's name of each format we read, and the suffixes that mark it in a folder or a zip. Pillow
 knows more, some of which start other programs (EPS) or are no photos; those stay closed."""
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MAX_PIXELS = 500_000_000
+"""The largest image we open, 1.5 GB as RGB. A file that claims more is an attack or damaged."""
 MAX_BYTES = 2_000_000_000
 """The largest file we open; the next two are for members of a zip."""
 _MAX_PACKED, _MAX_RATIO = 100_000_000, 100
@@ -41,14 +43,17 @@ class ImageFile:
         name: A relative path without `..`. In one `FoundImages` no two names are equal, not even
             without their suffixes, so `name.with_suffix(".png")` is safe to write.
         member: The name inside the zip.
+        page: Which image of the file it is, counted from 0.
     """
 
     path: Path
     name: PurePosixPath
     member: str | None = None
+    page: int = 0
 
     def __str__(self) -> str:
-        return str(self.path) if self.member is None else f"{self.path}!{self.member}"
+        file = str(self.path) if self.member is None else f"{self.path}!{self.member}"
+        return f"{file}#{self.page + 1}" if self.page else file
 
     def open(self) -> BufferedIOBase:
         """Open the encoded image, read-only.

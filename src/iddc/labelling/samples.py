@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Integer
 from PIL import Image
 
+from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
-from iddc.images import ImageFile, open_image
+from iddc.images import AS_STORED, ImageFile, open_image
 from iddc.masks import Segmented
 from iddc.progress import Progress
 
@@ -43,7 +44,10 @@ class Example(NamedTuple):
 
 
 def predict_samples(
-    predict: Callable[[Image.Image], Segmented], files: Sequence[ImageFile], progress: Progress
+    predict: Callable[[Image.Image], Segmented],
+    files: Sequence[ImageFile],
+    progress: Progress,
+    reading: ReadingConfig = AS_STORED,
 ) -> list[Sample]:
     """Segment a dozen of the images, evenly spread. Unreadable ones are named and left out."""
     num = min(NUM_SAMPLES, len(files))
@@ -52,7 +56,7 @@ def predict_samples(
         for index in range(num):
             file = files[index * len(files) // num]
             try:
-                result = predict(open_image(file))
+                result = predict(open_image(file, reading=reading))
             except UnreadableImage as error:
                 progress.note(f"note: {error}")
             else:

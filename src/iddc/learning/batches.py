@@ -70,7 +70,7 @@ def loaded_batches(
 
     reader, writer = multiprocessing.Pipe(duplex=False)
     loader = DataLoader(
-        ViewDataset(files, experiment.views, experiment.seed),
+        ViewDataset(files, experiment.views, experiment.seed, experiment.reading),
         batch_sampler=missing(),
         num_workers=_processes(workers),
         collate_fn=collate_views,

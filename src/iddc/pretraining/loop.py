@@ -117,7 +117,7 @@ def _decoded(
 ) -> Photos:
     """The decoded images: of an earlier call, or of the first process while the others wait."""
     names = digest([file for source in sources for file in source])
-    key = f"{names} {config.short_side} {config.min_side}"
+    key = f"{names} {config.short_side} {config.min_side} {config.reading!r}"
 
     def check() -> None:
         if session.stop.signum:
@@ -135,6 +135,7 @@ def _decoded(
                 key,
                 short_side=config.short_side,
                 min_side=config.min_side,
+                reading=config.reading,
                 threads=max(1, _threads(session.runtime)),
                 check=check,
                 progress=session.progress,

@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from iddc.canvas import working_size
+from iddc.config import ReadingConfig
 from iddc.errors import SetupError, UnreadableImage
-from iddc.images import FORMATS, ImageFile, open_image, quiet_pillow
+from iddc.images import AS_STORED, FORMATS, ImageFile, open_image, quiet_pillow
 from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors, write_atomic
 
@@ -81,6 +82,7 @@ def decode_photos(
     min_side: int,
     threads: int,
     check: Callable[[], None],
+    reading: ReadingConfig = AS_STORED,
     progress: Progress = SILENT,
 ) -> Photos:
     """Decode all files into a cache.
@@ -91,6 +93,7 @@ def decode_photos(
         digest: What tells these files from others.
         short_side: Larger images are reduced to this shorter side, in pixels.
         min_side: Images with a shorter side are left out.
+        reading: How the numbers in files become colours.
         threads: How many decode.
         check: Called now and then; may raise to stop.
         progress: Shows how far the work is, and the size before anything is written.
@@ -115,7 +118,7 @@ def decode_photos(
 
     def decoded(file: ImageFile) -> UInt8[np.ndarray, "H W 3"] | str:
         try:
-            image = open_image(file, short_side)
+            image = open_image(file, short_side, reading)
         except UnreadableImage as error:
             return error.reason
         if min(image.size) < min_side:

@@ -120,7 +120,7 @@ def look_at(
     with progress.job(len(chosen)):
         for done, index in enumerate(chosen, start=1):
             try:
-                image = open_image(files[index])
+                image = open_image(files[index], reading=segmenter.experiment.reading)
             except UnreadableImage:
                 continue
             small = image.copy()

@@ -161,7 +161,7 @@ class Runner:
             learner = Learner(
                 experiment, len(self.files), Processes(device), self.runtime.micro_batch_size
             )
-            views = ViewDataset(self.files, experiment.views, experiment.seed)
+            views = ViewDataset(self.files, experiment.views, experiment.seed, experiment.reading)
             for epoch in (0, 1, 1):
                 started = time.monotonic()
                 keys = learner.cache.keys(epoch, range(number))

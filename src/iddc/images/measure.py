@@ -1,0 +1,182 @@
+"""One range for all images: found once before training, in a regular sample of files and pixels.
+
+Only files that leave something open are decoded for it: not photos of 8 bits without transparency.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iddc.config import ReadingConfig
+from iddc.errors import UnreadableImage
+from iddc.images.check import Skipped, expand_pages, refuse_many, survey
+from iddc.images.decode import read_samples
+from iddc.images.files import ImageFile
+from iddc.images.lookahead import ahead
+from iddc.images.meaning import (
+    Layout,
+    Span,
+    every_nth,
+    known_span,
+    make_rule,
+    measured_span,
+    valid_values,
+)
+
+FILES = 64
+"""The most files of each kind that are looked at, evenly spread over all."""
+_VALUES = 2**16
+"""The most values that one file adds, so that a large one counts no more than a small one."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Images that can be read, and how.
+
+    Attributes:
+        files: The readable images; of files with several pages, those that are wanted.
+        skipped: The others.
+        reading: How all of them are shown.
+        notes: One-line remarks for the user.
+    """
+
+    files: list[ImageFile]
+    skipped: list[Skipped]
+    reading: ReadingConfig
+    notes: tuple[str, ...]
+
+
+def collect(
+    files: Sequence[ImageFile], reading: ReadingConfig, *, max_unreadable: float
+) -> Collected:
+    """Read every header, take the pages that are wanted, and find one range for all images.
+
+    Args:
+        files: What was found. Order is kept.
+        reading: What the user says.
+        max_unreadable: The share of unreadable files that is accepted, in [0, 1].
+
+    Raises:
+        DataError: More files cannot be read.
+    """
+    pages = expand_pages(files, reading)
+    found = survey(pages, reading)
+    reasons = {str(item.file): item.reason for item in found.skipped}
+    refuse_many(reasons, len(pages), max_unreadable)
+    settled, notes = settle(found.files, found.layouts, reading)
+    return Collected(found.files, found.skipped, settled, (*found.notes, *notes))
+
+
+def settle(
+    files: Sequence[ImageFile], layouts: Sequence[Layout], reading: ReadingConfig
+) -> tuple[ReadingConfig, tuple[str, ...]]:
+    """Find what files leave open, for all of them together.
+
+    Args:
+        files: The images, as they will be read.
+        layouts: What each says of its samples.
+        reading: What the user says; what it says already is kept.
+
+    Returns:
+        The same with the ranges and the names of bands that were found, and one line for each.
+    """
+    names = _band_names(layouts, reading)
+    reading = reading.model_copy(update={"band_names": names})
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for index, layout in enumerate(layouts):
+        masked = (
+            layout.alpha is not None
+            and reading.alpha == "auto"
+            and not _shows_alpha(layout, reading)
+        )
+        if leaves_open(layout, reading) or masked:
+            kinds[layout.kind].append(index)
+    todo = [index for every in kinds.values() for index in _spread(every)]
+    values: dict[str, list[np.ndarray]] = defaultdict(list)
+    tops: dict[str, float] = {}
+    notes: list[str] = []
+    no_masks: list[str] = []
+
+    def look(index: int) -> tuple[Layout, np.ndarray, tuple[str, ...]] | None:
+        try:
+            samples, layout = read_samples(files[index])
+            step = every_nth(layout.size)
+            sample = samples[::step, ::step]
+            rule, remarks = make_rule(layout, reading, sample)
+            return layout, valid_values(sample, layout, rule.bands, rule.alpha), remarks
+        except UnreadableImage:
+            return None  # damage is counted where images are used
+
+    for index, found in ahead(look, todo):
+        if found is None:
+            continue
+        layout, numbers, remarks = found
+        no_masks += [f"{files[index].name}: {remark}" for remark in remarks]
+        if leaves_open(layout, reading):
+            values[layout.kind].append(numbers[:: max(1, -(-len(numbers) // _VALUES))])
+            tops[layout.kind] = max(tops.get(layout.kind, 0.0), layout.top or 0.0)
+    measured = dict(reading.measured)
+    for kind, parts in values.items():
+        if sum(map(len, parts)):
+            measured[kind] = measured_span(np.concatenate(parts), kind, tops[kind] or None)
+    notes += [described(kind, span) for kind, span in _shown(layouts, reading, measured).items()]
+    changes: dict[str, object] = {"measured": measured}
+    if no_masks:
+        changes["alpha"] = "ignore"
+        more = f" (and {len(no_masks) - 1} more)" if len(no_masks) > 1 else ""
+        notes.append(f"{no_masks[0]}{more}: alpha channels mask no pixel of these images")
+    return reading.model_copy(update=changes), tuple(notes)
+
+
+def described(kind: str, span: Span) -> str:
+    """Say how a kind of values is shown: `16-bit images: 0..4095 is shown as 0..255`."""
+    bits = kind.lstrip("uintfloa")
+    name = {"u": f"{bits}-bit", "i": f"signed {bits}-bit", "f": f"{bits}-bit float"}[kind[0]]
+    return f"{name} images: {span[0]:.6g}..{span[1]:.6g} is shown as 0..255"
+
+
+def leaves_open(layout: Layout, reading: ReadingConfig) -> bool:
+    """Whether a file says no range, and neither does `reading`."""
+    return reading.range == "auto" and known_span(layout, reading) is None
+
+
+def _shows_alpha(layout: Layout, reading: ReadingConfig) -> bool:
+    return layout.alpha is not None and layout.alpha + 1 in reading.bands
+
+
+def _spread(indices: list[int]) -> list[int]:
+    every = np.linspace(0, len(indices) - 1, min(FILES, len(indices)))
+    return [indices[round(position)] for position in every]
+
+
+def _shown(
+    layouts: Sequence[Layout], reading: ReadingConfig, measured: dict[str, Span]
+) -> dict[str, Span]:
+    """The range of each kind of values of more than 8 bits."""
+    if reading.range == "file":
+        return {}
+    spans: dict[str, Span] = {}
+    settled = reading.model_copy(update={"measured": measured})
+    for layout in layouts:
+        span = known_span(layout, settled)
+        if span is not None and layout.kind not in spans and span != _eight_bits(layout):
+            spans[layout.kind] = span
+    return spans
+
+
+def _eight_bits(layout: Layout) -> Span | None:
+    """The range of a file of at most 8 bits, which nobody needs to be told."""
+    return layout.exact if layout.exact and layout.exact[1] <= 255 else None
+
+
+def _band_names(layouts: Sequence[Layout], reading: ReadingConfig) -> tuple[str, ...]:
+    """The names of the bands, if bands are chosen and all files that name theirs agree."""
+    if reading.band_names or not reading.bands:
+        return reading.band_names
+    every = {layout.names for layout in layouts if layout.names}
+    first = next((layout.names for layout in layouts if layout.names), ())
+    return first if len(every) == 1 and len(first) >= max(reading.bands) else ()
