@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image
 
+from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage, needs_extra
-from iddc.images import MAX_PIXELS
+from iddc.images import AS_STORED, MAX_PIXELS, Picture, tiff
+from iddc.images.meaning import every_nth, known_span, make_rule, show
 from iddc.masks import Classes
 from iddc.runs import disk_errors
 from iddc.runs.files import open_atomic, read_text
 
 MARGIN = 64
 """How far a tile sees beyond what is kept of it, in pixels, so that tiles meet without seams."""
-PERCENTILES = (2, 98)
-"""The percentiles of each band that has not 8 bits that become 0 and 255."""
-OVERVIEW = 1024
-"""The longest side of the reduced raster on which they are measured, in pixels."""
 MOST_PER_BYTE = 10_000
 """Pixels that a byte of a file may claim, beyond `MAX_PIXELS`; empty tiles of 256 x 256 claim 4096.
 A file of 60 kB can claim 10^12, which no machine ever ends."""
@@ -36,21 +34,26 @@ ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 
 
 def segment_raster(
-    source: Path, target: Path, classify: Callable[[Image.Image], Any], classes: Classes, tile: int
+    source: Path,
+    target: Path,
+    classify: Callable[[Image.Image], Any],
+    classes: Classes,
+    tile: int,
+    reading: ReadingConfig = AS_STORED,
 ) -> None:
     """Write the classes of a GeoTIFF as one of the same size, CRS and transform.
 
-    The first three bands are red, green and blue; of one or two bands the first is grey, or indices
-    of colours. Bands of 8 bits are taken as they are, others are stretched between two
-    `PERCENTILES`. Where the raster has no data the result has none: 255, or 65535 in 16 bits (256
-    classes and more), as in ignored pixels. One tile is in memory at a time. Of the files beside a
-    raster only its world file is read, a.tfw of a.tif.
+    The numbers become colours as those of a photo do (`images.meaning`). Where the raster has no
+    data the result has none: 255, or 65535 in 16 bits (256 classes and more), as in ignored pixels.
+    One tile is in memory at a time. Of the files beside a raster only its world file is read, a.tfw
+    of a.tif.
 
     Args:
         source: The GeoTIFF.
         target: The GeoTIFF to write, with the colours of the classes; complete or absent.
         classify: From an RGB image to the class of every pixel, "H W".
         classes: What they mean.
+        reading: How the numbers become colours.
         tile: The side of what `classify` gets, in pixels; more than two margins.
 
     Raises:
@@ -72,7 +75,7 @@ def segment_raster(
         _opened(source) as raster,
     ):
         with _reading(source):
-            to_rgb = _scaling(raster)
+            read_window = _reader(source, raster, reading)
             profile = {
                 "driver": "GTiff",
                 "height": raster.height,
@@ -87,23 +90,25 @@ def segment_raster(
                 "BIGTIFF": "IF_SAFER",
                 **_placed(source, raster),
             }
-        written = read = 0
+        written = checked = 0
         with open_atomic(target) as file:
             with rasterio.open(file.name, "w", **profile) as result:
                 if kind == np.uint8:  # as far as GDAL's colour tables go
                     result.write_colormap(1, colours)
                 for kept, seen in _tiles(raster.height, raster.width, tile):
                     with _reading(source):
-                        image, valid = to_rgb(seen), raster.dataset_mask(window=kept)
-                    ids = classify(image)[_inside(kept, seen)].astype(kind)
-                    ids[valid == 0] = none
+                        picture = read_window(seen)
+                    inside = _inside(kept, seen)
+                    ids = classify(picture.image)[inside].astype(kind)
+                    if picture.valid is not None:
+                        ids[~picture.valid[inside]] = none
                     result.write(ids, 1, window=kept)
                     written = zlib.crc32(ids, written)
             # rasterio closes a file as if all were well where the disk is full.
             with suppress(rasterio.errors.RasterioError), rasterio.open(file.name) as result:
                 for kept, _ in _tiles(raster.height, raster.width, tile):
-                    read = zlib.crc32(result.read(1, window=kept), read)
-            if read != written:
+                    checked = zlib.crc32(result.read(1, window=kept), checked)
+            if checked != written:
                 raise OSError("it does not hold what was written; is the disk full?")
 
 
@@ -180,39 +185,40 @@ def _inside(kept: Window, seen: Window) -> tuple[slice, slice]:
     return slice(rows[0] - above, rows[1] - above), slice(columns[0] - left, columns[1] - left)
 
 
-def _scaling(raster: Any) -> Callable[[Window], Image.Image]:
-    """What reads a window as RGB."""
-    if raster.colorinterp[0].name == "palette":
-        palette = np.array(list(raster.colormap(1).values()), np.uint8)[:, :3]
-        return lambda window: Image.fromarray(palette[raster.read(1, window=window)])
-    bands = [1, 2, 3] if raster.count >= 3 else [1, 1, 1]
-    kinds = {np.dtype(raster.dtypes[band - 1]) for band in bands}
-    if any(kind.kind not in "uif" for kind in kinds):
-        raise ValueError(f"its bands hold {kinds.pop()}, no real numbers")
-    if kinds == {np.dtype(np.uint8)}:
-        return lambda window: _image(raster.read(bands, window=window))
-    scale = min(1, OVERVIEW / max(raster.height, raster.width))
-    shape = (3, max(1, round(raster.height * scale)), max(1, round(raster.width * scale)))
-    overview = raster.read(bands, out_shape=shape, masked=True)
-    limits = []
-    for band in overview:
-        values = band.compressed()
-        values = values[np.isfinite(values)]
-        # Halves, which are exact: the span of all its numbers is more than a float can hold.
-        limits.append(np.percentile(values / 2, PERCENTILES) if len(values) else np.zeros(2))
-    low, high = np.array(limits).T[:, :, None, None]
-    width = np.where(high > low, high - low, 0.5)
+def _reader(source: Path, raster: Any, reading: ReadingConfig) -> Callable[[Window], Picture]:
+    """What reads a window as a photo is read: by what its tags say, and by `reading`."""
+    with source.open("rb") as stream, tiff.opened(stream) as file:
+        layout = tiff.read_layout(file, limited=False)
+    if layout.size != (raster.width, raster.height) or layout.count != raster.count:
+        raise ValueError(
+            f"GDAL sees {raster.count} bands of {raster.width} x {raster.height} pixels, and its "
+            f"tags {layout.count} of {layout.size[0]} x {layout.size[1]}; give it as a photo"
+        )
+    if layout.orientation != 1:
+        raise ValueError("it is to be turned, which its position on Earth is not")
 
-    def read(window: Window) -> Image.Image:
-        values = np.nan_to_num(raster.read(bands, window=window).astype(np.float64)) / 2
-        scaled = (values.clip(low, low + width) - low) / width * 255
-        return _image(np.rint(scaled).astype(np.uint8))
+    def values(window: Window) -> Shaped[np.ndarray, "H W c"]:
+        bands = raster.read(window=window)
+        if layout.masked:
+            bands = np.concatenate(
+                [bands, raster.read_masks([1], window=window)], dtype=bands.dtype
+            )
+        return np.moveaxis(bands, 0, 2)
 
-    return read
-
-
-def _image(bands: UInt8[np.ndarray, "3 H W"]) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0)))
+    sample = np.zeros((0, 0, layout.count + layout.masked), raster.dtypes[0])
+    if known_span(layout, reading) is None or layout.alpha is not None:
+        # The pixels of a photo's sample, without ever holding more than some rows of the raster.
+        step = every_nth(layout.size)
+        height = max(1, raster.block_shapes[0][0])
+        parts = []
+        for top in range(0, raster.height, height):
+            first = -top % step
+            if top + first < min(raster.height, top + height):
+                rows = values(((top, min(raster.height, top + height)), (0, raster.width)))
+                parts.append(rows[first::step, ::step])
+        sample = np.concatenate(parts)
+    rule, _ = make_rule(layout, reading, sample)
+    return lambda window: show(values(window), layout, rule)
 
 
 def open_rasterio() -> Any:

@@ -123,11 +123,11 @@ def predict_collection(
     todo = [file for file in own if not is_there(file)]
     reading = segmenter.experiment.reading
     bad: list[Skipped] = []
-    if not rasters and todo:
+    if not video and todo:
         # A model knows the range of the values it was trained on. Others have one range here, of
         # all images and not of a shard's, so that shards agree.
         headers = survey(todo, reading)
-        bad = headers.skipped
+        bad = [] if rasters else headers.skipped
         if any(leaves_open(layout, reading) for layout in headers.layouts):
             every = headers if len(todo) == len(files) else survey(files, reading)
             reading, remarks = settle(every.files, every.layouts, reading)
@@ -146,7 +146,7 @@ def predict_collection(
     # The work itself.
     kind = "frames" if video else "rasters" if rasters else "images"
     if rasters:
-        finished = _segment_rasters(segmenter, collection, rasters, todo)
+        finished = _segment_rasters(segmenter, collection, rasters, todo, reading)
     else:
         unreadable = {item.file for item in bad}
         todo = [file for file in todo if file not in unreadable]
@@ -250,6 +250,7 @@ def _segment_rasters(
     collection: Collection,
     formats: Sequence[str],
     files: Iterable[ImageFile],
+    reading: ReadingConfig,
 ) -> Iterator[ImageFile]:
     """Write the files of GeoTIFFs, tile by tile, and list those that cannot be read.
 
@@ -270,7 +271,7 @@ def _segment_rasters(
                 raise UnreadableImage(file, "unpack the zip, rasters are read in parts")
             found = collection.path(CLUSTERS, file, ".tif")
             if not found.exists():
-                segment_raster(file.path, found, classify, clusters, tile)
+                segment_raster(file.path, found, classify, clusters, tile, reading)
             write_raster(collection.folder, file, formats, collection)
         except UnreadableImage as error:
             collection.mark_skipped(file, error.reason)

@@ -68,17 +68,21 @@ def opened(stream: BufferedIOBase) -> Iterator[Any]:
         yield file
 
 
-def read_layout(file: Any, page: int = 0) -> Layout:
+def read_layout(file: Any, page: int = 0, *, limited: bool = True) -> Layout:
     """Say what the tags of a page mean, without decoding it.
 
     Args:
         file: What `opened` gives.
         page: Which of its images, counted from 0.
+        limited: Whether an image that does not fit into memory is refused.
 
     Raises:
         Refused: There is no such page, or its samples have no colours that we know.
     """
-    return _layout(file, *_find(file, page))
+    plane, pages, notes = _find(file, page)
+    if limited:
+        _refuse_huge(plane)
+    return _layout(file, plane, pages, notes)
 
 
 def read_samples(
@@ -95,6 +99,7 @@ def read_samples(
         Refused: See `read_layout`; or its compression needs imagecodecs.
     """
     plane, pages, notes = _find(file, page)
+    _refuse_huge(plane)
     layout = _layout(file, plane, pages, notes)
     parts = [_decoded(file, stream, plane, number, layout) for number in plane.numbers]
     mask = _mask_of(file, plane)
@@ -178,14 +183,8 @@ def _layout(file: Any, plane: Plane, pages: int, notes: tuple[str, ...]) -> Layo
     if colours in _REFUSED:
         raise Refused(f"its pixels are {_REFUSED[colours]}; convert it to RGB")
     kind = _kind(frame)
-    pixels = plane.size[0] * plane.size[1]
-    if not pixels:
+    if not plane.size[0] * plane.size[1]:
         raise Refused("it has no pixel")
-    if pixels > MAX_PIXELS:
-        raise Refused(f"claims more than {MAX_PIXELS // 10**6} megapixels")
-    nbytes = pixels * frame.samplesperpixel * len(plane.numbers) * frame.dtype.itemsize
-    if nbytes > _MAX_SAMPLES:
-        raise Refused(f"claims {nbytes / 1e9:.3g} GB of samples")
     if frame.imagedepth > 1 or frame.axes not in ("YX", "YXS", "SYX"):
         raise Refused(f"its pages have the axes {frame.axes}, expected YX or YXS")
     known = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "SEPARATED": 4}
@@ -240,6 +239,16 @@ def _layout(file: Any, plane: Plane, pages: int, notes: tuple[str, ...]) -> Layo
     )
 
 
+def _refuse_huge(plane: Plane) -> None:
+    frame, pixels = plane.series.keyframe, plane.size[0] * plane.size[1]
+    if pixels > MAX_PIXELS:
+        raise Refused(f"claims more than {MAX_PIXELS // 10**6} megapixels")
+    size = frame.dtype.itemsize if frame.dtype else 1
+    nbytes = pixels * frame.samplesperpixel * len(plane.numbers) * size
+    if nbytes > _MAX_SAMPLES:
+        raise Refused(f"claims {nbytes / 1e9:.3g} GB of samples")
+
+
 def _tag(frame: Any, code: int) -> Any:
     tag = frame.tags.get(code)
     return None if tag is None else tag.value
@@ -248,7 +257,7 @@ def _tag(frame: Any, code: int) -> Any:
 def _kind(frame: Any) -> str:
     """The numbers of a page: uint12, int16, float32."""
     if frame.dtype is None or frame.dtype.kind not in "buif":
-        raise Refused("its samples are no real numbers of one size")
+        raise Refused(f"its samples are no real numbers of one size ({frame.dtype or 'mixed'})")
     name = {"b": "uint", "u": "uint", "i": "int", "f": "float"}[frame.dtype.kind]
     return f"{name}{frame.bitspersample}"
 
