@@ -9,8 +9,11 @@ of a positive and of a negative pair. Where the paper leaves a gap, the function
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import exp, log, sqrt
+from math import exp, log, prod, sqrt
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from iddc.config import ObjectiveConfig
 
@@ -248,3 +251,8 @@ def slopes(
                 moved[i][p][c] = value
                 gradient[i][p][c] = (above - below) / (2 * step)
     return gradient
+
+
+def waves(start: float, *shape: int) -> Tensor:
+    """sin(start), sin(start + 1), ... in double precision and this shape: inputs of oracles."""
+    return (start + torch.arange(prod(shape), dtype=torch.float64)).sin().view(shape)

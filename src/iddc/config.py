@@ -29,7 +29,9 @@ Centering = Literal["none", "batch"]
 """Embeddings as the backbone gives them, or less their mean over the batch (decision 002)."""
 Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["auto"]
 """A cosine; auto: where the affinities of one and of two clusters of k-means cross."""
-MethodName = Literal["iddc", "kmeans", "stego"]
+MethodName = Literal[
+    "iddc", "kmeans", "stego", "cause", "hp", "iic", "mdc", "picie", "primaps", "probe", "smooseg"
+]
 """How a head learns: the table of methods. Each has its module, `iddc.methods.NAME`."""
 HeadName = Literal["conv", "linear", "centroids", "codes", "smooth-codes"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]

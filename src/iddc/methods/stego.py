@@ -235,14 +235,20 @@ def correspondence_loss(
         centering: paper: Eq. (3); released: the mean F of the batch is added to it, so that the
             shift is compared with cosines as they are; none: F' = F.
     """
-    affinity = normalize(first.features, dim=-1) @ normalize(second.features, dim=-1).mT
     likeness = normalize(first.codes, dim=-1) @ normalize(second.codes, dim=-1).mT
-    attraction = affinity.detach() - shift
-    if centering != "none":
-        attraction = attraction - affinity.mean(dim=2, keepdim=True).detach()
-    if centering == "released":
-        attraction = attraction + affinity.mean().detach()
+    attraction = centred(first.features, second.features, centering) - shift
     return -(attraction * likeness.relu()).mean()
+
+
+def centred(
+    features: Float[Tensor, "b n d"], others: Float[Tensor, "b m d"], centering: SpatialCentering
+) -> Float[Tensor, "b n m"]:
+    """The cosines of all pairs of an image's features and the other's, centred; a target."""
+    affinity = (normalize(features, dim=-1) @ normalize(others, dim=-1).mT).detach()
+    centre = affinity.mean(dim=2, keepdim=True)
+    if centering == "none":
+        return affinity
+    return affinity - centre + (affinity.mean() if centering == "released" else 0)
 
 
 def probe_loss(cosines: Float[Tensor, "b v k m"]) -> Float[Tensor, ""]:

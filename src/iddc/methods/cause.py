@@ -1,0 +1,302 @@
+"""CAUSE with a perceptron (CAUSE-MLP): codes that keep what a codebook of concepts tells apart.
+
+Kim et al., *Causal unsupervised semantic segmentation*, 2023. In three stages:
+
+1. A codebook of G concepts c_g in the space of the embeddings u maximises the modularity of each
+   image's graph. With A_ij = max(cos(u_i, u_j), 0) and no diagonal, d_i = sum_j A_ij, e = sum d_i,
+   C_ig = max(cos(u_i, c_g), 0):
+
+       L = -1/e sum_ij (A_ij - d_i d_j / e) max_g tanh(C_ig C_jg / T),    T = 0.1
+
+2. Codes learn by contrast. v_i is the concept nearest to u_i. Of all patches of the batch, those
+   with cos(v_i, v_j) > 0.3 are positives of an anchor, those below 0.1 negatives. With s the cosine
+   of the anchor's projected code and the teacher's, over 0.07, the mean over all pairs of
+
+       log sum_{positive or negative} exp(s) - s_positive
+
+3. K centroids maximise the same modularity of the teacher's codes.
+
+The release's third stage sends the loss of its labelled probe into the codes that are evaluated;
+here no label is read and the codes are fixed by then. Left out: the bank of earlier codes and the
+dropout. Concepts, codes and their moving average are as released, on IDDC's views.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from iddc.config import Experiment, Frozen
+from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
+from iddc.network import Codes
+from iddc.schedules import Plan
+from iddc.views import draw_patches
+
+BLOCK = 4
+"""One patch of each block of 4 x 4 stands for it in the modularity."""
+CONCEPTS_AT_ONCE = 128
+"""Concepts whose pairs of patches are in memory at once."""
+
+
+class CauseConfig(Frozen):
+    """The numbers of CAUSE. Defaults: the authors' for COCO-Stuff-27, CAUSE-MLP."""
+
+    concepts: int = Field(2048, ge=2)
+    """G, the size of the codebook."""
+    modularity_temperature: float = Field(0.1, gt=0)
+    """T, the temperature of the modularity's tanh."""
+    positive_threshold: float = Field(0.3, ge=-1, le=1)
+    """The cosine of two concepts above which patches are a positive pair."""
+    negative_threshold: float = Field(0.1, ge=-1, le=1)
+    """The cosine of two concepts below which patches are a negative pair."""
+    temperature: float = Field(0.07, gt=0)
+    """The temperature of the contrast."""
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """The pace of the teacher, the moving average of the codes."""
+    dim: int = Field(90, ge=2)
+    """The length of a code."""
+    projection: int = Field(256, ge=2)
+    """The length of a projected code; 2048 in the release."""
+    patches: int = Field(49, ge=2)
+    """How many patches of a crop, drawn anew in each step, are contrasted."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the images in the second stage."""
+    min_steps: int = Field(400, ge=1)
+    """The steps of the second stage at least, whatever the number of epochs says."""
+    batch_size: int = Field(16, ge=2)
+    """Images in a batch, over all processes; fewer if there are fewer images."""
+    fitting_steps: int = Field(400, ge=1)
+    """Batches of images in the first stage and in the third, at least one pass."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """The learning rate of all three stages (Adam); halved twice in the third."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """The weight decay of the codes."""
+    clip: float = Field(0.1, gt=0)
+    """The largest norm of the gradients in the second and third stage."""
+
+
+class Cause(Method):
+    """The head's codes are the teacher's, and its centroids those of the third stage."""
+
+    name = "cause"
+    about = "CAUSE-MLP (Kim et al., 2023): codes that tell the concepts of a codebook apart."
+    Config = CauseConfig
+    heads = ("codes",)
+    head: Codes
+    options: CauseConfig
+    codebook: Float[Tensor, "g d"]
+    """The concepts of the first stage."""
+
+    def __init__(self, head: nn.Module, experiment: Experiment, options: Frozen) -> None:
+        super().__init__(head, experiment, options)
+        self.student = copy.deepcopy(self.head)
+        self.student.centroids.requires_grad_(False)
+        self.projector = nn.Linear(self.options.dim, self.options.projection)
+        self.teacher_projector = copy.deepcopy(self.projector)
+        self.head.requires_grad_(False)
+        self.teacher_projector.requires_grad_(False)
+        width = self.head.linear.in_channels
+        start = torch.rand(self.options.concepts, width) * 2 - 1
+        self.register_buffer("codebook", start / self.options.concepts)
+
+    @classmethod
+    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
+        """The second stage, in whole epochs."""
+        options, batch = experiment.options, experiment.options["batch_size"]
+        per_epoch = -(-num_images // batch)
+        epochs = max(options["epochs"], -(-options["min_steps"] // per_epoch))
+        return Plan.of_steps(epochs * per_epoch, batch, num_images)
+
+    @classmethod
+    def head_options(cls, options: Frozen) -> dict[str, int]:
+        """The length of a code."""
+        return {"dim": options.dim}  # type: ignore[attr-defined]
+
+    def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
+        """The first stage before the steps, and the third after them."""
+        options = self.options
+        rng = np.random.default_rng((self.experiment.seed, epoch))
+        if not epoch:
+            collection.note(f"learning a codebook of {options.concepts:,} concepts")
+            images = (one_of_each_block(maps, rng) for _, maps in collection.maps())
+            rate = [options.learning_rate * 4]  # the release's four processes
+            self.codebook, loss = self._fit(self.codebook, [*images], rate, rng)
+            return {"codebook_loss": loss}
+        if epoch == epochs:
+            collection.note(f"fitting {self.experiment.num_clusters:,} centroids")
+            images = (one_of_each_block(self._codes(maps), rng) for _, maps in collection.maps())
+            start = torch.rand(self.head.centroids.shape).to(self.codebook) * 2 - 1
+            rates = [options.learning_rate * 0.5**i for i in range(3)]
+            found, loss = self._fit(start / len(start), [*images], rates, rng)
+            self.head.centroids.copy_(found)
+            return {"centroids_loss": loss}
+        return {}
+
+    @torch.no_grad()
+    def _codes(self, maps: Float[Tensor, "d h w"]) -> Float[Tensor, "c h w"]:
+        return self.head.codes(maps[None].float())[0]
+
+    def _fit(
+        self,
+        concepts: Float[Tensor, "g d"],
+        images: Sequence[Float[Tensor, "n d"]],
+        rates: Sequence[float],
+        rng: np.random.Generator,
+    ) -> tuple[Float[Tensor, "g d"], float]:
+        """Maximise the modularity of images, a batch at a time; the mean loss of the last rate."""
+        options = self.options
+        concepts = concepts.clone().requires_grad_()
+        optimizer = torch.optim.Adam([concepts])
+        per_pass = -(-len(images) // options.batch_size)
+        batches = max(per_pass, options.fitting_steps)
+        total = 0.0
+        order: list[int] = []
+        for step in range(batches):
+            share = step * len(rates) // batches
+            optimizer.param_groups[0]["lr"] = rates[share]
+            if len(order) < options.batch_size:
+                order += rng.permutation(len(images)).tolist()
+            chosen, order = order[: options.batch_size], order[options.batch_size :]
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                losses = [
+                    modularity_loss(images[i], concepts, options.modularity_temperature)
+                    for i in chosen
+                ]
+                loss = torch.stack(losses).mean()
+                torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_([concepts], options.clip)
+            optimizer.step()
+            total = loss.item()
+        return concepts.detach(), total
+
+    def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
+        """The projected codes of student and teacher, and the nearest concepts, of some patches."""
+        first = maps[:, 0]
+        number = first.shape[2] * first.shape[3]
+        here, _ = draw_patches(number, self.options.patches, images.seed, images.step)
+        features = first.flatten(2)[:, :, here.to(first.device)]
+        with torch.no_grad():
+            kept = self.head.codes(features[..., None])[..., 0].mT
+            teacher = normalize(self.teacher_projector(kept), dim=-1)
+            cosines = normalize(features, dim=1).mT @ normalize(self.codebook, dim=1).T
+            concepts = cosines.argmax(dim=-1)
+            logits = self.head.cosines(self.head.codes(features[..., None]))[..., 0]
+        codes = self.student.codes(features[..., None])[..., 0].mT
+        student = normalize(self.projector(codes), dim=-1)
+        return {
+            "student": student,
+            "teacher": teacher,
+            "concepts": concepts,
+            "logits": logits[:, None],
+        }
+
+    def loss(self, batch: Batch, rows: Rows) -> dict[str, Float[Tensor, ""]]:
+        """The contrast of each image with all of the batch."""
+        options = self.options
+        loss = concept_contrast(
+            rows["student"],
+            rows["teacher"],
+            rows["concepts"],
+            self.codebook,
+            positive=options.positive_threshold,
+            negative=options.negative_threshold,
+            temperature=options.temperature,
+        )
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def update(self, batch: Batch, rows: Rows) -> None:
+        """Move the teacher towards the student."""
+        pairs = ((self.head, self.student), (self.teacher_projector, self.projector))
+        for slow, fast in pairs:
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1 - self.options.momentum)
+
+    def groups(self, progress: float) -> list[Group]:
+        """The student's codes and projector."""
+        learned = [p for p in self.student.parameters() if p.requires_grad]
+        options = self.options
+        parameters = [*learned, *self.projector.parameters()]
+        return [Group(parameters, options.learning_rate, options.weight_decay, options.clip)]
+
+
+def one_of_each_block(
+    maps: Float[Tensor, "d h w"], rng: np.random.Generator
+) -> Float[Tensor, "n d"]:
+    """One patch, drawn at random, of each whole block of a grid; all of a grid without any."""
+    height, width = (side - side % BLOCK for side in maps.shape[1:])
+    if not height * width:
+        return maps.flatten(1).T.float()
+    rows, columns = np.mgrid[:height:BLOCK, :width:BLOCK]
+    rows = rows + rng.integers(BLOCK, size=rows.shape)
+    columns = columns + rng.integers(BLOCK, size=columns.shape)
+    return maps[:, torch.from_numpy(rows), torch.from_numpy(columns)].flatten(1).T.float()
+
+
+def modularity_loss(
+    vectors: Float[Tensor, "n d"], concepts: Float[Tensor, "g d"], temperature: float
+) -> Float[Tensor, ""]:
+    """Less the modularity of an image's patches under soft concepts, in [-1, 1]."""
+    directions = normalize(vectors, dim=1)
+    affinity = (directions @ directions.T).relu().fill_diagonal_(0)
+    degree = affinity.sum(dim=1)
+    edges = degree.sum().clamp(min=1e-12)
+    excess = affinity - degree[:, None] * degree / edges
+    likeness = (directions @ normalize(concepts, dim=1).T).relu()
+    # In parts, as every concept has a matrix of all pairs; the largest needs no other one.
+    together = torch.zeros_like(affinity)
+    for part in torch.split(likeness, CONCEPTS_AT_ONCE, dim=1):
+        products = torch.einsum("ig,jg->gij", part, part)
+        together = torch.maximum(together, (products / temperature).tanh().amax(dim=0))
+    return -(excess * together).sum() / edges
+
+
+def concept_contrast(
+    student: Float[Tensor, "b n c"],
+    teacher: Float[Tensor, "b n c"],
+    concepts: Int64[Tensor, "b n"],
+    codebook: Float[Tensor, "g d"],
+    *,
+    positive: float,
+    negative: float,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Contrast each image's patches with the teacher's of the whole batch; the mean over images.
+
+    Args:
+        student: Projected codes of length 1.
+        teacher: The teacher's, a target.
+        concepts: The index of the concept nearest to each patch.
+        codebook: The concepts.
+        positive: The cosine of concepts above which two patches belong together.
+        negative: The cosine below which they do not; what lies between is left out.
+        temperature: Divides the cosines of codes.
+    """
+    directions = normalize(codebook, dim=1)
+    vectors = directions[concepts]
+    everything, targets = vectors.flatten(0, 1), teacher.flatten(0, 1).detach()
+    batch, number = concepts.shape
+    losses = []
+    for image in range(batch):
+        likeness = vectors[image] @ everything.T
+        itself = torch.arange(number, device=likeness.device)
+        together = likeness > positive
+        together[itself, image * number + itself] = False
+        apart = likeness < negative
+        scores = student[image] @ targets.T / temperature
+        among = scores.masked_fill(~(together | apart), torch.finfo(scores.dtype).min)
+        pairs = together.sum()
+        # A row without a pair has no positive, and so no part in the sum.
+        total = among.logsumexp(dim=1, keepdim=True).masked_fill(~together, 0)
+        cost = (total - scores.masked_fill(~together, 0)).sum()
+        if pairs:
+            losses.append(cost / pairs)
+    return torch.stack(losses).mean() if losses else student.sum() * 0

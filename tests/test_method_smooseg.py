@@ -1,0 +1,46 @@
+"""SmooSeg: its terms against values by hand and by loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from iddc.methods.smooseg import data_loss, smoothness_loss
+from oracles import waves
+
+U, Z = waves(1, 2, 4, 3), waves(2, 2, 4, 2).requires_grad_()
+TEACHER_CENTROIDS, STUDENT_CENTROIDS = waves(3, 3, 2), waves(11, 3, 2)
+
+
+def cosines(codes: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    return normalize(codes, dim=-1) @ normalize(centroids, dim=-1).T
+
+
+@pytest.fixture
+def probs() -> torch.Tensor:
+    return (cosines(Z, TEACHER_CENTROIDS) / 0.1).softmax(-1)
+
+
+def test_within_images_the_term_is_that_of_the_authors_function(probs: torch.Tensor) -> None:
+    assert smoothness_loss(U, U, probs, probs, -0.02).item() == pytest.approx(-0.096912, abs=1e-6)
+
+
+def test_across_images_the_term_is_that_of_the_authors_function(probs: torch.Tensor) -> None:
+    value = smoothness_loss(U, U.flip(0), probs, probs.flip(0), 0.5)
+    assert value.item() == pytest.approx(-0.414323, abs=1e-6)
+
+
+def test_the_data_term_teaches_the_student_alone() -> None:
+    centroids = STUDENT_CENTROIDS.clone().requires_grad_()
+    value = data_loss(cosines(Z.detach(), centroids), cosines(Z, TEACHER_CENTROIDS))
+    assert value.item() == pytest.approx(1.060144, abs=1e-6)
+    (to_centroids,) = torch.autograd.grad(value, centroids)
+    assert to_centroids.norm().item() == pytest.approx(0.476141, abs=1e-6)
+
+
+def test_smoothness_moves_codes_as_much_as_the_slow_loop(probs: torch.Tensor) -> None:
+    value = smoothness_loss(U, U, probs, probs, -0.02)
+    value = value + smoothness_loss(U, U.flip(0), probs, probs.flip(0), 0.5)
+    (to_codes,) = torch.autograd.grad(value, Z)
+    assert to_codes.norm().item() == pytest.approx(0.484473, abs=1e-6)
