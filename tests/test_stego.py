@@ -284,7 +284,7 @@ def fitted(
     chosen = config.model_dump() if config else {}
     begun = completed((experiment or tiny()).model_copy(update={"options": chosen}))
     with Run.start(folder, begun, source="photos") as run:
-        return fit(files, begun, run, runtime, **options)
+        return Segmenter.of(fit(files, begun, run, runtime, **options), begun)
 
 
 def weights(folder: Path) -> bytes:
