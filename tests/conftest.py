@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,3 +95,22 @@ def artefacts() -> Path:
     folder = Path(__file__).parent / "artefacts"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests were skipped and why, a line for each reason: a skipped check is no check."""
+    places: dict[str, Counter[str]] = {}
+    for report in terminalreporter.getreports("skipped"):
+        if isinstance(report.longrepr, tuple):
+            file, _, reason = report.longrepr
+            reason = str(reason).removeprefix("Skipped: ")
+            places.setdefault(reason, Counter())[
+                Path(report.nodeid.partition("::")[0] or file).name
+            ] += 1
+    if not places:
+        return
+    total = sum(found.total() for found in places.values())
+    terminalreporter.section(f"{total} skipped, which were not checked")
+    for reason, found in sorted(places.items(), key=lambda item: -item[1].total()):
+        files = ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
+        terminalreporter.line(f"{found.total():4}  {reason}  ({files})")
