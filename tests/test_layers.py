@@ -20,6 +20,7 @@ LAYERS = {
     "ground": 1,
     "images": 1,
     "losses": 1,
+    "intervals": 2,
     "metrics": 1,
     "progress": 1,
     "recipes": 1,

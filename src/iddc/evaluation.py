@@ -33,6 +33,7 @@ from iddc.datasets import LabelledImages
 from iddc.datasets.labelfiles import read_ids
 from iddc.errors import DataError
 from iddc.images import ahead, listed
+from iddc.intervals import LEVEL, RESAMPLES, ImageCounts, Interval, intervals
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
 from iddc.metrics import IGNORE, LABELS, UNMATCHED, Confusion, Scores
 from iddc.progress import SILENT, Progress
@@ -115,6 +116,8 @@ class Evaluation:
     """The confusion of all pixels that count."""
     class_names: tuple[str, ...]
     num_images: int
+    intervals: dict[str, Interval]
+    """The intervals of accuracy and mIoU over other draws of the images; empty for one image."""
     by_name: Scores | None = None
     """Scores of clusters as the classes that a person named them after (`SEEN`)."""
 
@@ -145,6 +148,12 @@ class Evaluation:
             "images": self.num_images,
             "warnings": list(self.warnings),
             **self.scores.as_dict(self.class_names),
+            "intervals": {
+                "over": "images",
+                "level": LEVEL,
+                "resamples": RESAMPLES,
+                **{name: list(ends) for name, ends in self.intervals.items()},
+            },
             "cluster_pixels": counts.sum(1).tolist(),
             "class_pixels": counts.sum(0).tolist(),
         }
@@ -217,6 +226,7 @@ def _count(
 ) -> Evaluation:
     """Evaluate; `named` gives clusters their classes too, `keep` gets those of some places."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
+    each = ImageCounts((segmenter.num_clusters, dataset.num_classes))
 
     def asked(index: int) -> Request:
         sample = dataset[index]
@@ -236,14 +246,17 @@ def _count(
             name, label = request.key
             clusters = _as_scored(ids, protocol)
             try:
-                confusion += _confusion(clusters, label, *confusion.counts.shape)
+                one = _confusion(clusters, label, *confusion.counts.shape)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
+            confusion += one
+            each.add(one)
             if keep and index in places:
                 write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
             progress.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
     matched = confusion.scores(confusion.match(protocol.matching_rows))
-    scores = Evaluation(matched, confusion, dataset.class_names, len(dataset))
+    spread = intervals(each, matched.matching)
+    scores = Evaluation(matched, confusion, dataset.class_names, len(dataset), spread)
     return scores if named is None else replace(scores, by_name=confusion.scores(named))
 
 

@@ -30,6 +30,11 @@ def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
         ("mIoU", *(percent(found.miou) for found in scores)),
         ("accuracy", *(percent(found.accuracy) for found in scores)),
     ]
+    for title, key in (("mIoU", "miou"), ("accuracy", "accuracy")):
+        ends = [evaluation.intervals.get(key) for evaluation in evaluations.values()]
+        if any(ends):
+            cells = [" to ".join(percent(end).strip() for end in found or ()) for found in ends]
+            rows.append((f"{title}, other images", *cells))
     print_table(("IoU (%)", *evaluations), rows)
 
 
