@@ -87,7 +87,12 @@ def outcome(result: Report, name: str) -> Outcome:
 # Every table and figure ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TABLES)
+SLOW = {"table1", "table3"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TABLES]
+)
 def test_a_table_runs_on_drawn_scenes(name: str, out: Path) -> None:
     result = smoke(name, out, seeds=1)
     for found in result.outcomes:

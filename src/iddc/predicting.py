@@ -64,7 +64,7 @@ class Predicted:
     missing: int
     """How many images of the whole collection have no masks yet. Only formats that are one file
     of all images ask; it is 0 without them."""
-    places: tuple[Path, ...]
+    outputs: tuple[Path, ...]
     """Files and folders that hold the masks."""
     waiting: tuple[str, ...]
     """Files that are written when no image is missing any more."""
@@ -173,7 +173,7 @@ def predict_collection(
     own = files[first - 1 :: step]
     missing = collection.finish(files)
     wholes = {name: FORMATS[name].whole for name in others if FORMATS[name].whole}
-    places = [wholes.get(name, name) for name in formats if not (missing and name in wholes)]
+    outputs = [wholes.get(name, name) for name in formats if not (missing and name in wholes)]
     skipped = sum(str(file.name) in reasons for file in own)
     return Predicted(
         kind,
@@ -181,7 +181,7 @@ def predict_collection(
         kept=len(own) - skipped - written,
         skipped=skipped,
         missing=missing,
-        places=tuple(out / name for name in places or ["parts"]),
+        outputs=tuple(out / name for name in outputs or ["parts"]),
         waiting=tuple(wholes.values() if missing else ()),
     )
 

@@ -363,9 +363,9 @@ class Segmenter:
             DataError: There is no model, it or labels.json is damaged or from a newer iddc.
             ConfigError, SetupError: See `pick_device`.
         """
-        place = pick_device(device)
+        chosen = pick_device(device)
         network, experiment, labels = load_model(Path(folder))
-        return cls.of(network.to(place), experiment, labels)
+        return cls.of(network.to(chosen), experiment, labels)
 
 
 def make_request(

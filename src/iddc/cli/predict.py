@@ -107,8 +107,8 @@ class Predict(ReadsPhotos):
             left_out = f" ({predicted.skipped:,} skipped, see {self.out / 'skipped.csv'})"
         if predicted.kept:
             there = f", {predicted.kept:,} of them there already,"
-        places = ", ".join(map(str, predicted.places))
-        say(f"masks of {predicted.done:,} {predicted.kind}{left_out}{there} in {places}")
+        outputs = ", ".join(map(str, predicted.outputs))
+        say(f"masks of {predicted.done:,} {predicted.kind}{left_out}{there} in {outputs}")
         if predicted.missing:
             say(
                 f"{', '.join(predicted.waiting)}: not yet, {predicted.missing:,} {predicted.kind} "

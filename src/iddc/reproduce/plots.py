@@ -80,7 +80,7 @@ def draw_pictures(report: Report, dataset: LabelledImages, path: Path) -> None:
         {title: Segmenter.load(run, device) for title, run in runs.items()},
         dataset,
         PROTOCOLS[report.target.protocol],
-        shown=sorted({int(place) for place in np.linspace(0, len(dataset) - 1, SHOWN)}),
+        shown=sorted({int(index) for index in np.linspace(0, len(dataset) - 1, SHOWN)}),
     )
     picture = BytesIO()
     sheet.save(picture, format="png")
@@ -105,12 +105,12 @@ def draw(report: Report, path: Path) -> None:
     axes = canvas.subplots(1, max(1, len(panels)), squeeze=False)[0]
     if report.curves:
         _draw_curves(axes[0], report.curves)
-    for place, panel in zip(axes, panels, strict=False):
-        _DRAWERS.get(panel.x, _draw_sweep)(place, panel, _points(report.of(panel)))
-        place.set_title(panel.title, fontsize="medium")
-        place.set_xlabel(SYMBOLS[panel.x])
-        place.legend(fontsize="x-small")
-        place.grid(alpha=0.3)
+    for ax, panel in zip(axes, panels, strict=False):
+        _DRAWERS.get(panel.x, _draw_sweep)(ax, panel, _points(report.of(panel)))
+        ax.set_title(panel.title, fontsize="medium")
+        ax.set_xlabel(SYMBOLS[panel.x])
+        ax.legend(fontsize="x-small")
+        ax.grid(alpha=0.3)
     picture = BytesIO()
     canvas.savefig(picture, format="png", dpi=150)
     write_atomic(path, picture.getvalue())
@@ -121,16 +121,16 @@ def _points(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.entries]
 
 
-def _draw_curves(place: Any, curves: dict[str, list[float]]) -> None:
+def _draw_curves(ax: Any, curves: dict[str, list[float]]) -> None:
     for name, values in curves.items():
         if name != "x":
-            place.plot(curves["x"], values, label=name)
-    place.set_xlabel("size of the rarer cluster / size of the other")
-    place.set_ylabel("regulariser, scaled")
-    place.legend(fontsize="x-small")
+            ax.plot(curves["x"], values, label=name)
+    ax.set_xlabel("size of the rarer cluster / size of the other")
+    ax.set_ylabel("regulariser, scaled")
+    ax.legend(fontsize="x-small")
 
 
-def _draw_sweep(place: Any, panel: Panel, outcomes: Sequence[Outcome]) -> None:
+def _draw_sweep(ax: Any, panel: Panel, outcomes: Sequence[Outcome]) -> None:
     """A measure over a number, with the standard deviation over seeds."""
     scale = 1 if panel.y == "live" else 100
     for name in dict.fromkeys(outcome.cells for outcome in outcomes):
@@ -138,20 +138,20 @@ def _draw_sweep(place: Any, panel: Panel, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             values, x = [scale * value for value in outcome.values(panel.y)], outcome.x(panel)
             if outcome.cells == name and x is None:
-                place.axhline(fmean(values), linestyle="--", color="0.5", label=name[0])
+                ax.axhline(fmean(values), linestyle="--", color="0.5", label=name[0])
             elif outcome.cells == name and x is not None:
                 curve[x] = values
         if curve:
-            _plot(place, sorted(curve), [curve[x] for x in sorted(curve)], name[0])
+            _plot(ax, sorted(curve), [curve[x] for x in sorted(curve)], name[0])
     if panel.x != "positive_threshold":
-        place.set_xscale("log")
+        ax.set_xscale("log")
     ticks = sorted({x for outcome in outcomes if (x := outcome.x(panel)) is not None})
-    place.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    place.set_xticks([], minor=True)
-    place.set_ylabel("clusters found" if panel.y == "live" else "mIoU (%)")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_ylabel("clusters found" if panel.y == "live" else "mIoU (%)")
 
 
-def _draw_epochs(place: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None:
+def _draw_epochs(ax: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None:
     """Accuracy and mIoU after each epoch."""
     for outcome in outcomes:
         runs = [entry["epochs"] for entry in outcome.entries.values()]
@@ -159,19 +159,19 @@ def _draw_epochs(place: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None
             lists = [
                 [100 * score[measure] for score in scores] for scores in zip(*runs, strict=True)
             ]
-            _plot(place, [float(score["epoch"]) for score in runs[0]], lists, title)
-    place.set_ylabel("%")
+            _plot(ax, [float(score["epoch"]) for score in runs[0]], lists, title)
+    ax.set_ylabel("%")
 
 
-def _draw_sizes(place: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None:
+def _draw_sizes(ax: Any, _panel: Panel, outcomes: Sequence[Outcome]) -> None:
     """Ranked shares of the clusters, the mean over seeds, and those of the classes."""
     truth = outcomes[0].sizes("class_pixels")[0]
-    place.bar(range(1, len(truth) + 1), truth, color="0.8", label="classes")
+    ax.bar(range(1, len(truth) + 1), truth, color="0.8", label="classes")
     for outcome in outcomes:
         shares = np.mean(outcome.sizes(), axis=0)
-        place.plot(range(1, len(shares) + 1), shares, marker="o", label=outcome.cells[0])
-    place.set_yscale("log")
-    place.set_ylabel("share of the labelled pixels")
+        ax.plot(range(1, len(shares) + 1), shares, marker="o", label=outcome.cells[0])
+    ax.set_yscale("log")
+    ax.set_ylabel("share of the labelled pixels")
 
 
 _DRAWERS: dict[str, Callable[[Any, Panel, Sequence[Outcome]], None]] = {
@@ -181,10 +181,10 @@ _DRAWERS: dict[str, Callable[[Any, Panel, Sequence[Outcome]], None]] = {
 """How a panel is drawn, by its x-axis; all others are sweeps."""
 
 
-def _plot(place: Any, x: Sequence[float], lists: Sequence[Sequence[float]], title: str) -> None:
+def _plot(ax: Any, x: Sequence[float], lists: Sequence[Sequence[float]], title: str) -> None:
     """The means of lists of values, and a band of their standard deviations."""
     means = np.array([fmean(values) for values in lists])
     deviations = np.array([stdev(values) if len(values) > 1 else 0.0 for values in lists])
-    (line,) = place.plot(x, means, marker="o", label=title)
+    (line,) = ax.plot(x, means, marker="o", label=title)
     band = (means - deviations, means + deviations)
-    place.fill_between(x, *band, color=line.get_color(), alpha=0.12, linewidth=0)
+    ax.fill_between(x, *band, color=line.get_color(), alpha=0.12, linewidth=0)
