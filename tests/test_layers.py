@@ -99,3 +99,30 @@ def test_imports_point_to_lower_layers(path: Path) -> None:
 
 def test_layers_name_no_module_that_is_gone() -> None:
     assert set(LAYERS) <= {part(path) for path in FILES}
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of iddc that a file imports when it runs, wherever in the file it does."""
+    found: set[str] = set()
+    lines = [ast.parse(path.read_text())]
+    while lines:
+        node = lines.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iddc"):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules.keys() or {str(node.module)}
+        lines += ast.iter_child_nodes(node)
+    return found & modules.keys()
+
+
+def test_no_two_modules_import_each_other_even_by_way_of_others() -> None:
+    modules = {
+        ".".join(("iddc", *path.relative_to(SOURCE).with_suffix("").parts)): path
+        for path in FILES
+        if path.stem != "__init__"
+    }
+    waiting = {name: imported_modules(path, modules) - {name} for name, path in modules.items()}
+    while leaves := {name for name, needed in waiting.items() if not needed & waiting.keys()}:
+        waiting = {name: needed for name, needed in waiting.items() if name not in leaves}
+    assert not waiting, f"a circle among {sorted(waiting)}"

@@ -10,61 +10,30 @@ from __future__ import annotations
 import json
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt8
 
 from iddc.config import ReadingConfig
+from iddc.datasets.annotated import Annotated, Annotations
 from iddc.datasets.classlist import CVAT_LIST
+from iddc.datasets.cocojson import read_coco
+from iddc.datasets.cvatzip import read_cvat
 from iddc.datasets.folder import Sample
 from iddc.datasets.labelfiles import refuse_other_size
+from iddc.datasets.labelstudiojson import read_tasks
 from iddc.errors import DataError
-from iddc.images import AS_STORED, ImageFile, find_images, listed, open_image
+from iddc.images import AS_STORED, SUFFIXES, ImageFile, find_images, listed, open_image
 from iddc.metrics import IGNORE
 
 CLAIM = "predictions.json"
 """Marks a folder of masks that iddc wrote; it says which images they are of."""
 _LARGEST = 2_000_000_000
 """The largest file of annotations, in bytes."""
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """One annotated image.
-
-    Attributes:
-        path: Where the file says that it is.
-        size: Width and height that the file states, or None.
-        paint: The class of each pixel, from height and width; a `DataError` says what is wrong.
-        stem: Whether the path lacks its suffix.
-    """
-
-    path: PurePosixPath
-    size: tuple[int, int] | None
-    paint: Callable[[int, int], UInt16[np.ndarray, "H W"]]
-    stem: bool = False
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What a file of annotations holds.
-
-    Attributes:
-        class_names: One per class.
-        items: The images, in order.
-        images: Where the file has its own images, if it has.
-        notes: One-line remarks on what is not read.
-    """
-
-    class_names: tuple[str, ...]
-    items: tuple[Annotated, ...]
-    images: tuple[ImageFile, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 class AnnotatedImages:
@@ -148,8 +117,6 @@ def open_annotations(
     Raises:
         DataError: It is of another kind, damaged, or its images are not found.
     """
-    from iddc.datasets.cvatzip import read_cvat
-
     if source.stat().st_size > _LARGEST:
         raise DataError(f"{source} is larger than {_LARGEST // 10**9} GB.")
     inside: tuple[ImageFile, ...] = ()
@@ -201,8 +168,6 @@ def _default_folder(source: Path) -> Path:
 
 
 def _of_json(record: Any, source: Path, background: str | None) -> Annotations:
-    from iddc.datasets.cocojson import read_coco
-    from iddc.datasets.labelstudiojson import read_tasks
 
     if isinstance(record, list):
         return read_tasks(record, source, background)
@@ -251,7 +216,6 @@ def _of_split(jsons: list[str], split: str, source: Path) -> str:
 
 
 def _holds_images(members: Sequence[str]) -> bool:
-    from iddc.images import SUFFIXES
 
     return any(PurePosixPath(name).suffix.lower() in SUFFIXES for name in members)
 

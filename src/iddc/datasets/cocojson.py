@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt16
 
-from iddc.datasets.annotations import Annotated, Annotations
+from iddc.datasets.annotated import Annotated, Annotations
 from iddc.datasets.regions import Region, from_coco_rle, from_polygons
 from iddc.errors import DataError
 from iddc.images import listed

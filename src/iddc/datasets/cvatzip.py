@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import UInt16
 
-from iddc.datasets.annotations import Annotated, Annotations
+from iddc.datasets.annotated import Annotated, Annotations
 from iddc.datasets.classlist import CVAT_LIST, ClassList, read_class_list
 from iddc.datasets.labelfiles import read_ids
 from iddc.errors import DataError

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from jaxtyping import UInt16
 
-from iddc.datasets.annotations import Annotated, Annotations
+from iddc.datasets.annotated import Annotated, Annotations
 from iddc.datasets.regions import Region, from_brush_rle, from_ellipse, from_polygons
 from iddc.errors import DataError
 from iddc.images import listed
