@@ -57,6 +57,7 @@ LAYERS = {
     "doctor": 8,
     "verify": 8,
     "demo": 9,
+    "comparison": 9,
     "reproduce": 9,
     "cli": 10,
     "__init__": 11,

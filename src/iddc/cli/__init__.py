@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from iddc import __version__
 from iddc.cli.analyze import Analyze
 from iddc.cli.bench import Bench
+from iddc.cli.compare import Compare
 from iddc.cli.evaluate import Evaluate
 from iddc.cli.export import Export
 from iddc.cli.importing import Import
@@ -42,6 +43,7 @@ COMMANDS: dict[str, type[Command]] = {
     "analyze": Analyze,
     "export": Export,
     "import": Import,
+    "compare": Compare,
     "reproduce": Reproduce,
     "recipes": Recipes,
     "models": Models,

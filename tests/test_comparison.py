@@ -1,0 +1,175 @@
+"""Methods side by side: the table against values by hand, then the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iddc.cli import main
+from iddc.comparison import Comparison, Entry, size_entropy, spread
+from iddc.datasets.synthetic import write_scenes
+from iddc.errors import DataError
+from iddc.methods.kmeans import KMeans
+from iddc.methods.stego import Stego
+
+
+def entry(method: str, seed: int, miou: float, seconds: float | None = 1.0) -> Entry:
+    values = {"accuracy": 2 * miou, "miou": miou, "size_entropy": 0.5, "seconds": seconds}
+    return Entry(method, seed, values, {"sky": miou})
+
+
+FOUND = Comparison(
+    "bundled, 6 clusters, folder",
+    (
+        entry("kmeans", 0, 0.20),
+        entry("kmeans", 1, 0.22),
+        entry("hp", 0, 0.25, 7.0),
+        entry("hp", 1, 0.23, None),
+    ),
+    {"stego": "it needs more images"},
+)
+
+
+def test_the_table_has_means_deviations_and_differences_seed_by_seed() -> None:
+    header, rows = FOUND.table()
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert table["kmeans"]["mIoU (%)"] == "21.0 ± 1.4"
+    assert table["kmeans"]["mIoU - first"] == "-"
+    assert table["hp"]["accuracy (%)"] == "48.0 ± 2.8"
+    # 5.0 and 1.0 points above k-means of the same seed.
+    assert table["hp"]["mIoU - first"] == "+3.0 ± 2.8"
+    assert table["hp"]["time (s)"] == "7"
+    assert table["stego"]["mIoU (%)"] == "-"
+
+
+def test_every_format_has_the_same_cells(tmp_path: Path) -> None:
+    FOUND.write(tmp_path)
+    header, rows = FOUND.table()
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [header, *rows]
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| hp | 2 | 48.0 ± 2.8 | 24.0 ± 1.4 | +3.0 ± 2.8 | 0.50 ± 0.00 | 7 |" in text
+    assert "- stego: it needs more images" in text
+    latex = (tmp_path / "comparison.tex").read_text()
+    assert r"hp & 2 & 48.0 $\pm$ 2.8 & 24.0 $\pm$ 1.4" in latex
+    assert r"accuracy (\%)" in latex
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert [run["miou"] for run in record["runs"]] == [0.20, 0.22, 0.25, 0.23]
+    assert record["runs"][0]["iou"] == {"sky": 0.20}
+
+
+def test_the_entropy_of_sizes_is_that_of_the_formula() -> None:
+    shares = [0.5, 0.25, 0.25, 0.0]
+    expected = -sum(p * math.log(p) for p in shares if p) / math.log(4)
+    assert size_entropy(np.array([200, 100, 100, 0])) == pytest.approx(expected)
+    assert size_entropy(np.array([7, 7])) == pytest.approx(1)
+
+
+def test_one_value_has_no_deviation_and_none_is_a_dash() -> None:
+    assert spread([0.123], 100) == "12.3"
+    assert spread([], 100) == "-"
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 10, 0, (96, 80))
+    return folder
+
+
+def words(scenes: Path, out: Path, *methods: str, seeds: int = 2) -> list[str]:
+    options = "--num-clusters 4 --backbone untrained:test_vit --views.short-side 64 --device cpu"
+    command = ["compare", str(scenes / "train"), "--data", str(scenes), "--out", str(out)]
+    return [*command, *options.split(), "--seeds", str(seeds), "--methods", *methods]
+
+
+def test_the_command_trains_scores_and_goes_on(
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "comparison"
+    assert main(words(scenes, out, "kmeans", seeds=1)) == 0
+    first = json.loads((out / "comparison.json").read_text())["runs"]
+    # What is there is not trained again; a further seed is.
+    trained: list[int] = []
+    fit = KMeans.refit
+
+    def counting(self: KMeans, *args: Any) -> dict[str, float]:
+        trained.append(self.experiment.seed)
+        return fit(self, *args)
+
+    monkeypatch.setattr(KMeans, "refit", counting)
+    assert main(words(scenes, out, "kmeans")) == 0
+    assert trained == [1]
+    runs = json.loads((out / "comparison.json").read_text())["runs"]
+    assert runs[0] == first[0]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert "kmeans" in capsys.readouterr().out
+
+
+def test_scores_are_those_of_evaluate(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    assert main([*words(scenes, out, "kmeans", seeds=1), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    folder = str(out / "runs" / "kmeans-0")
+    assert main(["evaluate", folder, "--data", str(scenes), "--device", "cpu", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert (run["accuracy"], run["miou"]) == (scores["accuracy"], scores["miou"])
+
+
+def test_a_method_that_fails_has_its_reason_and_the_others_are_done(
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(*_: Any) -> dict[str, float]:
+        raise DataError("There are too few images.")
+
+    monkeypatch.setattr(Stego, "refit", failing)
+    out = tmp_path / "comparison"
+    assert main(words(scenes, out, "stego", "kmeans", seeds=1)) == 5
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["failures"] == {"stego": "There are too few images."}
+    assert [run["method"] for run in record["runs"]] == ["kmeans"]
+    assert "stego failed: There are too few images." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--seeds", "0"], "--seeds: expected at least 1, found 0"),
+        (["--methods", "kmeans", "kmeans"], "--methods: expected each method once"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_training(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    out = tmp_path / "comparison"
+    assert main([*words(scenes, out, "kmeans", seeds=1)[:-4], *change]) == 2
+    assert said in capsys.readouterr().err
+    assert not (out / "runs").exists()
+
+
+def test_runs_with_other_options_are_not_taken_for_these(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    assert main(words(scenes, out, "kmeans", seeds=1)) == 0
+    other = words(scenes, out, "kmeans", seeds=1)
+    other[other.index("--num-clusters") + 1] = "5"
+    assert main(other) == 2
+    assert "is a run with other options" in capsys.readouterr().err
