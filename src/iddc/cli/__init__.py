@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from iddc import __version__
 from iddc.cli.analyze import Analyze
 from iddc.cli.bench import Bench
+from iddc.cli.check import Check
 from iddc.cli.compare import Compare
 from iddc.cli.evaluate import Evaluate
 from iddc.cli.export import Export
@@ -33,6 +34,7 @@ from iddc.errors import ConfigError, IddcError, one_line
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, type[Command]] = {
+    "check": Check,
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,

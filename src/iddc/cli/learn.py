@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
+from iddc.cli.check import training_minutes, verdict
 from iddc.cli.options import (
     ConfigFile,
     Flat,
@@ -110,17 +111,30 @@ def learn(command: Train | Baseline, experiment: Experiment, *, dry_run: bool = 
 
         print(yaml.safe_dump(used(experiment), sort_keys=False))
         say(describe(files, skipped, experiment), work)
+        say(_verdict(files, skipped, experiment))
         say(f"Nothing is written. Without --dry-run the result would be in {command.out}.")
         return 0
     experiment = ready(experiment, command.runtime)
     with start(command, experiment) as run:
         say(describe(files, skipped, experiment, command.out), work)
+        from iddc.device import pick_device
         from iddc.learning import fit
         from iddc.progress import Progress
+
+        if plan.steps and pick_device(command.runtime.device).type == "cpu":
+            say(_verdict(files, skipped, experiment))
 
         fit(files, experiment, run, command.runtime, skipped=skipped, progress=Progress())
     say_next(command.out, command.images, command.dataset)
     return 0
+
+
+def _verdict(files: Sequence[ImageFile], skipped: Sequence[Skipped], experiment: Experiment) -> str:
+    """The last line of `iddc check`."""
+    from iddc.images.stock import decoding_seconds
+
+    seconds = decoding_seconds(files, experiment.reading)
+    return verdict(len(files), skipped, training_minutes(experiment, len(files), seconds))
 
 
 def start(command: Train | Baseline, experiment: Experiment) -> Run:

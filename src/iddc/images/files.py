@@ -75,6 +75,13 @@ class ImageFile:
             raise UnreadableImage(self, f"claims {info.file_size / 1e9:.3g} GB in the zip")
         return cast("BufferedIOBase", archive.open(info))
 
+    def size(self) -> int:
+        """The bytes of the encoded image."""
+        status = self.path.stat()
+        if self.member is None:
+            return status.st_size
+        return _open_zip(self.path, status.st_mtime_ns, os.getpid()).getinfo(self.member).file_size
+
     def read_bytes(self) -> bytes:
         """Read the encoded image."""
         with self.open() as stream:

@@ -1,0 +1,153 @@
+"""The command that looks at images before anything is trained on them: check."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+
+from iddc.cli.options import Flat, ImagesPath, Informing, ReadsPhotos
+from iddc.cli.printing import print_json, print_table
+from iddc.config import Experiment, Runtime
+from iddc.methods import completed, find_method
+from iddc.schedules import Plan
+
+if TYPE_CHECKING:
+    from iddc.images import Skipped
+    from iddc.images.stock import Stock
+
+_SHOWN = 5
+"""How many values of a property, copies or unreadable files are listed."""
+_GFLOP = {"vits16": 9.2, "vits8": 44.0, "vitb16": 35.0, "vitb8": 186.0, "vits14": 12.0}
+"""The work of a crop of 224 x 224 pixels in a backbone, in 10^9 multiplications and additions."""
+_OTHER_GFLOP = 3.6
+"""The work of a ResNet-18, such as the bundled backbone."""
+_EFFICIENCY = 0.5
+"""The share of the speed of a product of matrices that training reaches. CamVid with the bundled
+backbone, 4 min 45 s on two cores (README), is 15 * 10^12 of these operations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Informing, ReadsPhotos):
+    """Look at images before training: formats, ranges, masks, copies, what cannot be read.
+
+    Nothing is written, and no network is run. The last line says whether they can be trained on;
+    the exit code is 0 if they can, else 3.
+    """
+
+    images: ImagesPath
+    experiment: Annotated[Experiment, Flat]
+    runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = frozenset(
+        {"recipe", "backbone", "epochs", "reading", "max_unreadable"}
+    )
+
+    def __call__(self) -> int:
+        """Check."""
+        from iddc.images import find_images
+        from iddc.images.stock import take_stock
+
+        found = find_images(self.images, limit=self.limit, include_masks=self.include_masks)
+        stock = take_stock(found.files, self.experiment.reading)
+        total = len(stock.files) + len(stock.skipped)
+        good = len(stock.files) >= 2 and len(stock.skipped) <= self.runtime.max_unreadable * total
+        experiment = self.experiment.model_copy(update={"reading": stock.reading})
+        minutes = training_minutes(experiment, len(stock.files), stock.seconds)
+        notes = [*found.notes, *stock.notes]
+        if self.json:
+            print_json(_record(stock, notes, minutes, good=good))
+            return 0 if good else 3
+        print_table(
+            ("what", "images"), [(name, _listed(values)) for name, values in stock.counts.items()]
+        )
+        for note in notes:
+            print(f"note: {note}")
+        for group in stock.copies[:_SHOWN]:
+            print(f"the same bytes: {', '.join(str(file.name) for file in group[:_SHOWN])}")
+        for item in stock.skipped[:_SHOWN]:
+            print(f"unreadable: {item.file}: {item.reason}")
+        line = verdict(len(stock.files), stock.skipped, minutes)
+        copies = sum(len(group) - 1 for group in stock.copies)
+        print(line + (f" · {copies:,} copies of others" if copies else ""))
+        if good:
+            print(f"next: {shlex.join(['iddc', 'train', str(self.images), '--out', 'RUN'])}")
+            return 0
+        share = f"{self.runtime.max_unreadable:g}"
+        print(
+            "error: Training takes at least 2 images, and at most a share of "
+            f"{share} may be unreadable (--max-unreadable). Repair or remove the files above.",
+            file=sys.stderr,
+        )
+        return 3
+
+
+def verdict(readable: int, skipped: Sequence[Skipped], minutes: float) -> str:
+    """How many images can be trained on, and for how long: the last line of check."""
+    bad = f", {len(skipped):,} are unreadable" if skipped else ""
+    about = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(1, round(minutes))} min"
+    return f"{readable:,} images can be trained on{bad} · about {about} on the CPU of this machine"
+
+
+def training_minutes(experiment: Experiment, num_images: int, decoding: float) -> float:
+    """Estimate a training on this CPU: decoding, embedding the crops, and the pairs of patches.
+
+    Args:
+        experiment: What would be trained.
+        num_images: The number of images.
+        decoding: How long one takes to decode, in seconds.
+    """
+    if not num_images:
+        return 0.0
+    if experiment.method == "iddc":  # whose plan takes no torch
+        plan = Plan.of(experiment, num_images)
+    else:
+        experiment = completed(experiment)
+        plan = find_method(experiment.method).plan(experiment, num_images)
+    views, training = experiment.views, experiment.training
+    epochs = max(1, plan.steps // max(1, plan.steps_per_epoch))
+    new_views = min(epochs, views.repeat or epochs) * num_images
+    name = experiment.backbone.replace("-", "")
+    crop = next((work for key, work in _GFLOP.items() if key in name), _OTHER_GFLOP)
+    embedding = 2 * new_views * crop * (views.crop_size / 224) ** 2
+    patches = training.patches or (views.crop_size // 8) ** 2
+    pairs = 2 * patches**2 * (128 + training.heads * experiment.num_clusters) / 1e9
+    batch = min(training.batch_size, num_images)
+    learning = 3 * plan.steps * batch * (1 + experiment.objective.negatives) * pairs
+    return (new_views * decoding + (embedding + learning) / (_EFFICIENCY * _gflops())) / 60
+
+
+def _gflops() -> float:
+    """How fast this machine multiplies matrices, in 10^9 operations a second."""
+    side = 768
+    matrix = np.ones((side, side), np.float32)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        matrix @ matrix
+        best = max(best, 2 * side**3 / 1e9 / (time.perf_counter() - started))
+    return best
+
+
+def _listed(values: Counter[str]) -> str:
+    every = [f"{name} ({count:,})" for name, count in values.most_common(_SHOWN)]
+    more = [f"and {len(values) - _SHOWN} others"] if len(values) > _SHOWN else []
+    return ", ".join(every + more)
+
+
+def _record(stock: Stock, notes: list[str], minutes: float, *, good: bool) -> dict[str, Any]:
+    return {
+        "can_be_trained_on": good,
+        "images": len(stock.files),
+        **{name: dict(values) for name, values in stock.counts.items()},
+        "reading": stock.reading.model_dump(mode="json"),
+        "notes": notes,
+        "copies": [[str(file.name) for file in group] for group in stock.copies],
+        "unreadable": {str(item.file): item.reason for item in stock.skipped},
+        "minutes": round(minutes, 1),
+    }
