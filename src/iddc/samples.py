@@ -148,6 +148,22 @@ class Sampler:
         for index, image in self._each(whole, indices):
             yield index, self._embed(image[None])[0].float()
 
+    def pictures(
+        self, indices: Iterable[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "2 d h w"], UInt8[Tensor, "3 H W"]]]:
+        """The embeddings of whole images and of their mirror images, and their pixels.
+
+        One image after another, at working size; what mirror images give is mirrored back.
+        """
+        side = self._experiment.views.short_side
+
+        def whole(index: int) -> UInt8[Tensor, "3 H W"]:
+            return to_working_size(self._open(index, side), side, 0)
+
+        for index, image in self._each(whole, indices):
+            plain, mirrored = self._embed(torch.stack([image, image.flip(-1)])).float()
+            yield index, torch.stack([plain, mirrored.flip(-1)]), image
+
     def _among(self, indices: range | None) -> range:
         return range(len(self.files)) if indices is None else indices
 

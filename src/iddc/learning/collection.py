@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iddc.learning.learner import Learner
@@ -49,6 +49,16 @@ class EmbeddedCollection:
         """The index and the embeddings of each image as a whole, one by one."""
         self._session.pause()
         yield from self._sampler.maps(range(len(self._session.files)))
+        self._leave_out()
+
+    def pictures(
+        self, count: int
+    ) -> Iterator[tuple[int, Float[Tensor, "2 d h w"], UInt8[Tensor, "3 H W"]]]:
+        """The index, both embeddings and the pixels of some images as a whole, one by one."""
+        self._session.pause()
+        total = len(self._session.files)
+        chosen = min(count, total)
+        yield from self._sampler.pictures(i * total // chosen for i in range(chosen))
         self._leave_out()
 
     def note(self, line: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from iddc.config import Experiment, Frozen, HeadName
@@ -132,6 +132,16 @@ class Collection(Protocol):
 
         Under torchrun each process gets all of them.
         """
+
+    def pictures(
+        self, count: int
+    ) -> Iterator[tuple[int, Float[Tensor, "2 d h w"], UInt8[Tensor, "3 H W"]]]:
+        """The index of at most `count` images, their embeddings, and their pixels at working size.
+
+        The images are spread evenly over the collection, and embedded whole; the second map is
+        that of the mirror image, mirrored back. Under torchrun each process gets all of them.
+        """
+        ...
 
     def note(self, line: str) -> None:
         """Tell the user something in one line."""

@@ -1,0 +1,143 @@
+"""The method `consensus`: planted pictures, what decides the lengths, bad input, a whole run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from iddc.config import Experiment, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
+from iddc.datasets.synthetic import write_scenes
+from iddc.errors import DataError
+from iddc.images import find_images
+from iddc.learning import fit
+from iddc.methods.consensus import Consensus, ConsensusConfig
+from iddc.network import LinearHead
+from iddc.regions import colour_share
+from iddc.runs import Run
+from iddc.segmenter import Segmenter
+
+COLOURS = torch.tensor([[200, 60, 60], [60, 160, 60], [60, 60, 220]], dtype=torch.uint8)
+OFFSET = 3.0
+"""Raw embeddings lie far from 0, as those after a ReLU do."""
+
+
+class Planted:
+    """Pictures of three things of 75, 20 and 5 %, as embeddings far from 0 and as colours."""
+
+    def __init__(self, noise: float = 0.3, coloured: bool = True, things: int = 3) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.notes: list[str] = []
+        self.truth, self.images = [], []
+        for _ in range(12):
+            ids = torch.zeros(16, 20, dtype=torch.long)
+            ids[:8, :8] = 1
+            ids[12:, 16:] = 2
+            ids = ids.clamp(max=things - 1)
+            directions = torch.eye(6)[ids].permute(2, 0, 1) + OFFSET
+            maps = directions + noise * torch.randn(2, 6, 16, 20, generator=generator)
+            shown = ids if coloured else torch.zeros_like(ids)
+            pixels = COLOURS[shown].permute(2, 0, 1)
+            pixels = pixels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+            self.truth.append(ids)
+            self.images.append((maps, pixels))
+
+    def pictures(self, count: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        for index, (maps, pixels) in enumerate(self.images[:count]):
+            yield index, maps, pixels
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def sample(self, count: int) -> Tensor:
+        raise NotImplementedError
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def maps(self) -> Iterator[tuple[int, Tensor]]:
+        raise NotImplementedError
+
+
+def method(num_clusters: int = 3, **options: object) -> Consensus:
+    torch.manual_seed(0)
+    numbers = {"prototypes": 30, "groupings": 3, "steps": 100, "batch_size": 256} | options
+    config = ConsensusConfig.model_validate(numbers)
+    experiment = Experiment(num_clusters=num_clusters, head="linear")
+    return Consensus(LinearHead(6, num_clusters), experiment, config)
+
+
+def test_the_head_gives_each_raw_patch_the_class_of_its_thing_however_small() -> None:
+    planted, consensus = Planted(), method()
+    numbers = consensus.refit(planted, 0, 0)
+    maps = torch.stack([maps.mean(0) for maps, _ in planted.images])
+    found = consensus.head(maps).argmax(1)
+    truth = torch.stack(planted.truth)
+    counts = torch.zeros(3, 3).index_put_((found, truth), torch.ones(1), accumulate=True)
+    assert counts.max(1).values.sum() / truth.numel() > 0.95
+    assert sorted(counts.argmax(1).tolist()) == [0, 1, 2]
+    assert numbers["groups"] == 3
+    assert numbers["largest"] == pytest.approx(0.75, abs=0.02)
+    assert numbers["smallest"] == pytest.approx(0.05, abs=0.02)
+
+
+def test_lengths_are_free_where_colours_do_not_explain_embeddings() -> None:
+    known = method().refit(Planted(noise=0.1), 0, 0)
+    unknown = method(num_clusters=2).refit(Planted(noise=0.1, coloured=False), 0, 0)
+    assert (known["unit_length"], unknown["unit_length"]) == (1, 0)
+    assert unknown["colour_share"] == pytest.approx(0, abs=1e-6)
+    assert method(lengths="free").refit(Planted(noise=0.1), 0, 0)["unit_length"] == 0
+
+
+def test_the_colour_share_is_the_variance_between_regions() -> None:
+    # Two regions with means -1 and 2 about the mean 0, in each a deviation of 1.
+    maps = torch.tensor([[[0.0, -2, 0, -2, 3, 1]]])
+    regions = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    between, within = (4 * 1 + 2 * 4) / 6, 1
+    assert colour_share(maps, regions) == pytest.approx(between / (between + within))
+    assert colour_share(torch.ones(2, 1, 6), regions) == 0
+
+
+def test_images_with_fewer_things_than_clusters_are_an_error_that_counts_them() -> None:
+    with pytest.raises(DataError, match="Found 1 distinct group in these images"):
+        method().refit(Planted(noise=0, things=1), 0, 0)
+    with pytest.raises(DataError, match=r"expected at least 300.*--num-clusters \d+ or fewer"):
+        method(num_clusters=300).refit(Planted(noise=0), 0, 0)
+
+
+def test_clusters_that_win_no_patch_are_told() -> None:
+    planted, consensus = Planted(), method(num_clusters=4)
+    targets = torch.eye(4)[torch.tensor([0, 0, 0, 2])]
+    numbers = consensus._counted(planted, targets)
+    assert numbers == {"groups": 2, "largest": 0.75, "smallest": 0}
+    assert "found 2 distinct groups: 2 of the 4 clusters win no patch" in planted.notes[0]
+
+
+def test_a_run_saves_what_it_predicts_and_its_seed_decides_it(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", count=8, size=(96, 80), seed=0)
+    files = find_images(tmp_path / "scenes" / "train" / "images").files
+    experiment = Experiment(
+        method="consensus",
+        num_clusters=3,
+        backbone="untrained:resnet18",
+        views=ViewsConfig(short_side=80, crop_size=64),
+        training=TrainingConfig(precision="fp32"),
+        prediction=PredictionConfig(window=0),
+        options={"sample": 500, "prototypes": 20, "steps": 20},
+    )
+    weights = []
+    for name in ("one", "two"):
+        with Run.start(tmp_path / name, experiment, source="scenes") as run:
+            fit(files, experiment, run, Runtime(device="cpu", workers=0))
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        record = json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])
+        assert record["pictures"] == len(files)
+    assert weights[0] == weights[1]
+    segmenter = Segmenter.load(tmp_path / "two", "cpu")
+    mask = segmenter.predict(np.zeros((80, 96, 3), np.uint8)).clusters
+    assert mask.shape == (80, 96)
