@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from iddc.canvas import STRIP_VALUES, window_starts
+from iddc.canvas import STRIP_VALUES, window_starts, windows_of
 from iddc.config import PredictionConfig
 from iddc.windows import (
     Predictor,
@@ -124,6 +124,79 @@ def test_windows_cover_every_pixel_and_stay_inside(size: int, window: int, overl
         covered[start : start + window] += 1
     assert covered.min() >= 1
     assert starts == sorted(set(starts)) == slow_starts(size, window, overlap)
+
+
+@given(size=st.integers(1, 3000), window=st.integers(2, 500), overlap=st.integers(0, 400))
+def test_fitted_windows_cover_evenly_and_are_no_smaller_than_asked(
+    size: int, window: int, overlap: int
+) -> None:
+    overlap = min(overlap, window - 1)
+    config = PredictionConfig(window=window, overlap=overlap, fit=True)
+    starts, length = windows_of(size, config)
+    assert length >= min(window, size)
+    assert length % 16 == 0 or length == size
+    assert starts[0] == 0
+    assert starts[-1] + length == size
+    steps = np.diff(starts)
+    if len(steps):
+        # None coincide, neighbours share what was asked for, and they are evenly spaced.
+        assert steps.min() > 0
+        assert length - steps.max() >= overlap - 1
+        assert steps.max() - steps.min() <= 1
+    # One more would be smaller than asked.
+    if window >= 64 and overlap <= window / 2:
+        assert (len(starts) + 1) * (window - overlap) + overlap > size
+
+
+@pytest.mark.parametrize(
+    ("size", "starts", "length"),
+    [
+        (227, [0], 227),
+        (256, [0], 256),
+        (320, [0], 320),
+        (448, [0, 176], 272),
+        (597, [0, 170, 341], 256),
+    ],
+)
+def test_small_images_are_one_window_and_none_nearly_coincide(
+    size: int, starts: list[int], length: int
+) -> None:
+    config = PredictionConfig(window=224, overlap=75, fit=True)
+    assert windows_of(size, config) == (starts, length)
+
+
+@dataclass
+class Lopsided(Cells):
+    """Each window adds a bias of its own, as context does: windows disagree where they overlap."""
+
+    def probs(self, images: Tensor) -> Tensor:
+        bias = images.float().mean((1, 2, 3)) / 255
+        logits = super().probs(images).log()
+        logits[:, 0] += (10 * (bias - bias.round(decimals=1)))[:, None, None] * 20
+        return logits.softmax(1)
+
+
+def changes_per_column(config: PredictionConfig, count: int = 12) -> np.ndarray:
+    """How often the class changes from a column to the next, over smooth images without noise."""
+    changes = np.zeros(399, int)
+    for seed in range(count):
+        coarse = noise(5, 6, seed).float()[None]
+        image = functional.interpolate(coarse, (224, 400), mode="bicubic")[0]
+        image = image.clamp(0, 255).round().byte()
+        clusters = cluster_map(Lopsided(patch=16), image, config, (224, 400), device=CPU)
+        changes += (clusters[:, 1:] != clusters[:, :-1]).sum(0)
+    return changes
+
+
+def test_feathered_windows_have_no_seams_where_averaged_ones_do() -> None:
+    borders = [148, 175, 223]  # windows of 224 start at 0, 149 and 176
+    plain, feathered = (
+        changes_per_column(PredictionConfig(window=224, overlap=75, blend=blend))
+        for blend in ("mean", "tent")
+    )
+    assert max(plain[borders]) > 4 * np.median(plain) + 10
+    assert max(feathered[borders]) < 2 * np.median(feathered) + 10
+    assert max(feathered) < max(plain) / 2
 
 
 def test_windows_of_the_released_validation_on_a_coco_image() -> None:

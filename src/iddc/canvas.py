@@ -43,6 +43,26 @@ def window_starts(size: int, window: int, overlap: int) -> list[int]:
     return [*range(0, last, window - overlap), last]
 
 
+def windows_of(size: int, config: PredictionConfig) -> tuple[list[int], int]:
+    """Where the windows of an axis of `size` pixels start, and how long each is.
+
+    Fitted windows are as few as cover the axis, none shorter than `config.window` unless the axis
+    is, each a multiple of 16 pixels long where that fits, and evenly spaced.
+    """
+    if not config.window:
+        return [0], size
+    if not config.fit:
+        starts = window_starts(size, config.window, config.overlap)
+        return starts, min(config.window, size)
+    count = max(1, (size - config.overlap) // (config.window - config.overlap))
+    length = -(-(size + (count - 1) * config.overlap) // count)
+    length = min(size, -(-length // 16) * 16)
+    # Rounded up, fewer may do.
+    last = size - length
+    count = 1 + -(-last // (length - config.overlap)) if last else 1
+    return [round(index * last / max(count - 1, 1)) for index in range(count)], length
+
+
 def linear_strips(
     grid: Float[Tensor, "k gh gw"],
     others: Iterator[Float[Tensor, "k gh gw"]],
@@ -235,8 +255,7 @@ class _AxisWindow:
 @lru_cache(maxsize=16)
 def _windows_of_axis(size: int, grid: int, config: PredictionConfig) -> list[_AxisWindow]:
     """The windows of an axis of `size` pixels, whose grids have `grid` cells; without any, one."""
-    starts = window_starts(size, config.window, config.overlap) if config.window else [0]
-    window = min(config.window or size, size)
+    starts, window = windows_of(size, config)
     weight, total = _blending(window, config), torch.zeros(size, dtype=torch.float64)
     for start in starts:
         total[start : start + window] += weight

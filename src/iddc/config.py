@@ -58,6 +58,8 @@ Blend = Literal["mean", "tent"]
 ValueRange = Literal["auto", "file"] | tuple[float, float]
 """One range of all images; one for each file; or the values that become 0 and 255."""
 Pages = Literal["first", "all"] | tuple[Annotated[int, Field(ge=1)], ...]
+Speed = Literal["exact", "balanced", "fast"]
+"""Mirrored windows; as few windows as fit; as few large ones as fit."""
 RefineName = Literal["none", "fast", "crf"]
 """Probabilities as they are; moved to edges by local windows; by the fully connected CRF."""
 ExportFormat = Literal["onnx", "torch-export"]
@@ -288,7 +290,10 @@ class PredictionConfig(Frozen):
     window: int = Field(224, ge=0, le=4096)
     """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
     overlap: int = Field(75, ge=0)
-    """How many pixels neighbouring windows share."""
+    """How many pixels neighbouring windows share, at least."""
+    fit: bool = False
+    """Cover an image with as few windows as can be, evenly spaced and none smaller than `window`;
+    otherwise windows have that side, and the last one is moved back to the border."""
     flip: bool = True
     """Average the probabilities (or logits, see `softmax`) with those of the mirrored image."""
     softmax: SoftmaxAt = "patches"
@@ -302,6 +307,11 @@ class PredictionConfig(Frozen):
     refine: RefineName = "none"
     """Make masks follow edges; crf needs the extra `crf`, and memory for the whole image."""
 
+    @property
+    def min_side(self) -> int:
+        """The shorter side to which smaller images are enlarged, in pixels."""
+        return min(self.window, 224) if self.fit else self.window
+
     @model_validator(mode="after")
     def _windows_advance(self) -> PredictionConfig:
         if self.window and self.overlap >= self.window:
@@ -312,6 +322,13 @@ class PredictionConfig(Frozen):
 
 
 _METHODS_BY_HEAD: dict[Any, MethodName] = {"centroids": "kmeans", "codes": "stego"}
+
+SPEEDS: dict[Speed, dict[str, int | bool | str]] = {
+    "exact": {"window": 224, "overlap": 75, "fit": False, "flip": True, "blend": "tent"},
+    "balanced": {"window": 224, "overlap": 75, "fit": True, "flip": False, "blend": "tent"},
+    "fast": {"window": 448, "overlap": 64, "fit": True, "flip": False, "blend": "tent"},
+}
+"""The fields of PredictionConfig that each speed sets (decision 011)."""
 
 
 class Experiment(Frozen):

@@ -379,7 +379,7 @@ def make_request(
         config: The windows and the refinement.
         at_working_size: Whether the result is as large as the prepared image.
     """
-    pixels = to_working_size(image, short_side, config.window)
+    pixels = to_working_size(image, short_side, config.min_side)
     height, width = pixels.shape[1:] if at_working_size else (image.height, image.width)
     if config.refine == "none":
         return Request(pixels, (height, width))

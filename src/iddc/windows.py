@@ -19,7 +19,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from iddc.canvas import linear_strips, pixel_strips, window_starts, working_size
+from iddc.canvas import linear_strips, pixel_strips, windows_of, working_size
 from iddc.config import PredictionConfig
 from iddc.device import in_memory
 
@@ -269,11 +269,11 @@ def _kind(num_clusters: int) -> torch.dtype:
 def _windows(
     image: UInt8[Tensor, "3 H W"], config: PredictionConfig
 ) -> Iterator[UInt8[Tensor, "3 h w"]]:
-    height, width = image.shape[1:]
-    window = config.window or max(height, width)
-    for y in window_starts(height, window, config.overlap if config.window else 0):
-        for x in window_starts(width, window, config.overlap if config.window else 0):
-            yield image[:, y : y + window, x : x + window]
+    tops, height = windows_of(image.shape[1], config)
+    lefts, width = windows_of(image.shape[2], config)
+    for y in tops:
+        for x in lefts:
+            yield image[:, y : y + height, x : x + width]
 
 
 def _grids(

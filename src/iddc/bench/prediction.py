@@ -12,7 +12,7 @@ from iddc.bench.inputs import Case, Inputs
 from iddc.bench.machine import Work, count_flops
 from iddc.bench.network import once
 from iddc.bench.turns import Part
-from iddc.canvas import window_starts
+from iddc.canvas import windows_of
 from iddc.config import Experiment
 from iddc.datasets import open_dataset
 from iddc.evaluation import EvalProtocol, evaluate
@@ -84,22 +84,30 @@ def _trained(inputs: Inputs, case: Case) -> tuple[Network, Experiment]:
 def plain_clusters(
     network: Network, image: Image.Image, experiment: Experiment
 ) -> Integer[np.ndarray, "H W"]:
-    """One window at a time, then its mirror image, in fp32, added up at the image's full size."""
+    """One window at a time, in fp32, added up at the size at which the image is seen."""
     config, device = experiment.prediction, network.backbone.mean.device
-    pixels = to_working_size(image, experiment.views.short_side, config.window).to(device)
+    pixels = to_working_size(image, experiment.views.short_side, config.min_side).to(device)
     height, width = pixels.shape[1:]
     probs = torch.zeros(network.num_clusters, height, width, device=device)
-    count = torch.zeros(height, width, device=device)
-    for top in window_starts(height, config.window, config.overlap):
-        for left in window_starts(width, config.window, config.overlap):
-            place = np.s_[..., top : top + config.window, left : left + config.window]
-            for mirrored in (False, True):
-                crop = pixels[place].flip(-1) if mirrored else pixels[place]
+    total = torch.zeros(height, width, device=device)
+    tops, rows = windows_of(height, config)
+    lefts, columns = windows_of(width, config)
+    weight = torch.ones(rows, columns, device=device)
+    if config.blend == "tent":
+        down, across = (
+            torch.minimum(torch.arange(n), n - 1 - torch.arange(n)) + 1.0 for n in (rows, columns)
+        )
+        weight = torch.outer(down, across).to(device)
+    for top in tops:
+        for left in lefts:
+            position = np.s_[..., top : top + rows, left : left + columns]
+            for mirrored in (False, True) if config.flip else (False,):
+                crop = pixels[position].flip(-1) if mirrored else pixels[position]
                 grid = network.probs(crop[None])
                 window = interpolate(grid, size=crop.shape[1:], mode="bilinear")[0]
-                probs[place] += window.flip(-1) if mirrored else window
-                count[place] += 1
-    full = interpolate((probs / count)[None], size=(image.height, image.width), mode="bilinear")
+                probs[position] += weight * (window.flip(-1) if mirrored else window)
+                total[position] += weight
+    full = interpolate((probs / total)[None], size=(image.height, image.width), mode="bilinear")
     clusters: np.ndarray = full[0].argmax(dim=0).cpu().numpy()
     return clusters
 
@@ -107,14 +115,13 @@ def plain_clusters(
 def prediction_work(network: Network, image: Image.Image, experiment: Experiment) -> Work:
     """The network on every window and its mirror image; pixels, clusters and weights moved."""
     config = experiment.prediction
-    height, width = to_working_size(image, experiment.views.short_side, config.window).shape[1:]
-    windows = 1
-    for side in (height, width):
-        windows *= len(window_starts(side, config.window, config.overlap))
-    crop = torch.zeros(1, 3, config.window, config.window, device=network.backbone.mean.device)
+    height, width = to_working_size(image, experiment.views.short_side, config.min_side).shape[1:]
+    (tops, rows), (lefts, columns) = windows_of(height, config), windows_of(width, config)
+    passes = len(tops) * len(lefts) * (2 if config.flip else 1)
+    crop = torch.zeros(1, 3, rows, columns, device=network.backbone.mean.device)
     with torch.no_grad():
         flops = count_flops(lambda: network.probs(crop))
     return Work(
-        bf16=2 * windows * flops,
+        bf16=passes * flops,
         traffic=4 * image.width * image.height,
     ) + once(network)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tyro.conf import arg
 
 from iddc.cli.options import Flat, ImagesPath, ReadsPhotos, RunPath, refuse_inside, say
-from iddc.config import PredictionConfig, RefineName, Runtime
+from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
 from iddc.errors import ConfigError
 from iddc.runs import Run, explain
 
@@ -60,6 +60,12 @@ class Predict(ReadsPhotos):
     these has square metres too."""
     shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
     """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
+    speed: Annotated[
+        Speed | None,
+        arg(metavar="{exact,balanced,fast}", help_behavior_hint="(default: the model's own)"),
+    ] = None
+    """exact: windows of 224 pixels and their mirror images; balanced: as few windows as fit, not
+    mirrored; fast: windows of 448 pixels at least."""
     window: Annotated[int | None, ModelsOwn] = None
     """The side of a sliding window at working size, in pixels; 0: the whole image at once."""
     overlap: Annotated[int | None, ModelsOwn] = None
@@ -123,7 +129,9 @@ class Predict(ReadsPhotos):
 
         segmenter = Segmenter.load(Run.open(self.run).path, self.runtime.device)
         given = {"window": self.window, "overlap": self.overlap, "refine": self.refine}
-        own = segmenter.experiment.prediction.model_dump()
+        own = segmenter.experiment.prediction.model_dump() | (
+            SPEEDS[self.speed] if self.speed else {}
+        )
         try:
             config = PredictionConfig(**own | {k: v for k, v in given.items() if v is not None})
         except ValidationError as error:
