@@ -113,7 +113,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = ["train", photos, "--out", str(folder / "cut"), "--workers", "0", *device]
     training += ["--checkpoint-every", "1", "--config", str(run / "config.yaml")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("iddc.segmenter.Segmenter.save", stop)
+        patch.setattr("iddc.learning.loop.save_model", stop)
         assert main([*training, "--backbone", str(WEIGHTS), "--epochs", "1"]) == 130
     return folder
 
