@@ -148,6 +148,17 @@ ORDERED = [
 """Pairs of fields of which the second is the larger."""
 
 
+RANGES = st.tuples(st.floats(-1e6, 0), st.floats(1, 1e6))
+READING: dict[str, st.SearchStrategy[Any]] = {
+    "range": st.sampled_from(["auto", "file"]) | RANGES,
+    "bands": st.sampled_from([(), (4,), (3, 2, 1)]),
+    "pages": st.sampled_from(["first", "all"]) | st.lists(st.integers(1, 9), min_size=1).map(tuple),
+    "measured": st.dictionaries(st.sampled_from(["uint16", "float32"]), RANGES),
+    "band_names": st.just(()),
+}
+"""Values of fields whose types do not say all that they accept."""
+
+
 @st.composite
 def records(draw: st.DrawFn, model: type[BaseModel]) -> dict[str, Any]:
     """Some fields of a configuration, each with a value it accepts, pairs in order."""
@@ -155,7 +166,8 @@ def records(draw: st.DrawFn, model: type[BaseModel]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for index in draw(st.lists(st.integers(0, len(every) - 1), max_size=25, unique=True)):
         place, field = every[index]
-        put(record, place, draw(valid(field)))
+        special = READING.get(place[-1]) if place[0] == "reading" else None
+        put(record, place, draw(special if special is not None else valid(field)))
     defaults = model().model_dump()
     for group, low, high in ORDERED:
         if group not in record:
