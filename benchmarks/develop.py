@@ -32,9 +32,12 @@ from torch.nn.functional import normalize, one_hot
 
 from embedded import DATA, SETS, Picture, Pictures, Result, directions, entropy, load, score, truth
 from iddc.clustering import spherical_kmeans
+from iddc.config import Experiment
 from iddc.consensus import fit_consensus
+from iddc.methods.consensus import Consensus, ConsensusConfig
 from iddc.metrics import IGNORE, Confusion
-from iddc.regions import both_regions, region_means
+from iddc.network import LinearHead
+from iddc.regions import both_regions, colour_share, region_means
 
 Predict = Callable[[Picture], Float[Tensor, "k h w"]]
 Fit = Callable[[Pictures, int, int], Predict]
@@ -125,25 +128,52 @@ def kmeans(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
 
 
 def consensus(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
-    """The consensus of over-clusterings, on embeddings averaged over regions; so at test too."""
+    """The classes that `--method consensus` finds, as they are, with regions at test too."""
     mean = pictures.features().mean(0)
-    rows = [averaged(picture, mean).flatten(1).T for picture in pictures.items]
-    vectors = torch.cat(rows)
+    shares = [colour_share(directions(one), divided(one)[1]) for one in pictures.items]
+    unit = fmean(shares) >= ConsensusConfig().known_share
+
+    def averaged(picture: Picture) -> Float[Tensor, "d h w"]:
+        centred = normalize(directions(picture) - mean[:, None, None], dim=0)
+        maps = region_means(centred, divided(picture))
+        return normalize(maps, dim=0) if unit else maps
+
+    vectors = torch.cat([averaged(picture).flatten(1).T for picture in pictures.items])
     found = fit_consensus(vectors[sample(len(vectors), 60_000, seed)], num_clusters, seed=seed)
 
     def predict(picture: Picture) -> Tensor:
-        maps = averaged(picture, mean)
+        maps = averaged(picture)
         return found.probs(maps.flatten(1).T).T.unflatten(1, maps.shape[1:])
 
     return predict
 
 
-def averaged(picture: Picture, mean: Float[Tensor, " d"]) -> Float[Tensor, "d h w"]:
-    """Centred directions, averaged over regions; kept, since regions depend on nothing else."""
+def taught(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
+    """`consensus`, taught to a linear head that sees embeddings alone, as the product does."""
+    teacher = consensus(pictures, num_clusters, seed)
+    rows = torch.cat(
+        [one.features.float().flatten(2).permute(0, 2, 1) for one in pictures.items], 1
+    )
+    targets = torch.cat([teacher(picture).flatten(1).T for picture in pictures.items])
+    drawn = sample(len(targets), ConsensusConfig().sample, seed)
+    experiment = Experiment(num_clusters=num_clusters, seed=seed, head="linear")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        head = LinearHead(rows.shape[2], num_clusters)
+    Consensus(head, experiment, ConsensusConfig()).teach(rows[:, drawn], targets[drawn])
+
+    @torch.no_grad()
+    def predict(picture: Picture) -> Tensor:
+        return head(picture.features.float()).softmax(1).mean(0)
+
+    return predict
+
+
+def divided(picture: Picture) -> tuple[Tensor, Tensor]:
+    """The regions of a picture; kept, since they depend on nothing else."""
     if picture not in _REGIONS:
         _REGIONS[picture] = both_regions(directions(picture), picture.lab)
-    centred = normalize(directions(picture) - mean[:, None, None], dim=0)
-    return region_means(centred, _REGIONS[picture])
+    return _REGIONS[picture]
 
 
 _REGIONS: WeakKeyDictionary[Picture, tuple[Tensor, Tensor]] = WeakKeyDictionary()
@@ -157,6 +187,7 @@ RECIPES: dict[str, Fit] = {
     "appearance": appearance_only,
     "kmeans": kmeans,
     "consensus": consensus,
+    "consensus-head": taught,
 }
 """Recipes by name."""
 

@@ -119,7 +119,7 @@ class Consensus(Method):
             vectors, self.experiment.num_clusters, options, seed=self.experiment.seed
         )
         targets = found.probs(vectors)
-        loss = self._teach(torch.cat(seen, 1)[:, order].float(), targets)
+        loss = self.teach(torch.cat(seen, 1)[:, order].float(), targets)
         return {
             "pictures": float(len(pictures)),
             "colour_share": share,
@@ -147,7 +147,7 @@ class Consensus(Method):
             "smallest": float(sizes.min()),
         }
 
-    def _teach(self, rows: Float[Tensor, "2 n d"], targets: Float[Tensor, "n k"]) -> float:
+    def teach(self, rows: Float[Tensor, "2 n d"], targets: Float[Tensor, "n k"]) -> float:
         """Teach the head the class of each patch; the mean of the last losses.
 
         It learns on standardised embeddings. Their mean and deviation are then part of its
