@@ -358,3 +358,22 @@ def test_a_large_jpeg_gives_the_crops_of_the_whole_photo(tmp_path: Path) -> None
     )
     difference = (reduced.float() - whole.float()).abs()
     assert 0 < difference.mean() < 1
+
+
+def test_crops_of_a_half_empty_image_lie_where_the_data_are(tmp_path: Path) -> None:
+    pixels = np.full((256, 256, 4), 255, np.uint8)
+    pixels[..., :3] = 7
+    pixels[:, :128, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    config = ViewsConfig(short_side=0, crop_size=64, min_scale=1, max_scale=1)
+    dataset = ViewDataset([ImageFile(tmp_path / "a.png", PurePosixPath("a.png"))], config, 0)
+    shares = [float((dataset[epoch, 0].crops == 7).float().mean()) for epoch in range(8)]
+    assert min(shares) > 0.9  # of a draw by chance half
+    assert np.mean(shares) > 0.97
+
+
+def test_an_image_without_data_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), np.nan, np.float32)).save(tmp_path / "a.tif")
+    files = [ImageFile(tmp_path / "a.tif", PurePosixPath("a.tif"))]
+    view = ViewDataset(files, SMALL, seed=0)[0, 0]
+    assert (view.crops, view.reason) == (None, "no pixel holds data")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,10 +21,12 @@ from torch.utils.data import Dataset
 from iddc.canvas import working_size
 from iddc.config import ReadingConfig, ViewsConfig
 from iddc.errors import UnreadableImage
-from iddc.images import AS_STORED, ImageFile, open_image
+from iddc.images import AS_STORED, ImageFile, open_picture
 
 _CROPS, _ORDER, _ROLLS, _PATCHES = range(4)
 """The independent streams of random numbers, so that no two draws share a key."""
+_DRAWS = 16
+"""How often crops are drawn of an image with pixels without data, to find some that hold data."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,25 @@ def cut(image: Image.Image, crops: Crops, crop_size: int) -> UInt8[Tensor, "2 3 
     return torch.from_numpy(pixels[..., ::-1].copy() if crops.flip else pixels)
 
 
+def most_data(drawn: Sequence[Crops], valid: Bool[np.ndarray, "H W"], crop_size: int) -> Crops:
+    """Choose the first draw whose emptier crop holds the most data."""
+    height, width = valid.shape
+
+    def share(crops: Crops) -> float:
+        across, down = width / crops.size[0], height / crops.size[1]
+        return min(
+            float(
+                valid[
+                    int(top * down) : math.ceil((top + crop_size) * down),
+                    int(left * across) : math.ceil((left + crop_size) * across),
+                ].mean()
+            )
+            for left, top in crops.corners
+        )
+
+    return max(drawn, key=share)
+
+
 class ViewDataset(Dataset[View]):
     """The views of a list of images: `dataset[epoch, index]` is the same whoever asks, and when.
 
@@ -147,11 +168,17 @@ class ViewDataset(Dataset[View]):
         epoch, index = key
         file = self.files[index]
         try:
-            image = open_image(file, self._min_side, self.reading)
+            picture = open_picture(file, self._min_side, self.reading)
         except UnreadableImage as error:
             return View(index, None, error.reason)
-        crops = draw_crops(image.size, self.config, _generator(_CROPS, self.seed, epoch, index))
-        side = self.config.crop_size
+        image, valid, side = picture.image, picture.valid, self.config.crop_size
+        if valid is not None and not valid.any():
+            return View(index, None, "no pixel holds data")
+        rng = _generator(_CROPS, self.seed, epoch, index)
+        crops = draw_crops(image.size, self.config, rng)
+        if valid is not None:
+            others = [draw_crops(image.size, self.config, rng) for _ in range(_DRAWS - 1)]
+            crops = most_data([crops, *others], valid, side)
         return View(index, cut(image, crops, side), boxes=crops.boxes(side))
 
 
