@@ -8,7 +8,7 @@ z of each patch is compared with K centroids of a teacher, M, a moving average o
       + mean((F'_ij - b2) delta_ij) between an image and another        smooth across
       + mean(CE(cos(sg z, m), argmax_k cos(z, M)))                      data
 
-F' are centred cosines of embeddings (`stego.centred`). Codes learn from smoothness through the
+F' are centred cosines of embeddings (`stego.attraction`). Codes learn from smoothness through the
 teacher's centroids, the student's centroids from the teacher's labels. Left out: the dropout, and
 the five fixed crops, in whose place are IDDC's views. The teacher follows after the optimiser's
 step, the release's before it. A run too short for the teacher's pace gets a faster one.
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from iddc.config import Experiment, Frozen
 from iddc.methods.method import Batch, Group, Images, Method, Rows
-from iddc.methods.stego import centred
+from iddc.methods.stego import attraction
 from iddc.network import SmoothCodes
 from iddc.schedules import Plan
 from iddc.views import draw_patches, draw_rolls
@@ -137,9 +137,8 @@ def smoothness_loss(
 
     The mean of (F' - b) (1 - cos(P, P')) over all pairs of an image's patches and the other's.
     """
-    affinity = centred(features, other_features, "released")
     agreement = normalize(probs, dim=-1) @ normalize(other_probs, dim=-1).mT
-    return ((affinity - shift) * (1 - agreement)).mean()
+    return (attraction(features, other_features, shift, "released") * (1 - agreement)).mean()
 
 
 def data_loss(

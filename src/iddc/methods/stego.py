@@ -236,19 +236,22 @@ def correspondence_loss(
             shift is compared with cosines as they are; none: F' = F.
     """
     likeness = normalize(first.codes, dim=-1) @ normalize(second.codes, dim=-1).mT
-    attraction = centred(first.features, second.features, centering) - shift
-    return -(attraction * likeness.relu()).mean()
+    pull = attraction(first.features, second.features, shift, centering)
+    return -(pull * likeness.relu()).mean()
 
 
-def centred(
-    features: Float[Tensor, "b n d"], others: Float[Tensor, "b m d"], centering: SpatialCentering
+def attraction(
+    features: Float[Tensor, "b n d"],
+    others: Float[Tensor, "b m d"],
+    shift: float,
+    centering: SpatialCentering,
 ) -> Float[Tensor, "b n m"]:
-    """The cosines of all pairs of an image's features and the other's, centred; a target."""
+    """F' - b: how much the features of each pair attract their codes; a target without gradient."""
     affinity = (normalize(features, dim=-1) @ normalize(others, dim=-1).mT).detach()
-    centre = affinity.mean(dim=2, keepdim=True)
-    if centering == "none":
-        return affinity
-    return affinity - centre + (affinity.mean() if centering == "released" else 0)
+    found = affinity - shift
+    if centering != "none":
+        found = found - affinity.mean(dim=2, keepdim=True)
+    return found + affinity.mean() if centering == "released" else found
 
 
 def probe_loss(cosines: Float[Tensor, "b v k m"]) -> Float[Tensor, ""]:
