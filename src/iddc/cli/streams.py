@@ -37,7 +37,9 @@ class _Stream:
     def _fail(self, error: OSError) -> None:
         # What waits in the buffer would fail again, at the latest when Python exits.
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
         if self._pipes_matter and isinstance(error, BrokenPipeError):
             raise error
         self.failure = self.failure or error
