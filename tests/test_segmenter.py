@@ -6,6 +6,7 @@ import doctest
 import json
 import shutil
 import sys
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,47 @@ def test_every_kind_of_input_gives_the_same_clusters(tmp_path: Path) -> None:
     array = np.asarray(image)
     segmenter = Segmenter.of(Brightness(), experiment())
     expected = segmenter.predict(image).clusters
+    encoded = path.read_bytes()
     kinds = [path, str(path), array, torch.tensor(array).permute(2, 0, 1), image.convert("RGBA")]
+    kinds += [encoded, bytearray(encoded), BytesIO(encoded), path.open("rb")]
     for kind in kinds:
         assert (segmenter.predict(kind).clusters == expected).all()
+    kinds[-1].close()
+
+
+def test_a_list_of_images_gives_a_list_of_results() -> None:
+    segmenter = Segmenter.of(Brightness(), experiment())
+    images = [photo(40, 30), np.asarray(photo(33, 50, seed=1))]
+    results = segmenter.predict(images)
+    assert isinstance(results, list)
+    for image, result in zip(images, results, strict=True):
+        assert (result.clusters == segmenter.predict(image).clusters).all()
+    assert segmenter.predict(()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 7, {"image": 1}, iter(()), object(), StringIO("text")],
+    ids=["None", "number", "dictionary", "iterator", "object", "text"],
+)
+def test_what_is_no_image_is_a_data_error_that_says_what_is_one(wrong: Any) -> None:
+    segmenter = Segmenter.of(Brightness(), experiment())
+    with pytest.raises(DataError, match="Expected"):
+        segmenter.predict(wrong)
+    with pytest.raises(DataError, match="Expected"):
+        segmenter.predict([wrong])
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 7, "a.jpg", b"PNG", Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8)],
+    ids=["None", "number", "path", "bytes", "Pillow", "array"],
+)  # fmt: skip
+def test_one_image_where_several_are_expected_is_a_data_error(wrong: Any) -> None:
+    with pytest.raises(DataError, match="Expected several images"):
+        list(Segmenter.of(Brightness(), experiment()).predict_all(wrong))
+    if not isinstance(wrong, str):
+        with pytest.raises(DataError, match="Expected several images"):
+            Segmenter(**TINY).fit(wrong, **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +448,52 @@ def test_fit_trains_as_the_function_of_the_command_does(photos: Path, tmp_path: 
         assert (tmp_path / "run" / name).read_bytes() == (run.path / name).read_bytes()
     expected = Segmenter.load(run.path, device="cpu").predict(photo(50, 40)).clusters
     assert (trained.predict(photo(50, 40)).clusters == expected).all()
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """A data set of torch, of images and labels that nobody may look at."""
+
+    def __init__(self, images: list[Image.Image]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, object]:
+        return self.images[index], object()
+
+
+@pytest.mark.parametrize(
+    "kind", ["arrays", "generator", "array", "tensor", "data set", "bytes", "dictionaries"]
+)
+def test_fit_learns_the_same_from_a_folder_and_from_images_in_memory(
+    photos: Path, kind: str
+) -> None:
+    expected = Segmenter(**TINY).fit(photos, **QUIET).predict(photo(50, 40)).clusters
+    images = [photo(80, 70, seed=index) for index in range(4)]
+    stacked = np.stack([np.asarray(image) for image in images])
+    given: Any = {
+        "arrays": list(stacked),
+        "generator": (image for image in images),
+        "array": stacked,
+        "tensor": torch.tensor(stacked).permute(0, 3, 1, 2),
+        "data set": Pairs(images),
+        "bytes": [(photos / f"{index}.png").read_bytes() for index in range(4)],
+        "dictionaries": [{"image": image, "label": None} for image in images],
+    }[kind]
+    found = Segmenter(**TINY).fit(given, **QUIET).predict(photo(50, 40)).clusters
+    assert (found == expected).all()
+
+
+def test_an_image_in_memory_that_is_none_is_named_by_its_number() -> None:
+    images = [photo(80, 70), np.zeros((5, 5), np.float32)]
+    with pytest.raises(DataError, match=r"Image 1: Expected an image .* found ndarray of float32"):
+        Segmenter(**TINY).fit(images, **QUIET)
+
+
+def test_fit_on_one_image_says_that_it_needs_two() -> None:
+    with pytest.raises(DataError, match="needs at least 2"):
+        Segmenter(**TINY).fit([photo(80, 70)], **QUIET)
 
 
 def test_fit_without_a_folder_keeps_nothing_on_disk(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from iddc.backbones import resolve
-from iddc.config import Experiment, PredictionConfig, ReadingConfig, Runtime
+from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast, pick_device
-from iddc.errors import ConfigError, DataError
-from iddc.images import ImageFile, Picture, collect, find_images, open_picture, picture_of
+from iddc.errors import ConfigError
+from iddc.images import Picture, collect, find_images
+from iddc.images.given import ImageLike, as_files, as_picture, items_of
 from iddc.learning import fit
 from iddc.masks import Labels, overlay
 from iddc.methods import completed, used
@@ -163,7 +164,7 @@ class Segmenter:
 
     def fit(
         self,
-        images: str | Path | Sequence[str | Path],
+        images: Any,
         out: str | Path | None = None,
         *,
         progress: bool = True,
@@ -172,7 +173,10 @@ class Segmenter:
         """Train on unlabelled images, as `iddc train` does; the names of an earlier fit are gone.
 
         Args:
-            images: A folder with its subfolders, a zip, a text file of paths, or paths of images.
+            images: A folder with its subfolders, a zip or a text file of paths, whose masks are
+                left out as `iddc train` does; or several images, as a list, a generator, an array
+                "n H W 3" or a data set of torch, each as `predict` takes it. Images that are no
+                files are kept in memory. Of an item (image, label) the label is not looked at.
             out: The folder of the run, with its log, from which an interrupted training goes on
                 when it is asked for again. Without it, nothing is kept on disk.
             progress: Show on stderr how far the training is.
@@ -193,13 +197,16 @@ class Segmenter:
         backbone = resolve(self.experiment.backbone)
         experiment = completed(self.experiment.model_copy(update={"backbone": backbone}))
         if isinstance(images, str | Path):
-            source, given = str(Path(images).resolve()), find_images(Path(images)).files
+            listing = find_images(Path(images))
+            source, given, notes = str(Path(images).resolve()), listing.files, listing.notes
         else:
-            source = f"{len(images)} paths"
-            given = tuple(ImageFile(Path(path), PurePosixPath(path)) for path in images)
+            given, notes = as_files(images), ()
+            source = f"{len(given)} images"
         found = collect(given, experiment.reading, max_unreadable=how.max_unreadable)
         experiment = experiment.model_copy(update={"reading": found.reading})
         shown = Progress() if progress else SILENT
+        for note in notes:
+            shown.note(f"note: {note}")
         for note in found.notes:
             shown.note(note)
         if backbone != self.experiment.backbone:
@@ -257,28 +264,37 @@ class Segmenter:
         """The probabilities of enlarged scores, in single precision."""
         return pixel_probs(self.network, scores)
 
+    @overload
+    def predict(self, image: ImageLike | Tensor, *, with_probs: bool = False) -> Segmentation: ...
+
+    @overload
     def predict(
-        self, image: str | Path | Image.Image | np.ndarray | Tensor, *, with_probs: bool = False
-    ) -> Segmentation:
-        """Segment one image. The result has the image's size, whatever its working size.
+        self, image: list[Any] | tuple[Any, ...], *, with_probs: bool = False
+    ) -> list[Segmentation]: ...
+
+    def predict(self, image: Any, *, with_probs: bool = False) -> Segmentation | list[Segmentation]:
+        """Segment one image, or a list of them. A result has its image's size.
 
         Args:
             image: A file, a Pillow image of any mode, an array "H W 3" or a tensor "3 H W" of
-                uint8.
+                uint8, or the bytes of an image file; or a list of these, which gives a list.
+                `predict_all` holds one result at a time in memory.
             with_probs: Also give the probabilities: `4 * K` bytes per pixel, 5 GB for 27 clusters
                 of a photo of 48 megapixels.
 
         Raises:
             UnreadableImage: The file cannot be decoded.
-            DataError: The array is no image.
+            DataError: It is no image.
             ConfigError: Nothing was trained yet.
         """
+        if isinstance(image, list | tuple):
+            return [*self.predict_all(image, with_probs=with_probs)]
         (result,) = self.predict_all([image], with_probs=with_probs)
         return result
 
     def predict_all(
         self,
-        images: Iterable[str | Path | Image.Image | np.ndarray | Tensor],
+        images: Any,
         *,
         with_probs: bool = False,
         note: Callable[[str], object] = warnings.warn,
@@ -286,7 +302,8 @@ class Segmenter:
         """Segment images one after another; the network sees windows of several at once.
 
         Args:
-            images: As `predict` takes them. They are read ahead of the results.
+            images: As `predict` takes them, or with labels as `fit` does. They are read ahead of
+                the results.
             with_probs: See `predict`.
             note: Told in one line when memory is short and fewer windows are seen at once.
 
@@ -294,13 +311,13 @@ class Segmenter:
             UnreadableImage, DataError, ConfigError: See `predict`.
             SetupError: There is not enough memory.
         """
-        items = ((None, image) for image in images)
+        items = ((None, image) for image in items_of(images))
         for _, result in self.predict_items(items, with_probs=with_probs, note=note):
             yield result
 
     def predict_items(
         self,
-        items: Iterable[tuple[K, Picture | str | Path | Image.Image | np.ndarray | Tensor]],
+        items: Iterable[tuple[K, Picture | ImageLike | Tensor]],
         *,
         with_probs: bool = False,
         note: Callable[[str], object] = warnings.warn,
@@ -310,7 +327,7 @@ class Segmenter:
 
         def requests() -> Iterator[Request]:
             for key, image in items:
-                picture = _as_picture(image, self.experiment.reading)
+                picture = as_picture(image, self.experiment.reading)
                 request = make_request(picture.image, self.experiment.views.short_side, config)
                 yield replace(request, key=(key, picture))
 
@@ -403,22 +420,3 @@ def _segmentation(
     probs: Float[Tensor, "k H W"] | None = None,
 ) -> Segmentation:
     return Segmentation(picture.image, clusters, labels, picture.valid, probs)
-
-
-def _as_picture(
-    image: Picture | str | Path | Image.Image | np.ndarray | Tensor, reading: ReadingConfig
-) -> Picture:
-    if isinstance(image, Picture):
-        return image
-    if isinstance(image, str | Path):
-        return open_picture(Path(image), reading=reading)
-    if isinstance(image, Image.Image):
-        return picture_of(image, reading)
-    found = f"{type(image).__name__} of {getattr(image, 'dtype', '')} {tuple(image.shape)}"
-    array = image.movedim(0, -1).cpu().numpy() if isinstance(image, Tensor) else image
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-        raise DataError(
-            f"Expected an image as an array (height, width, 3) or a tensor (3, height, width) of "
-            f"uint8, found {found}."
-        )
-    return Picture(Image.fromarray(np.ascontiguousarray(array)))
