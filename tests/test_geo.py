@@ -375,6 +375,42 @@ def test_a_world_file_places_a_raster_and_a_damaged_one_makes_it_unreadable(
         segmented(path)
 
 
+@pytest.mark.parametrize(
+    ("raster", "world"),
+    [
+        *(("a.tif", f"a.{suffix}") for suffix in ("tfw", "TFW", "tifw", "TIFW", "wld", "WLD")),
+        *(("a.tiff", f"a.{suffix}") for suffix in ("tfw", "tiffw", "wld")),
+        ("a.TIF", "a.TFW"),
+        ("A.TIF", "a.tfw"),
+    ],
+)
+def test_world_files_are_found_by_every_name_by_which_gdal_finds_them(
+    tmp_path: Path, raster: str, world: str
+) -> None:
+    path = unplaced(tmp_path / raster)
+    (tmp_path / world).write_text("10\n0\n0\n-10\n500005\n5199995\n")
+    with rasterio.open(path) as witness, segmented(path) as found:
+        assert found.transform == witness.transform == PLACE
+
+
+def test_the_camera_of_a_raster_is_kept(tmp_path: Path) -> None:
+    numbers = [1.0] + [0.0] * 19
+    camera = rasterio.rpc.RPC(
+        height_off=300.0, height_scale=500.0, lat_off=47.0, lat_scale=0.1, long_off=9.0,
+        long_scale=0.1, line_off=20.0, line_scale=20.0, samp_off=20.0, samp_scale=20.0,
+        line_num_coeff=numbers, line_den_coeff=numbers, samp_num_coeff=numbers,
+        samp_den_coeff=numbers, err_bias=0.5, err_rand=0.25,
+    )  # fmt: skip
+    path = unplaced(tmp_path / "a.tif")
+    with rasterio.open(path, "r+") as raster:
+        raster.rpcs = camera
+    with segmented(path) as found:
+        assert found.rpcs.to_dict() == camera.to_dict()
+    rasters.write_classes(tmp_path / "result/a.tif", tmp_path / "classes.tif", CLASSES)
+    with rasterio.open(tmp_path / "classes.tif") as found:
+        assert found.rpcs.to_dict() == camera.to_dict()
+
+
 def test_control_points_are_kept(tmp_path: Path) -> None:
     path = unplaced(tmp_path / "a.tif")
     point = pytest.importorskip("rasterio.control").GroundControlPoint
@@ -489,6 +525,18 @@ def test_the_command_writes_rasters_and_lists_what_is_none(
     for _ in range(2):  # repaired, it is skipped no more
         assert predict(model, scenes, out, "--max-unreadable", "0.1") == 0
         assert "c.tif" not in (out / "skipped.csv").read_text()
+
+
+def test_a_preview_beside_rasters_is_said_and_left_out(
+    model: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scenes / "c.tif").unlink()
+    Image.new("RGB", (8, 8)).save(scenes / "preview.jpg")
+    out = tmp_path / "out"
+    assert predict(model, scenes, out, "--max-unreadable", "0") == 0
+    captured = capsys.readouterr()
+    assert "no GeoTIFFs, left out (1): preview.jpg" in captured.err
+    assert "masks of 2 rasters in" in captured.out
 
 
 def test_rasters_in_a_zip_are_left_out_with_a_reason(

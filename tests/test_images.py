@@ -170,6 +170,20 @@ def test_a_member_of_a_zip_gets_a_name_inside_the_output_folder(tmp_path: Path) 
     assert names(tmp_path / "a.zip") == ["Users/win.png", "etc/root.png", "up.png"]
 
 
+def test_names_in_a_zip_that_are_utf8_without_saying_so_are_read_as_such(tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (1, 1), "red"), "PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("xx/yy.png", data)
+        archive.writestr("\u00fc.png", data)  # Python says that this is UTF-8
+    # As Info-ZIP and macOS write it: the bytes of UTF-8, and no flag.
+    raw = (tmp_path / "a.zip").read_bytes().replace(b"xx/yy.png", "\u00fc/\u00e9.png".encode())
+    (tmp_path / "a.zip").write_bytes(raw)
+    found = find_images(tmp_path / "a.zip")
+    assert [str(file.name) for file in found.files] == ["\u00fc/\u00e9.png", "\u00fc.png"]
+    assert str(found.files[0]).endswith("!\u00fc/\u00e9.png")
+    assert open_image(found.files[0]).getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_a_list_keeps_its_order_and_its_paths_are_relative_to_it(tmp_path: Path) -> None:
     for name in ("photos/b b.png", "photos/a.png"):
         save(tmp_path / name)

@@ -279,6 +279,19 @@ def test_names_of_images_that_a_list_cannot_hold_are_written_by_their_codes(tmp_
     assert list(masks) == ["x%0Ay%FF é/0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("#7.png", "%237"), ("a#7.png", "a#7"), (" a .png", "%20a%20"), ("#a/#b.png", "%23a/#b")],
+)
+def test_names_that_the_list_would_lose_are_written_by_their_codes(
+    tmp_path: Path, name: str, line: str
+) -> None:
+    # The reader strips a line, and skips one that is empty or begins with #.
+    _, masks = read_cvat(cvat_of(tmp_path, [np.zeros((1, 1), np.uint8)], some_classes(), name))
+    assert list(masks) == [line] == [line.strip()]
+    assert not line.startswith("#")
+
+
 def test_members_of_the_zip_can_be_read_by_everybody_and_have_no_date(tmp_path: Path) -> None:
     with zipfile.ZipFile(cvat_of(tmp_path, [np.zeros((1, 1), np.uint8)], some_classes())) as zipped:
         assert {info.external_attr >> 16 for info in zipped.infolist()} == {0o644}

@@ -65,6 +65,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("form", ["cvat", "coco", "coco-polygons", "png"])
+def test_names_that_cvat_cannot_tell_apart_or_list_are_said(tmp_path: Path, form: str) -> None:
+    for name in ("a.jpg", "a.png", "b.png", "#7.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    classes = Labels.numbered(2).classes
+    collection = Collection(tmp_path, tmp_path / "out", [form], classes)
+    said = collection.remarks(find_images(tmp_path).files)
+    if form == "png":
+        assert not said
+        return
+    assert any("a.jpg, a.png" in sentence and "b.png" not in sentence for sentence in said)
+    assert any("#7.png" in s and "%237" in s for s in said) == (form == "cvat")
+
+
 class Zero:
     """Two clusters, of which the first is everywhere."""
 

@@ -135,12 +135,12 @@ def test_masks_of_frames_have_names_in_order_and_the_size_of_their_frames(
     out = tmp_path / "out"
     assert predict(model, clip, out, "--formats", "png", "coco") == 0
     masks = sorted((out / "png" / "-a clip").iterdir())
-    assert [mask.name for mask in masks] == [f"00000{index}.png" for index in range(5)]
+    assert [mask.name for mask in masks] == [f"frame_00000{index}.png" for index in range(5)]
     for mask, frame in zip(masks, FRAMES, strict=True):
         expected = Segmenter.load(model, "cpu").predict(frame).classes
         np.testing.assert_array_equal(np.asarray(Image.open(mask)), expected)
     assert (out / "classes.txt").read_text().splitlines() == [f"cluster {k}" for k in range(K)]
-    assert '"-a clip/000003.png"' in (out / "coco.json").read_text()
+    assert '"-a clip/frame_000003.png"' in (out / "coco.json").read_text()
     assert "masks of 5 frames in" in capsys.readouterr().out
 
 
@@ -154,7 +154,7 @@ def test_a_second_time_only_what_is_missing_is_predicted(
     out, calls = tmp_path / "out", list[Any]()
     assert predict(model, clip, out) == 0
     before = tree(out)
-    (out / "png" / "-a clip" / "000002.png").unlink()
+    (out / "png" / "-a clip" / "frame_000002.png").unlink()
     honest = Segmenter.predict_items
 
     def counted(self: Segmenter, *args: Any, **options: Any) -> Iterator[Any]:
@@ -210,7 +210,7 @@ def test_a_video_named_as_the_folder_above_writes_into_its_own(
 ) -> None:
     odd = clip.rename(tmp_path / "...mp4")
     assert predict(model, odd, tmp_path / "out", "--limit", "1") == 0
-    assert [path.name for path in (tmp_path / "out" / "png").iterdir()] == ["000000.png"]
+    assert [path.name for path in (tmp_path / "out" / "png").iterdir()] == ["frame_000000.png"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see the group")

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def segment_raster(
 
     The numbers become colours as those of a photo do (`images.meaning`). Where the raster has no
     data the result has none: 255, or 65535 in 16 bits (256 classes and more), as in ignored pixels.
-    One tile is in memory at a time. Of the files beside a raster only its world file is read, a.tfw
-    of a.tif.
+    One tile is in memory at a time. Of the files beside a raster only its world file is read:
+    a.tfw, a.tifw or a.wld of a.tif. Coefficients of a camera (RPC) in the file are kept.
 
     Args:
         source: The GeoTIFF.
@@ -146,16 +147,39 @@ def _reading(source: Path) -> Iterator[None]:
 def _placed(source: Path, raster: Any) -> dict[str, Any]:
     """The place of a raster on Earth, if it is known, as the arguments of a new one."""
     points, crs = raster.gcps
+    known = {"rpcs": raster.rpcs} if raster.rpcs else {}
     if points:
-        return {"gcps": points, "crs": crs}
-    world = source.with_suffix(".tfw")
+        return {**known, "gcps": points, "crs": crs}
     if not raster.transform.is_identity:
-        return {"crs": raster.crs, "transform": raster.transform}
-    if not world.exists():
-        return {"crs": raster.crs}
+        return {**known, "crs": raster.crs, "transform": raster.transform}
+    world = _world_file(source)
+    if world is None:
+        return {**known, "crs": raster.crs}
     import affine
 
-    return {"crs": raster.crs, "transform": affine.loadsw(read_text(world, 10_000))}
+    transform = affine.loadsw(read_text(world, 10_000))
+    return {**known, "crs": raster.crs, "transform": transform}
+
+
+def _world_file(source: Path) -> Path | None:
+    """The first that there is of a.tfw, a.tifw (or a.tiffw) and a.wld, in any case, as in GDAL."""
+    beside = _names(source.parent, source.parent.stat().st_mtime_ns)
+    for suffix in (".tfw", f"{source.suffix}w", ".wld"):
+        found = beside.get(f"{source.stem}{suffix}".lower(), [])
+        # A.tfw is of A.tif, if there is an a.tif too.
+        same = [path for path in found if path.stem == source.stem]
+        if found:
+            return (same or found)[0]
+    return None
+
+
+@lru_cache(maxsize=4)
+def _names(folder: Path, changed: int) -> dict[str, list[Path]]:  # noqa: ARG001
+    """The files of a folder by their names in lower case; read anew when it changed."""
+    names: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        names.setdefault(path.name.lower(), []).append(path)
+    return names
 
 
 Window = tuple[tuple[int, int], tuple[int, int]]

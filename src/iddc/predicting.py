@@ -30,6 +30,7 @@ from iddc.images import (
     expand_pages,
     find_images,
     leaves_open,
+    listed,
     open_picture,
     refuse_many,
     settle,
@@ -87,7 +88,8 @@ def predict_collection(
 
     Args:
         segmenter: What predicts, with the windows and the refinement of its experiment.
-        source: What `find_images` takes, or a video: frame 12 of a.mp4 is an image a/000012.png.
+        source: What `find_images` takes, or a video: frame 12 of a.mp4 is an image
+            a/frame_000012.png, as CVAT calls it.
         out: The folder to write.
         formats: Names of `FORMATS`; or of `rasters.SUFFIXES`, for which every image is a GeoTIFF,
             and csv beside them.
@@ -109,16 +111,19 @@ def predict_collection(
     rasters = [name for name in formats if name in SUFFIXES]
     files: list[ImageFile] = []
     if not video:
-        found = find_images(source, limit=limit, include_masks=include_masks)
+        found = find_images(source, include_masks=include_masks)
         for note in found.notes:
             progress.note(f"note: {note}")
-        files += expand_pages(found.files, segmenter.experiment.reading)
+        tiffs = _only_rasters(found.files, progress.note) if rasters else found.files
+        files += expand_pages(tiffs[:limit], segmenter.experiment.reading)
     others = [name for name in formats if name not in SUFFIXES]
     collection = Collection(source, out, others, segmenter.labels.classes)
 
     def is_there(file: ImageFile) -> bool:
         return has_rasters(out, file, rasters) and collection.has(file)
 
+    for remark in collection.remarks(files):
+        progress.note(f"note: {remark}")
     own = files[first - 1 :: step]
     todo = [file for file in own if not is_there(file)]
     reading = segmenter.experiment.reading
@@ -186,6 +191,18 @@ def predict_collection(
     )
 
 
+def _only_rasters(
+    files: tuple[ImageFile, ...], note: Callable[[str], object]
+) -> tuple[ImageFile, ...]:
+    """The TIFFs, if there are any: a preview beside them is no raster."""
+    tiffs = tuple(file for file in files if file.name.suffix.lower() in (".tif", ".tiff"))
+    kept = {*tiffs}
+    others = [str(file.name) for file in files if file not in kept]
+    if tiffs and others:
+        note(f"note: no GeoTIFFs, left out ({len(others):,}): {listed(others)}")
+    return tiffs or files
+
+
 def _photos(
     files: Sequence[ImageFile], reading: ReadingConfig
 ) -> Iterator[tuple[ImageFile, Picture | str]]:
@@ -209,7 +226,7 @@ def _frames(
     videos can be entered in the middle without decoding what comes before.
     """
     for index, frame in enumerate(islice(frames(path, note), limit)):
-        name = f"{index:06}.png"
+        name = f"frame_{index:06}.png"  # CVAT reads the number behind frame_
         files.append(ImageFile(path, PurePosixPath(path.stem.strip("."), name), name))
         yield files[-1], frame
 

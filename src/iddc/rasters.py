@@ -96,6 +96,8 @@ def write_classes(source: Path, target: Path, classes: Classes) -> None:
         points, crs = raster.gcps
         if points:
             profile |= {"gcps": points, "crs": crs}
+        if raster.rpcs:
+            profile |= {"rpcs": raster.rpcs}
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         with open_atomic(target) as file, rasterio.open(file.name, "w", **profile) as result:

@@ -228,7 +228,9 @@ class _Finder:
         self._by_stem: dict[str, list[tuple[tuple[str, ...], ImageFile]]] = defaultdict(list)
         for file in files:
             # The name may have been changed to be unique; the path is what others see.
-            path = PurePosixPath((file.member or str(file.path.absolute())).replace("\\", "/"))
+            path = PurePosixPath(
+                (file.inside if file.member else str(file.path.absolute())).replace("\\", "/")
+            )
             self._by_name[path.name].append((path.parts, file))
             self._by_stem[path.stem].append((path.parts, file))
         self._common = len(

@@ -52,8 +52,13 @@ class ImageFile:
     page: int = 0
 
     def __str__(self) -> str:
-        file = str(self.path) if self.member is None else f"{self.path}!{self.member}"
+        file = str(self.path) if self.member is None else f"{self.path}!{self.inside}"
         return f"{file}#{self.page + 1}" if self.page else file
+
+    @property
+    def inside(self) -> str:
+        """The path that other programs see: on disk, or in the zip as it was meant."""
+        return str(self.path) if self.member is None else meant(self.member)
 
     def open(self) -> BufferedIOBase:
         """Open the encoded image, read-only.
@@ -86,6 +91,20 @@ class ImageFile:
         """Read the encoded image."""
         with self.open() as stream:
             return stream.read()
+
+
+def meant(member: str) -> str:
+    """The name of a member of a zip, also where it is UTF-8 and the zip does not say so.
+
+    Such names come as CP437, the older rule, in which letters beyond ASCII are never UTF-8 by
+    chance in practice.
+    """
+    if member.isascii():
+        return member
+    try:
+        return member.encode("cp437").decode()
+    except UnicodeError:
+        return member
 
 
 @lru_cache(maxsize=4)

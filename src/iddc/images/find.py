@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from iddc.errors import DataError, one_line
-from iddc.images.files import SUFFIXES, ImageFile
+from iddc.images.files import SUFFIXES, ImageFile, meant
 from iddc.images.masklike import sort_out
 
 _MAX_LIST = 500_000_000
@@ -101,7 +101,8 @@ def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:
         raise
     except Exception as error:  # damaged zips make Python raise almost anything
         raise DataError(f"{path} is not a zip that can be read: {error}.") from error
-    names = {_safe_name(PurePosixPath(member.replace("\\", "/"))): member for member in members}
+    paths = {member: PurePosixPath(meant(member).replace("\\", "/")) for member in members}
+    names = {_safe_name(path): member for member, path in paths.items()}
     found = {name: ImageFile(path, name, member) for name, member in names.items() if name.parts}
     return _select(found, path, [], include_masks)
 

@@ -8,13 +8,15 @@ images is put together of such files by whoever finds that no image is missing a
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 from iddc.errors import needs_extra
-from iddc.images import ImageFile
+from iddc.images import ImageFile, listed
 from iddc.masks.colours import legend
+from iddc.masks.cvat import in_list
 from iddc.masks.formats import FORMATS, Origin, Segmented
 from iddc.masks.ids import write_file
 from iddc.masks.labels import Classes
@@ -133,9 +135,33 @@ class Collection:
                 form.assemble(self.folder / form.whole, parts, there, self.classes)
         return len(missing)
 
+    def remarks(self, files: Sequence[ImageFile]) -> list[str]:
+        """Sentences on images that programs which read the formats will not find or tell apart."""
+        sentences: list[str] = []
+        if not {"cvat", "coco", "coco-polygons"} & self.formats.keys():
+            return sentences
+        names = [PurePosixPath(self._origin(file).name) for file in files]
+        changed = {str(name): in_list(name) for name in names}
+        changed = {
+            n: new for n, new in changed.items() if new != str(PurePosixPath(n).with_suffix(""))
+        }
+        if "cvat" in self.formats and changed:
+            sentences.append(
+                f"CVAT's list of images cannot hold {listed(changed)}: the masks are under "
+                f"{listed(changed.values())}. Give the images these names before you upload them."
+            )
+        stems = Counter(name.with_suffix("") for name in names)
+        twins = [str(name) for name in names if stems[name.with_suffix("")] > 1]
+        if twins:
+            sentences.append(
+                "CVAT tells images apart by their names without suffix, so it takes the masks of "
+                f"these for one another, or finds none: {listed(twins)}. Rename them first."
+            )
+        return sentences
+
     def _origin(self, file: ImageFile) -> Origin:
         # A name that was changed to be unique is no path where other programs find the image.
-        inside = PurePosixPath((file.member or file.path.as_posix()).replace("\\", "/"))
+        inside = PurePosixPath(file.inside.replace("\\", "/"))
         name = str(file.name.with_name(inside.name))
         source, path = (Path(os.path.abspath(path)) for path in (self.source, file.path))
         if file.member:

@@ -86,12 +86,12 @@ def assemble(path: Path, parts: Path, names: Sequence[PurePosixPath], classes: C
     ]
     with open_atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, "labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *rows, ""]))
-        stems = "".join(f"{_one_line(name)}\n" for name in names)
+        stems = "".join(f"{in_list(name)}\n" for name in names)
         _add(archive, "ImageSets/Segmentation/default.txt", stems)
         for folder in (CLASS, OBJECT):
             for name in names:
                 mask = (parts / folder / name.with_suffix(".png")).read_bytes()
-                _add(archive, f"{folder}/{_one_line(name)}.png", mask)
+                _add(archive, f"{folder}/{in_list(name)}.png", mask)
     wanted = [
         {"name": label, "color": f"#{bytes(colour).hex()}", "type": "any", "attributes": []}
         for label, colour in zip(labels[1:], classes.colours.tolist(), strict=True)
@@ -115,10 +115,15 @@ def _shifted(ids: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
     return ids.astype(np.uint8) + np.uint8(1)
 
 
-def _one_line(name: PurePosixPath) -> str:
-    """An image without its suffix. What a list in UTF-8 cannot hold is written as %XX."""
+def in_list(name: PurePosixPath) -> str:
+    """An image without its suffix, as a line of the list of images.
+
+    CVAT takes a line that begins with # for a comment, and drops spaces around it. Such characters,
+    and those that a line in UTF-8 cannot hold, are written as %XX.
+    """
     stem = str(name.with_suffix(""))
-    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda m: f"%{ord(m[0]) & 255:02X}", stem)
+    unfit = r"[\x00-\x1f\x7f\ud800-\udfff]|^#|^\s|\s$"
+    return re.sub(unfit, lambda m: f"%{ord(m[0]) & 255:02X}", stem)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: str | bytes) -> None:
