@@ -55,6 +55,6 @@ def images_of(
         positions=positions,
         ids=positions,
         partners=positions,
-        boxes=torch.zeros(len(views), 2, 4),
+        boxes=torch.tensor([[0, 0, 0.6, 0.6], [0.15, 0.15, 0.75, 0.75]]).expand(len(views), 2, 4),
         patches=patches,
     )

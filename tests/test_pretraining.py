@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import zipfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -56,6 +55,7 @@ from iddc.processes import Processes
 from iddc.progress import Progress
 from iddc.runs import Run
 from tiny import photo
+from torchrun import in_processes
 
 CPU = torch.device("cpu")
 ONE = Processes(CPU)
@@ -780,27 +780,6 @@ def test_a_signal_while_images_are_decoded_stops(
         run(files, tmp_path / "out", tiny("dino"), progress=At(-1, lambda: None))
     assert caught.value.exit_code == 143
     run(files, tmp_path / "out", tiny("dino"))
-
-
-def in_processes(size: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """Run `work(rank)` in forked processes that find each other as under torchrun."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def member(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.save(work(rank), folder / f"result{rank}.pt")
-
-    context = multiprocessing.get_context("fork")
-    members = [context.Process(target=member, args=(r,), daemon=True) for r in range(size)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join(60)
-    assert [process.exitcode for process in members] == [0] * size
-    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +48,7 @@ from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.views import ViewDataset, collate_views, draw_rolls
 from steps import images_of, learn, learner_of
 from tiny import write_photos
+from torchrun import in_processes
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -240,36 +240,6 @@ def test_the_gradients_are_those_of_the_plain_objective(crops: Tensor) -> None:
     Objective(tiny().objective)(first, second, rolls).total.backward()
     expected = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
     assert relative(step_of(crops)[1], expected) < 1e-5
-
-
-def in_processes(size: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """Run `work(rank)` in forked processes that find each other as under torchrun."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def member(rank: int) -> None:
-        os.environ.update(
-            RANK=str(rank),
-            WORLD_SIZE=str(size),
-            LOCAL_WORLD_SIZE=str(size),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        torch.save(work(rank), folder / f"result{rank}.pt")
-
-    context = multiprocessing.get_context("fork")
-    members = [context.Process(target=member, args=(rank,)) for rank in range(size)]
-    try:
-        for process in members:
-            process.start()
-        for process in members:
-            process.join(60)
-        assert [process.exitcode for process in members] == [0] * size
-    finally:
-        for process in members:
-            process.kill()  # one that waits for another hears no other signal
-    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 @pytest.mark.parametrize("counts", [[2, 3], [5, 0]], ids=["uneven", "one process without images"])

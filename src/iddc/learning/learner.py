@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import chain, pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -130,10 +131,13 @@ class Learner:
 
     def refit(self, collection: Collection, epoch: int) -> dict[str, float | int]:
         """Fit every head's method to all images; what the log says of the best one's."""
-        epochs = self.plan.epochs
-        found = [
-            dict(self._of(i).refit(collection, epoch, epochs)) for i in range(len(self.methods))
-        ]
+        found = []
+        for index in range(len(self.methods)):
+            # What a method draws here follows from the seed, and the caller's numbers stay.
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                own = np.random.SeedSequence((self.experiment.seed, index, 2, epoch))
+                torch.default_generator.manual_seed(int(own.generate_state(1)[0]))
+                found.append(dict(self._of(index).refit(collection, epoch, self.plan.epochs)))
         self.processes.sync(self.methods)
         return found[self.best_head]
 

@@ -236,7 +236,8 @@ class Method(nn.Module):
     def refit(self, collection: Collection, epoch: int, epochs: int) -> Mapping[str, float | int]:
         """Fit something to all images, before the epoch `epoch` or after all `epochs`.
 
-        Buffers may change their size here. With 0 epochs it is called once, with (0, 0).
+        Buffers may change their size here, torch's generator is seeded, and there is no gradient
+        but under torch.enable_grad(). With 0 epochs it is called once, with (0, 0).
 
         Returns:
             What the log says of it.
