@@ -113,8 +113,9 @@ class Primaps(Method):
             self.masks[index, : mask.shape[0], : mask.shape[1]] = mask
             self.sizes[index] = torch.tensor(mask.shape)
         start = self._start(collection.sample(options.vectors).float())
-        self.directions.data.copy_(start)
-        self.head.weight.copy_(self._prototypes()[:, :, None, None])
+        with torch.no_grad():
+            self.directions.copy_(start)
+            self.head.weight.copy_(self._prototypes()[:, :, None, None])
         number_of = [int(mask[mask != FREE].max()) + 1 for mask in found.values()]
         return {"masks": sum(number_of) / len(number_of)}
 
