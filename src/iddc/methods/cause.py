@@ -132,7 +132,8 @@ class Cause(Method):
         if epoch == epochs:
             collection.note(f"fitting {self.experiment.num_clusters:,} centroids")
             images = (one_of_each_block(self._codes(maps), rng) for _, maps in collection.maps())
-            start = torch.rand(self.head.centroids.shape).to(self.codebook) * 2 - 1
+            drawn = torch.from_numpy(rng.uniform(-1, 1, tuple(self.head.centroids.shape)))
+            start = drawn.to(self.codebook)
             rates = [options.learning_rate * 0.5**i for i in range(3)]
             found, loss = self._fit(start / len(start), [*images], rates, rng)
             self.head.centroids.copy_(found)
