@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,26 @@ def browser(chromium: Chrome) -> Iterator[Chrome]:
     chromium.close()
     chromium.switch_to.window(first)
     assert not errors
+
+
+@pytest.fixture
+def axe(browser: Chrome) -> Callable[[], list[str]]:
+    """Look for what keeps people from using the present page: axe-core, with all its rules."""
+    package = pytest.importorskip("axe_selenium_python")
+    source = Path(package.__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
+    script = (
+        "const done = arguments[0];"
+        "axe.run().then(({ violations }) => done(violations.map(({ id, nodes }) =>"
+        " `${id}: ${nodes[0].html}`)), (error) => done([String(error)]))"
+    )
+
+    def look() -> list[str]:
+        browser.execute_cdp_cmd("Runtime.evaluate", {"expression": source.read_text("utf-8")})
+        browser.set_script_timeout(120)
+        found: list[str] = browser.execute_async_script(script)
+        return found
+
+    return look
 
 
 @pytest.fixture(scope="session")

@@ -604,6 +604,21 @@ def test_polygons_of_geojson_are_in_degrees_and_gdal_reads_names_and_areas(tmp_p
         assert area == pytest.approx(abs(expected), rel=1e-5)
 
 
+def test_a_renaming_reaches_rasters_polygons_and_their_table(
+    model: Path, scenes: Path, tmp_path: Path
+) -> None:
+    out, new = tmp_path / "out", tmp_path / "new"
+    formats = ("--formats", "geotiff", "geojson", "csv")
+    assert predict(model, scenes, out, *formats) == 0
+    assert main(["label", str(model), "--set", "0=wood", "1=wood"]) == 0
+    assert predict(model, scenes, new, *formats) == 0
+    assert main(["relabel", str(out)]) == 0
+    names = ["geotiff/b.tif", "geojson/b.geojson", "shares.csv", "classes.txt"]
+    assert [(out / name).read_bytes() for name in names] == [
+        (new / name).read_bytes() for name in names
+    ]
+
+
 @pytest.mark.parametrize(
     ("crs", "corner", "pixel"),
     [

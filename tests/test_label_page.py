@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
@@ -34,7 +35,15 @@ from iddc.cli import main
 from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.images import ImageFile
 from iddc.labelling import server as serving
-from iddc.labelling.samples import Example, Sample, find_examples, predict_samples, reduced, shares
+from iddc.labelling.samples import (
+    Example,
+    Sample,
+    find_examples,
+    predict_samples,
+    reduced,
+    shares,
+    spread,
+)
 from iddc.labelling.server import MAX_BODY, listen, make_app, make_server
 from iddc.masks import LABELS, Labels, read_labels
 from iddc.network import Network
@@ -691,9 +700,9 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def run(self, sockets: object) -> None:
             raise KeyboardInterrupt
 
-    def make_app_too(run: Path, num_clusters: int, samples: object, token: str) -> Any:
+    def make_app_too(run: Path, num_clusters: int, samples: Any, *others: Any) -> Any:
         shown.append(samples)
-        return make_app(run, num_clusters, samples, token)  # type: ignore[arg-type]
+        return make_app(run, num_clusters, samples, *others)
 
     monkeypatch.setattr(serving, "make_app", make_app_too)
     monkeypatch.setattr(serving, "make_server", lambda app: Server())
@@ -1058,6 +1067,107 @@ def test_names_are_text_in_the_page_and_refused_ones_a_sentence(browser: Chrome,
         page.wait("!$('problem').hidden")
         assert "printable" in page.one("#problem").text
         browser.get_log("browser")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390)])
+def test_axe_finds_nothing_wrong_with_the_page_and_it_fits(
+    browser: Chrome,
+    axe: Callable[[], list[str]],
+    run: Path,
+    artefacts: Path,
+    scheme: str,
+    width: int,
+) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    with served(run, [scene()]) as port:
+        Page(browser, port)
+        assert axe() == []
+        root = "document.documentElement"
+        assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+        ignore = 'document.querySelector("li .ignore").getBoundingClientRect().right'
+        assert browser.execute_script(f"return {ignore}") <= width
+        picture = browser.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True}
+        )["data"]
+        (artefacts / f"label-{scheme}-{width}.png").write_bytes(base64.b64decode(picture))
+
+
+def test_find_hides_nothing_any_more_once_a_cluster_is_found(browser: Chrome, run: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with served(run, [scene()]) as port:
+        page = Page(browser, port)
+        page.keys("/", "2")
+        hidden = "[...document.querySelectorAll('#clusters li')].filter((li) => li.hidden).length"
+        assert browser.execute_script(f"return {hidden}") == K - 1
+        page.keys(Keys.ENTER)
+        assert browser.execute_script(f"return {hidden}") == 0
+        page.keys("lamp", Keys.ENTER)
+        page.wait("state.names[2] === 'lamp'")
+        page.one("#find").send_keys("lamp", Keys.ESCAPE)
+        assert browser.execute_script(f"return {hidden}") == 0
+
+
+def test_redo_writes_what_undo_took_until_something_else_is_changed(
+    browser: Chrome, run: Path
+) -> None:
+    with served(run, [scene()]) as port:
+        page = Page(browser, port)
+        page.name(1, "sea")
+        page.name(0, "sky")
+        for name in ("sky", "sea"):
+            page.one("#undo").click()
+            page.wait(f"!state.names.includes('{name}')")
+        for name in ("sea", "sky"):
+            page.one("#redo").click()
+            page.wait(f"state.names.includes('{name}') && !waiting")
+        assert not page.one("#redo").is_enabled()
+        page.one("#undo").click()
+        page.wait("!state.names.includes('sky') && !$('redo').disabled")
+        page.name(3, "road")
+        assert not page.one("#redo").is_enabled()
+    assert read_labels(run, K).names == ("cluster 0", "sea", "cluster 2", "road")
+
+
+def test_done_ends_the_server_and_says_what_is_next(browser: Chrome, run: Path) -> None:
+    server = make_server(make_app(run, K, [scene()], TOKEN))
+    with listen(0) as listening:
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        page = Page(browser, listening.getsockname()[1])
+        page.name(0, "sky")
+        page.one("#done").click()
+        page.wait("!$('ended').hidden")
+        thread.join(30)
+        assert not thread.is_alive()
+    assert f"iddc predict {run}" in page.one("#ended").text
+    assert read_labels(run, K).names[0] == "sky"
+
+
+def test_more_images_come_on_demand_until_there_are_none(browser: Chrome, run: Path) -> None:
+    further = iter([[scene()]])
+    server = make_server(make_app(run, K, [scene()], TOKEN, lambda: next(further, ())))
+    with listen(0) as listening:
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        page = Page(browser, listening.getsockname()[1])
+        for shown in (2, 2):
+            page.one("#more").click()
+            page.wait(f"'ready' in document.body.dataset && facts.samples.length === {shown}")
+            page.wait("!$('more').disabled")
+        page.wait("$('more').hidden")
+        server.should_exit = True
+        thread.join()
+
+
+@given(st.integers(0, 60))
+def test_dozens_of_images_hold_each_image_once(num_files: int) -> None:
+    dozens = [*spread(num_files)]
+    assert sorted(number for dozen in dozens for number in dozen) == [*range(num_files)]
+    assert all(len(dozen) == 12 for dozen in dozens[:-1])
 
 
 def test_a_thousand_clusters_are_quick_to_edit(browser: Chrome, run: Path) -> None:

@@ -24,8 +24,8 @@ from iddc.cli.predict import MaskFormat
 from iddc.config import Experiment
 from iddc.images import find_images
 from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
-from iddc.predicting import CLAIM, claim
 from iddc.rasters import SUFFIXES
+from iddc.relabel import CLAIM, claim
 from iddc.runs import Run
 from iddc.runs import files as run_files
 from iddc.segmenter import Segmenter
@@ -133,7 +133,8 @@ def test_a_format_whose_package_is_missing_names_the_extra_before_anything_is_wr
 def test_every_format_leaves_what_it_promises_and_nothing_unfinished(done: Path) -> None:
     names = {str(path.relative_to(done)) for path in done.rglob("*") if path.is_file()}
     stems = ["1", "2", "3", "a <b>/0_bmp", "a <b>/0_png"]
-    expected = {f"{kind}/{s}.png" for kind in ("png", "palette", "overlay") for s in stems}
+    kinds = ("png", "palette", "overlay", "parts/clusters")
+    expected = {f"{kind}/{s}.png" for kind in kinds for s in stems}
     expected |= {f"npz/{s}.npz" for s in stems}
     kinds = ("coco", "coco-polygons", "labelstudio")
     expected |= {f"parts/{kind}/{s}.json" for kind in (*kinds, "csv") for s in stems}

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -27,7 +28,7 @@ from iddc.metrics import UNMATCHED
 from iddc.network import build_network
 from iddc.recipes import RECIPES
 from iddc.report import REPORT, charts, write_report
-from iddc.report.look import _largest, look_at
+from iddc.report.look import largest_part, look_at
 from iddc.report.sides import colours_of_partners, match
 from iddc.report.tables import nearest
 from iddc.report.writing import _names
@@ -180,13 +181,13 @@ def test_of_many_clusters_the_highest_64_probabilities_of_a_patch_are_its_confus
     assert look.given[cluster, cluster] == pytest.approx(expected[cluster])
 
 
-def test_the_largest_part_is_connected_by_sides_not_corners() -> None:
+def test_thelargest_part_part_is_connected_by_sides_not_corners() -> None:
     drawn = ["xx..x", "x..xx", ".x.x.", "...x."]
     where = np.array([[cell == "x" for cell in row] for row in drawn])
     right = np.array(
         [[cell == "x" for cell in row] for row in ["....x", "...xx", "...x.", "...x."]]
     )
-    assert (_largest(where) == right).all()
+    assert (largest_part(where) == right).all()
 
 
 def test_regions_are_one_per_cluster_and_image_and_typical_ones_are_near_the_mean(
@@ -372,7 +373,7 @@ def test_a_thousand_clusters_of_noise_stay_below_20_megabytes(tmp_path: Path) ->
     assert "and 960 more" in page
 
 
-def test_of_more_than_a_thousand_clusters_the_largest_have_bars(
+def test_of_more_than_a_thousand_clusters_thelargest_part_have_bars(
     scenes: Path, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", scenes, num_clusters=1100)
@@ -392,9 +393,12 @@ def test_a_cluster_that_never_occurs_is_listed_without_pictures(
         network.head.bias[1] = -1e4
     segmenter.save(run.path)
     page = text_of(run, samples=0)
-    assert page.count("It wins no patch of the images looked at.") == 1
+    assert page.count("Not found in these images.") == 1
     assert rows(page, "All 4 clusters")["1"][1:5] == ["0.0 %", "0.0 %", "0", "–"]
-    assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))["of them occur here"] == "3"
+    assert (
+        dict(re.findall(r"<span>(.*?)</span><strong>(.*?)</strong>", page))["used in these images"]
+        == "3"
+    )
 
 
 def test_ignored_clusters_are_in_no_mask_and_no_legend(scenes: Path, tmp_path: Path) -> None:
@@ -496,7 +500,7 @@ def test_scores_are_in_the_report_class_by_class(scenes: Path, tmp_path: Path) -
     }
     assert note in page
     assert "/home/me" not in page
-    assert "No label was read but for the scores." in page
+    assert "Labels were read for the scores only." in page
 
 
 def test_damaged_scores_and_huge_numbers_are_dashes_or_left_out(
@@ -522,10 +526,12 @@ def test_two_runs_stand_side_by_side(scenes: Path, tmp_path: Path) -> None:
     assert len([a for a in tags.all("img") if a.get("class") == "mask"]) == 4
     assert len(tags.all("article")) == K + K + 1
     assert "No cluster of a/run matches." in tags.words
-    assert "of the patches lie in clusters that match one to one" in tags.words
+    assert re.search(r"The two runs agree on [\d.]+\s% of the patches", tags.words)
     options = list(rows(page, "Every option, those that differ first").items())
     assert dict(options[1:3]) == {"num-clusters": ["4", "5"], "seed": ["0", "1"]}
     assert not (second.path / REPORT).exists()
+    # The report of the first run alone stays what it was.
+    assert [path.name for path in first.path.glob("*.html")] == ["report-run.html"]
 
 
 def test_runs_have_as_much_of_their_paths_as_tells_them_apart(scenes: Path, tmp_path: Path) -> None:
@@ -573,6 +579,35 @@ def test_the_command_refuses_what_it_cannot_show(
     assert "--samples: expected 0 to 64, found 65." in capsys.readouterr().err
 
 
+def test_a_report_is_written_where_it_is_wanted(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = make_run(tmp_path / "run", scenes), tmp_path / "deep" / "page.html"
+    command = ["report", str(run.path), "--samples", "0", "--device", "cpu", "--out"]
+    assert main([*command, str(out)]) == 0
+    assert out.read_text("utf-8").startswith("<!doctype html>")
+    assert not (run.path / REPORT).exists()
+    assert main([*command, str(tmp_path / "page.txt")]) == 2
+    assert "a file that ends in .html" in capsys.readouterr().err
+
+
+def test_names_stand_inside_the_regions_they_name(scenes: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", scenes)
+    segmenter, files = Segmenter.load(run.path, "cpu"), find_images(scenes).files
+    write_labels(run.path, Labels.numbered(K).edit({0: "sky"}))
+    page = text_of(run, samples=1)
+    with Image.open(files[0].path) as photo:
+        clusters = segmenter.predict(photo).clusters
+    tags = re.findall(r'<span style="left:([\d.]+)%;top:([\d.]+)%">(.*?)</span>', page)
+    height, width = clusters.shape
+    found = {
+        name: clusters[int(float(top) / 100 * height), int(float(left) / 100 * width)]
+        for left, top, name in tags
+    }
+    large = [c for c in range(K) if (clusters == c).mean() >= 0.02]
+    assert found == {"sky" if c == 0 else str(c): c for c in large}
+
+
 # In a browser ------------------------------------------------------------------------------------
 
 
@@ -606,6 +641,37 @@ def test_the_page_fits_and_follows_light_and_dark(
     whole = {"captureBeyondViewport": True}
     picture = browser.execute_cdp_cmd("Page.captureScreenshot", whole)["data"]
     (artefacts / f"report-{scheme}-{width}.png").write_bytes(base64.b64decode(picture))
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390)])
+def test_axe_finds_nothing_wrong_with_the_report(
+    browser: Chrome, axe: Callable[[], list[str]], shown: str, scheme: str, width: int
+) -> None:
+    media(browser, scheme, width)
+    browser.get(shown)
+    assert axe() == []
+
+
+def test_a_sample_and_a_mosaic_are_enlarged(browser: Chrome, shown: str) -> None:
+    from selenium.webdriver import Keys
+
+    browser.get(shown)
+    for selector, part in ((".enlarge", "dialog .mask"), (".mosaic", "dialog img")):
+        small = browser.find_element("css selector", f".sample .mask, {part}").size["width"]
+        browser.find_element("css selector", selector).click()
+        assert browser.find_element("css selector", part).size["width"] > small
+        browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+        assert not browser.find_element("id", "large").is_displayed()
+
+
+def test_further_images_are_shown_on_demand(browser: Chrome, scenes: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", scenes)
+    browser.get(write_report(run, device="cpu", samples=12).path.as_uri())
+    seen = "return [...document.querySelectorAll('.sample')].filter((s) => s.offsetWidth).length"
+    total = min(12, len(find_images(scenes).files))
+    assert browser.execute_script(seen) == 8 < total
+    browser.find_element("id", "more").click()
+    assert browser.execute_script(seen) == total
 
 
 def test_the_line_between_photo_and_mask_moves_by_keys_and_by_mouse(

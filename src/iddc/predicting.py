@@ -7,20 +7,17 @@ finds that no image is missing writes the files that are about all of them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from iddc.config import ReadingConfig
-from iddc.errors import ConfigError, UnreadableImage
+from iddc.errors import UnreadableImage
 from iddc.geo import MARGIN, segment_raster
 from iddc.images import (
     ImageFile,
@@ -37,15 +34,13 @@ from iddc.images import (
     survey,
 )
 from iddc.masks import FORMATS, Collection, Labels
+from iddc.masks.collection import CLUSTERS
 from iddc.progress import SILENT, Progress
-from iddc.rasters import CLUSTERS, SUFFIXES, has_rasters, write_raster
-from iddc.runs import WRITTEN, disk_errors, refuse_newer
-from iddc.runs.files import TEMPORARY, write_new
+from iddc.rasters import SUFFIXES, has_rasters, write_raster
+from iddc.relabel import claim, confirm
 from iddc.segmenter import Segmentation, Segmenter
 from iddc.video import frames, is_video
 
-CLAIM = "predictions.json"
-"""In DIR: which model, names and windows its masks are of, so that no others are mixed in."""
 TILE = 1024
 """The side of a raster's tile where the model has no working size, in pixels."""
 
@@ -101,7 +96,8 @@ def predict_collection(
         progress: Shows how far the work is.
 
     Raises:
-        ConfigError: A format cannot hold the classes, or `out` holds something else.
+        ConfigError: A format cannot hold the classes, or `out` holds something else. Masks that
+            differ in their names alone get the new ones; see `relabel`.
         DataError: There are no images, or too many of them cannot be read: masks of the others
             are written, except where a single shard's headers are unreadable.
         SetupError: An extra or ffmpeg is missing, or the folder cannot be written.
@@ -142,7 +138,7 @@ def predict_collection(
         refuse_many({str(item.file): item.reason for item in bad}, len(files), max_unreadable)
 
     # The folder becomes ours, and says of each image that has no masks why.
-    claim(out, model, source, segmenter)
+    claim(out, model, source, segmenter, reading, progress)
     for file in {*own} - {*todo}:
         collection.clear_skipped(file)
     for item in bad:
@@ -176,6 +172,7 @@ def predict_collection(
 
     # What is about all images, and what became of this shard. The frames are known by now.
     own = files[first - 1 :: step]
+    confirm(out, segmenter.labels)
     missing = collection.finish(files)
     wholes = {name: FORMATS[name].whole for name in others if FORMATS[name].whole}
     outputs = [wholes.get(name, name) for name in formats if not (missing and name in wholes)]
@@ -307,54 +304,3 @@ def _result_bytes(item: tuple[ImageFile, Segmentation], _: object) -> int:
     _, result = item
     probs = 0 if result.probs is None else result.probs.nbytes
     return 3 * result.clusters.size + result.clusters.nbytes + probs
-
-
-def claim(out: Path, model: Path, images: Path, segmenter: Segmenter) -> None:
-    """Note in `out` which model, names and images its masks are of.
-
-    Shards that start at once write the same note.
-
-    Raises:
-        ConfigError: It holds those of others, or of other windows, or something else.
-    """
-    with (model / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record: dict[str, Any] = {
-        "model": digest,
-        "images": str(images.resolve()),
-        "prediction": segmenter.experiment.prediction.model_dump(),
-        **_names(segmenter.labels),
-    }
-    path = out / CLAIM
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        # Listed first: another shard may make the note, and then its masks, at any moment.
-        others = [item for item in out.iterdir() if not item.match(TEMPORARY)]
-        if others and not path.exists():
-            raise ConfigError(
-                f"{out} holds something else than masks of iddc. Choose a new or empty folder."
-            )
-        # Of two models that begin at the same moment, only one may have the folder.
-        note = json.dumps({**WRITTEN, **record}, indent=2) + "\n"
-        if not path.exists() and write_new(path, note):
-            return
-        try:
-            kept = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            kept = {}
-    if isinstance(kept, dict):
-        refuse_newer(kept, path, ConfigError)
-        kept = {key: value for key, value in kept.items() if key not in WRITTEN}
-    if kept != record:
-        raise ConfigError(
-            f"{out} holds the masks of another model, of other names, of other images or of other "
-            "windows. Choose another folder, or delete it."
-        )
-
-
-def _names(labels: Labels) -> dict[str, str]:
-    """What tells masks with these names and colours from others; nothing where nobody named any."""
-    chosen = labels.model_dump_json(exclude={"history"})
-    if chosen == labels.numbered(len(labels.id2label)).model_dump_json(exclude={"history"}):
-        return {}
-    return {"labels": hashlib.sha256(chosen.encode()).hexdigest()}

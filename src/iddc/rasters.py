@@ -21,6 +21,7 @@ from iddc.geo import ALONE, open_rasterio
 from iddc.ground import ring_area
 from iddc.images import ImageFile
 from iddc.masks import Classes, Collection
+from iddc.masks.collection import CLUSTERS
 from iddc.masks.ids import write_file
 from iddc.masks.shares import count_pixels, describe_image
 from iddc.runs import disk_errors
@@ -32,8 +33,6 @@ has the same one: of a raster that is 1 degree high the error is below 0.01 %.""
 MOST = 400_000_000
 """The most pixels of a raster whose polygons are traced; they are in memory at once."""
 WGS84 = "EPSG:4326"
-CLUSTERS = "parts/clusters"
-"""In DIR: the cluster of every pixel, of which everything else is made."""
 SUFFIXES = {"geotiff": ".tif", "geojson": ".geojson", "gpkg": ".gpkg"}
 """The files of the formats that are for rasters alone, in DIR/FORMAT."""
 

@@ -26,6 +26,7 @@ from iddc.cli.listings import Demo, Doctor, Models, Recipes
 from iddc.cli.options import Command, parse, unknown
 from iddc.cli.predict import Predict
 from iddc.cli.pretrain import Pretrain
+from iddc.cli.relabel import Relabel
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
 from iddc.cli.verify import Verify
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type[Command]] = {
     "check": Check,
     "train": Train,
     "predict": Predict,
+    "relabel": Relabel,
     "evaluate": Evaluate,
     "report": Report,
     "label": Label,

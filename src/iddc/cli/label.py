@@ -8,7 +8,7 @@ import re
 import secrets
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ class Label(Informing):
     """Name clusters, merge them, ignore them. Predict uses the names; nothing is trained again.
 
     The names are in RUN/labels.json. Without an option a page opens where they are edited with
-    sample images in view (extra `label`); it is served to this machine only, until Ctrl-C.
+    sample images in view (extra `label`). It is served to this machine only, until Done or Ctrl-C.
     """
 
     run: RunPath
@@ -49,9 +49,9 @@ class Label(Informing):
     """3=sky 7=sky makes one class of two clusters; 12=ignore takes one out of every mask; 3= gives
     a cluster its number back."""
     colours: Annotated[tuple[str, ...], arg(name="colour", metavar="CLUSTER=#RRGGBB")] = ()
-    """The colour of a cluster's class; 3= gives it ours."""
+    """Set a colour, such as 3=#87ceeb. 3= restores the default colour."""
     undo: bool = False
-    """Take the last change back."""
+    """Undo the last change."""
     listed: Annotated[bool, arg(name="list")] = False
     """Print the names."""
     images: Annotated[Path | None, _page("IMAGES", "those of the run, if still there")] = None
@@ -59,17 +59,15 @@ class Label(Informing):
     port: Annotated[int, _page("N", "a free one")] = 0
     """The port of the page, on 127.0.0.1."""
     no_open: bool = False
-    """Print the address of the page, and open no browser: what a browser is started with can be
-    seen by other users of the machine."""
+    """Print the URL instead of opening a browser. On shared machines, other users can see a
+    browser's command line, and the URL contains the access token."""
 
     def __call__(self) -> int:
         """List, edit or undo."""
         names = _by_cluster("--set", self.names, "3=sky")
         colours = _by_cluster("--colour", self.colours, "3=#87ceeb")
         if self.undo and (names or colours):
-            raise ConfigError(
-                "--undo takes a change back and goes with no other. Give one of them."
-            )
+            raise ConfigError("--undo goes with no other change. Give one of them.")
         with_page = not (self.undo or names or colours or self.listed or self.json)
         if not with_page and (self.images or self.port or self.no_open):
             raise ConfigError(
@@ -78,7 +76,7 @@ class Label(Informing):
             )
         opened = Run.open(self.run)
         run = opened.path
-        num_clusters = _num_clusters(run / "model.json")
+        num_clusters = read_num_clusters(run / "model.json")
 
         from iddc.masks import LABELS, edit_labels, read_labels
 
@@ -113,7 +111,10 @@ class Label(Informing):
             from iddc.labelling.server import HOST, listen, make_app, make_server
         token = secrets.token_urlsafe(32)
         with listen(self.port) as listening:
-            app = make_app(run.path, num_clusters, _samples(run, self.images), token)
+            dozens = _samples(run, self.images)
+            first = next(dozens, ())
+            more = (lambda: next(dozens, ())) if first else None
+            app = make_app(run.path, num_clusters, first, token, more)
             address = f"http://{HOST}:{listening.getsockname()[1]}/{token}/"
             print(f"{address}    Ctrl-C ends it", flush=True)
             if not self.no_open and (sys.platform == "darwin" or _DISPLAYS & os.environ.keys()):
@@ -123,20 +124,23 @@ class Label(Informing):
         print()
 
 
-def _samples(run: Run, images: Path | None) -> Sequence[Sample]:
-    """Some of the images that were given, or of the run's, as its model sees them."""
+def _samples(run: Run, images: Path | None) -> Iterator[Sequence[Sample]]:
+    """Dozens of the images that were given, or of the run's, as its model sees them."""
     from iddc.datasets.samples import find_samples
-    from iddc.labelling.samples import predict_samples
+    from iddc.labelling.samples import predict_samples, spread
     from iddc.progress import Progress
     from iddc.segmenter import Segmenter
 
     files, reason = find_samples(run, images)
     if reason:
         print(f"note: {reason} Give others with --images.", file=sys.stderr)
-    if not files:
-        return ()
-    segmenter = Segmenter.load(run.path)
-    return predict_samples(segmenter.predict, files, Progress(), segmenter.experiment.reading)
+    if files:
+        segmenter = Segmenter.load(run.path)
+        for chosen in spread(len(files)):
+            own = [files[number] for number in chosen]
+            yield predict_samples(
+                segmenter.predict, own, Progress(), segmenter.experiment.reading
+            )
 
 
 def _by_cluster(option: str, words: Sequence[str], example: str) -> dict[int, str]:
@@ -152,7 +156,7 @@ def _by_cluster(option: str, words: Sequence[str], example: str) -> dict[int, st
     return result
 
 
-def _num_clusters(model: Path) -> int:
+def read_num_clusters(model: Path) -> int:
     """Read K from model.json, without building the network."""
     try:
         num_clusters = json.loads(model.read_text("utf-8"))["network"]["num_clusters"]

@@ -20,16 +20,21 @@ MAX_SAMPLES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Write RUN/report.html: samples, clusters, curves and scores in one file that works offline.
+    """Show a run in one HTML file that works offline: samples, clusters, curves and scores.
 
-    No label is read. Names and colours are those of `iddc label`.
+    No label is read. Names and colours come from `iddc label`.
     """
 
     run: RunPath
     compare: Annotated[Path | None, arg(metavar="RUN2", help_behavior_hint="(default: none)")] = (
         None
     )
-    """Show this run beside the first, on the same images, clusters matched one to one."""
+    """Show this run beside the first, on the same images, clusters matched one to one. The file is
+    RUN/report-NAME2.html then."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: RUN/report.html)")
+    ] = None
+    """The file to write, which ends in .html."""
     images: Annotated[
         Path | None, arg(metavar="IMAGES", help_behavior_hint="(default: those of the training)")
     ] = None
@@ -43,6 +48,8 @@ class Report(Command):
         """Write the report."""
         if not 0 <= self.samples <= MAX_SAMPLES:
             raise ConfigError(f"--samples: expected 0 to {MAX_SAMPLES}, found {self.samples}.")
+        if self.out and self.out.suffix.lower() not in {".html", ".htm"}:
+            raise ConfigError(f"--out: expected a file that ends in .html, found {self.out}.")
         run = Run.open(self.run)
         compare = Run.open(self.compare) if self.compare else None
 
@@ -52,6 +59,7 @@ class Report(Command):
         written = write_report(
             run,
             compare=compare,
+            out=self.out,
             images=self.images,
             samples=self.samples,
             device=self.runtime.device,

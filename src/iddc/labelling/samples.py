@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -63,6 +63,16 @@ def predict_samples(
                 samples.append(reduced(str(file.name), result.image, result.clusters))
             progress.update(index + 1, f"sample {index + 1}/{num}", str(file.name))
     return samples
+
+
+def spread(num_files: int) -> Iterator[list[int]]:
+    """All numbers below `num_files`, a dozen at a time, each dozen spread over those left."""
+    left = [*range(num_files)]
+    while left:
+        taken = min(NUM_SAMPLES, len(left))
+        chosen = [left[number * len(left) // taken] for number in range(taken)]
+        yield chosen
+        left = [number for number in left if number not in chosen]
 
 
 def reduced(name: str, image: Image.Image, clusters: Integer[np.ndarray, "H W"]) -> Sample:

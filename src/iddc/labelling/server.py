@@ -17,6 +17,7 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from shlex import quote
+from threading import Lock
 from typing import Annotated, Any, TypeVar
 
 import uvicorn
@@ -158,10 +159,18 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     )
     for name in ("asyncio", "uvicorn.error"):
         logging.getLogger(name).addFilter(_ONCE)
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    app.state.stop = partial(setattr, server, "should_exit", True)
+    return server
 
 
-def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str) -> FastAPI:
+def make_app(
+    run: Path,
+    num_clusters: int,
+    samples: Sequence[Sample],
+    token: str,
+    more: Callable[[], Sequence[Sample]] | None = None,
+) -> FastAPI:
     """The page of a run at /TOKEN/, with what it reads and sends.
 
     Args:
@@ -169,12 +178,15 @@ def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str
         num_clusters: K of its model.
         samples: The images to show; without any, clusters can still be named.
         token: Without it, every request is answered with 403.
+        more: Gives further images to show; none when there are no more.
     """
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     page = files("iddc.labelling") / "page"
     contents = {name: (page / (name or "page.html")).read_bytes() for name in _PAGE}
-    facts = _facts(run, num_clusters, samples)
-    images = [encode(sample.image, ".jpg") for sample in samples]
+    shown = [*samples]
+    facts = _facts(run, num_clusters, shown, more=more is not None)
+    images = [encode(sample.image, ".jpg") for sample in shown]
+    adding = Lock()
     refuse_another_model = partial(
         Run(run).refuse_another_model, Run(run).stamp, "End `iddc label` and start it anew."
     )
@@ -231,6 +243,22 @@ def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str
     def undo(body: Annotated[bytes, Depends(_body)]) -> Response:
         return change(_parsed(_Seen, body), Labels.undo)
 
+    @app.post("/more")
+    def show_more() -> Response:
+        """Add images to those that are shown. The page is loaded again after it."""
+        with adding:
+            found = more() if more else ()
+            images.extend(encode(sample.image, ".jpg") for sample in found)
+            shown.extend(found)
+            facts.update(_facts(run, num_clusters, shown, more=bool(found)))
+        return _json({"added": len(found)})
+
+    @app.post("/done")
+    def done() -> Response:
+        """End the server, after this answer."""
+        app.state.stop()
+        return _json({})
+
     @app.get("/images/{index}")
     def get_image(index: int) -> Response:
         return Response(_item(images, index), media_type="image/jpeg")
@@ -238,7 +266,7 @@ def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str
     @app.get("/clusters/{index}")
     def get_clusters(index: int) -> Response:
         """Two bytes a pixel, the low one first. Browsers may alter the pixels of an image."""
-        ids = _item(samples, index).clusters.astype("<u2").tobytes()
+        ids = _item(shown, index).clusters.astype("<u2").tobytes()
         return Response(ids, media_type="application/octet-stream")
 
     @app.get("/{name}")
@@ -254,8 +282,10 @@ def make_app(run: Path, num_clusters: int, samples: Sequence[Sample], token: str
     return app
 
 
-def _facts(run: Path, num_clusters: int, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What does not change while the page is open."""
+def _facts(
+    run: Path, num_clusters: int, samples: Sequence[Sample], *, more: bool
+) -> dict[str, Any]:
+    """What changes only when images are added."""
     return {
         "run": run.resolve().name,
         "file": str(run / LABELS),
@@ -268,6 +298,7 @@ def _facts(run: Path, num_clusters: int, samples: Sequence[Sample]) -> dict[str,
             for sample in samples
         ],
         "shares": shares(samples, num_clusters).tolist(),
+        "more": more,
         "tile": TILE,
         "examples": find_examples(samples, num_clusters),
     }

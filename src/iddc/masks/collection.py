@@ -13,15 +13,21 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
 from iddc.errors import needs_extra
 from iddc.images import ImageFile, listed
 from iddc.masks.colours import legend
 from iddc.masks.cvat import in_list
 from iddc.masks.formats import FORMATS, Origin, Segmented
-from iddc.masks.ids import write_file
+from iddc.masks.ids import encode, write_file
 from iddc.masks.labels import Classes
 from iddc.runs import Run
 
+CLUSTERS = "parts/clusters"
+"""In the folder: the cluster of every pixel, of which all else is made again after a renaming."""
+VALID = "parts/valid"
+"""In the folder: which pixels hold data, of the images where some hold none."""
 SKIPPED = "parts/skipped"
 """In the folder: why an image was left out, one file each; skipped.csv is made of them."""
 LEGEND, COLOURED = "legend.svg", {"overlay", "palette"}
@@ -74,11 +80,25 @@ class Collection:
         Raises:
             SetupError: One cannot be written.
         """
+        # Clusters come first: whatever masks there are after a kill can be made again.
+        clusters = encode(Image.fromarray(result.clusters))
+        write_file(self.path(CLUSTERS, file, ".png"), clusters)
+        valid = getattr(result, "valid", None)
+        if valid is not None:
+            write_file(self.path(VALID, file, ".png"), encode(Image.fromarray(valid)))
+        self.write(file, result)
+        self.clear_skipped(file)
+
+    def write(self, file: ImageFile, result: Segmented) -> None:
+        """Write the files of an image whose clusters are kept already.
+
+        Raises:
+            SetupError: One cannot be written.
+        """
         origin = self._origin(file)
         for form in self.formats.values():
-            for key, encode in form.files.items():
-                write_file(self.path(key, file, form.suffix), encode(origin, result))
-        self.clear_skipped(file)
+            for key, encoded in form.files.items():
+                write_file(self.path(key, file, form.suffix), encoded(origin, result))
 
     def mark_skipped(self, file: ImageFile, reason: str) -> None:
         """Note that an image has no masks, and why."""

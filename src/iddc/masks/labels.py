@@ -203,7 +203,10 @@ class Labels(BaseModel):
                 }
             )
         except ValidationError as error:
-            raise ConfigError(f"{LABELS}: {explain(error)}") from None
+            problem = error.errors(include_url=False)[0]
+            cluster = f"Cluster {problem['loc'][1]}: " if len(problem["loc"]) > 1 else ""
+            text = problem["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{cluster}{text if cluster else text.capitalize()}.") from None
         before = _Edit(
             id2label={
                 cluster: name

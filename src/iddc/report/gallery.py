@@ -6,16 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Integer
 
 from iddc.masks import IGNORED
 from iddc.metrics import UNMATCHED
-from iddc.report.look import Look
+from iddc.report.look import Look, largest_part
 from iddc.report.pictures import TILES, mask, mosaic, photo
 from iddc.report.sides import Match, Side
 from iddc.report.tables import NEAREST, nearest, percent
 
 CARDS = 100
 """How many clusters have pictures: the largest. They keep a report of one run below 20 MB."""
+
+
+TAGGED = 0.02
+"""The share of an image from which on a region has its name written on it."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A name, and where it stands on an image, in percent from its left and its top."""
+
+    name: str
+    left: float
+    top: float
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Figure:
     name: str
     size: tuple[int, int]
     photo: str
-    masks: Sequence[tuple[str, str]]
+    masks: Sequence[tuple[str, str, Sequence[Tag]]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +53,8 @@ class Card:
     images: int
     sure: float
     nearest: Sequence[tuple[str, float]]
-    confident: str
+    regions: str
     """A mosaic; empty if the cluster does not occur."""
-    typical: str
 
 
 def figures(sides: Sequence[Side]) -> list[Figure]:
@@ -59,10 +72,29 @@ def figures(sides: Sequence[Side]) -> list[Figure]:
             largest = np.argsort(-shares, kind="stable")[:NEAREST].tolist()
             parts = ", ".join(f"{side.title(c)} {percent(shares[c])}" for c in largest if shares[c])
             text = f"Mask of {seen.name} by {side.name}: {parts}"
-            masks.append((mask(clusters, side.colours, ignored), text))
+            tags = _tags(side, clusters, np.flatnonzero(~ignored & (shares >= TAGGED)).tolist())
+            masks.append((mask(clusters, side.colours, ignored), text, tags))
         if masks:
             found.append(Figure(seen.name, seen.image.size, photo(seen.image), masks))
     return found
+
+
+def _tags(side: Side, clusters: Integer[np.ndarray, "H W"], named: Sequence[int]) -> list[Tag]:
+    """The names of the large clusters of a mask, each in the middle of its largest region."""
+    from scipy import ndimage
+
+    height, width = clusters.shape
+    tags = []
+    for cluster in named:
+        # The frame makes the border of the image a border of the region too.
+        inside = np.pad(largest_part(clusters == cluster), 1)
+        depth: np.ndarray = ndimage.distance_transform_cdt(inside)  # type: ignore[attr-defined]
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        left, top = 100 * (int(column) - 0.5) / width, 100 * (int(row) - 0.5) / height
+        name = side.labels.names[cluster]
+        short = str(cluster) if name == f"cluster {cluster}" else name
+        tags.append(Tag(short, round(left, 1), round(top, 1)))
+    return tags
 
 
 def cards(sides: Sequence[Side], matched: Match | None) -> list[list[Card | None]]:
@@ -87,8 +119,9 @@ def cards(sides: Sequence[Side], matched: Match | None) -> list[list[Card | None
 
 def _card(side: Side, look: Look, cluster: int) -> Card:
     own = [place for place, region in enumerate(look.regions) if region.cluster == cluster]
-    sure = sorted(own, key=lambda place: -look.regions[place].confidence)[:TILES]
-    typical = sorted(own, key=lambda place: -look.typical[place])[:TILES]
+    sure = sorted(own, key=lambda place: -look.regions[place].confidence)[: TILES // 2]
+    typical = sorted(own, key=lambda place: -look.typical[place])
+    shown = [*sure, *(place for place in typical if place not in sure)][:TILES]
     return Card(
         cluster=cluster,
         name=side.title(cluster),
@@ -97,8 +130,7 @@ def _card(side: Side, look: Look, cluster: int) -> Card:
         images=int(look.images[cluster]),
         sure=float(look.given[cluster, cluster]),
         nearest=[(side.title(other), share) for other, share in nearest(look, cluster)],
-        confident=mosaic(look, [look.regions[place] for place in sure]),
-        typical=mosaic(look, [look.regions[place] for place in typical]),
+        regions=mosaic(look, [look.regions[place] for place in shown]),
     )
 
 

@@ -82,7 +82,7 @@ class Look:
 
     def patches(self, region: Region) -> Bool[np.ndarray, "h w"]:
         """Where a region is. Found again, since of thousands of clusters all would fill memory."""
-        return _largest(self.seen[region.image].clusters == region.cluster)
+        return largest_part(self.seen[region.image].clusters == region.cluster)
 
     @property
     def shares(self) -> Float[np.ndarray, " k"]:
@@ -134,7 +134,7 @@ def look_at(
             counts += found
             images += found > 0
             for cluster in np.flatnonzero(found).tolist():
-                part = _largest(ids.numpy() == cluster)
+                part = largest_part(ids.numpy() == cluster)
                 inside = torch.from_numpy(part)
                 mean = vectors[:, inside].mean(1)
                 sure = float(confidence[inside].mean())
@@ -191,7 +191,7 @@ def _given(probs: Float[Tensor, "k h w"], ids: Int64[Tensor, "h w"]) -> csr_arra
     return csr_array((highest.flatten().numpy(), places), shape=(k, k))
 
 
-def _largest(where: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def largest_part(where: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The largest connected part; parts that touch at a corner only are two."""
     from scipy import ndimage
 

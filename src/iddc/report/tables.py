@@ -84,7 +84,7 @@ def facts(side: Side) -> list[tuple[str, str]]:
         shares = side.look.shares[side.look.counts > 0]
         sure = float((side.look.given.diagonal() * side.look.shares).sum())
         found += [
-            (f"{len(shares):,}", "of them occur here"),
+            (f"{len(shares):,}", "used in these images"),
             (f"{np.exp(-(shares * np.log(shares)).sum()):.1f}", "effective clusters"),
             (percent(sure), "mean confidence"),
         ]
@@ -111,7 +111,7 @@ def cluster_table(side: Side, look: Look) -> Table:
         sure = percent(float(look.given[c, c]) if look.counts[c] else None)
         sizes = (percent(look.shares[c]), percent(look.frequencies[c]), str(look.images[c]))
         rows.append((str(c), side.labels.names[c], *sizes, sure, near or "–"))
-    header = ("cluster", "name", "share", "p_c", "images", "confidence", "and gives to")
+    header = ("cluster", "name", "share", "p_c", "images", "confidence", "confused with")
     return Table(f"All {len(rows):,} clusters of {side.name} in numbers", header, rows, 9)
 
 

@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from iddc import __version__
 from iddc.datasets.samples import find_samples
+from iddc.masks.ids import write_file
 from iddc.progress import SILENT, Progress
 from iddc.report import drawings, gallery, tables
 from iddc.report.look import look_at
 from iddc.report.sides import Match, Side, colours_of_partners, match, open_side
-from iddc.runs import Run, write_atomic
+from iddc.runs import Run
 from iddc.segmenter import Segmenter
 
 REPORT = "report.html"
@@ -37,16 +38,19 @@ def write_report(
     run: Run,
     *,
     compare: Run | None = None,
+    out: Path | None = None,
     images: Path | None = None,
     samples: int = 12,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Written:
-    """Write RUN/report.html, one file that needs nothing else.
+    """Write a report, one file that needs nothing else.
 
     Args:
         run: A finished run.
         compare: Another one, to be shown beside it on the same images.
+        out: The file to write. Without it, RUN/report.html; with another run beside it,
+            RUN/report-NAME.html, where NAME is the name of the other.
         images: What is looked at, if not the images of the training.
         samples: How many images are shown with their masks.
         device: See `pick_device`.
@@ -71,8 +75,9 @@ def write_report(
         sides.append(open_side(each, name, segmenter, look, colours))
     if found and not sides[0].look:
         why = "None of the images can be read."
-    path = run.path / REPORT
-    write_atomic(path, _page(sides, matched, why))
+    own = f"report-{compare.path.resolve().name}.html" if compare else REPORT
+    path = out or run.path / own
+    write_file(path, _page(sides, matched, why).encode("utf-8", "surrogateescape"))
     return Written(path, why)
 
 

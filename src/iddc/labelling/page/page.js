@@ -14,11 +14,11 @@ let dropped = 0; // how many changes were made on a screen of an earlier era, an
 
 // Talking to the server --------------------------------------------------------------------------
 
-async function ask(path, body) {
+async function ask(path, body, patience = 20000) {
   const options = body && { method: "POST", body: JSON.stringify(body) };
   let answer;
   try {
-    answer = await fetch(path, { ...options, signal: AbortSignal.timeout(20000) });
+    answer = await fetch(path, { ...options, signal: AbortSignal.timeout(patience) });
   } catch {
     throw new Error("No answer: iddc label has ended, or waits for another program that uses the " +
       "run. What was saved is kept. Start it again.");
@@ -43,6 +43,7 @@ function change(path, edit) {
     else {
       try {
         state = await (await ask(path, { version: state.version, ...edit })).json();
+        if (path === "edit") undone.length = 0;
         $("status").textContent = "Saved";
       } catch (error) {
         complain(error);
@@ -73,6 +74,32 @@ function refresh() {
     show(state);
   }).catch(complain);
   return saving;
+}
+
+// Redo is an edit like any other: what was there before the undo is written again.
+const undone = [];
+async function undo() {
+  const before = structuredClone(state);
+  await change("undo", {});
+  if (state.version !== before.version) undone.push(before);
+  $("redo").disabled = !undone.length;
+}
+
+async function redo() {
+  const wanted = undone.pop();
+  if (!wanted) return;
+  const names = {}, colours = {};
+  wanted.names.forEach((name, cluster) => {
+    if (name !== state.names[cluster]) names[cluster] = name === facts.numbers[cluster] ? "" : name;
+    if (wanted.chosen[cluster] !== state.chosen[cluster] ||
+        (wanted.chosen[cluster] && wanted.colours[cluster] !== state.colours[cluster])) {
+      colours[cluster] = wanted.chosen[cluster] ? wanted.colours[cluster] : "";
+    }
+  });
+  const rest = undone.splice(0);
+  await change("edit", { names, colours });
+  undone.push(...rest);
+  $("redo").disabled = !undone.length;
 }
 
 function complain(error) {
@@ -132,6 +159,8 @@ function show(found) {
     `${classes.get(facts.ignore)?.length ?? 0} ignored`, `${left} without a name`,
   ].join(" · ");
   $("undo").disabled = !state.undo;
+  $("redo").disabled = !undone.length;
+  for (const sample of samples.filter(Boolean)) tag(sample);
   paintSoon();
 }
 
@@ -160,7 +189,7 @@ function makeRow(cluster) {
   row.name.ariaLabel = `Name of ${title}`;
   row.name.maxLength = facts.max_name;
   row.colour.ariaLabel = `Colour of ${title}`;
-  row.reset.ariaLabel = `Our colour for ${title}`;
+  row.reset.ariaLabel = `Default colour for ${title}`;
   row.ignore.ariaLabel = `Ignore ${title}`;
   row.examples.hidden = !facts.samples.length;
   item.tabIndex = -1;
@@ -303,7 +332,10 @@ async function makeSample(index) {
   sample.clusters = new Uint16Array(await (await ask(`clusters/${index}`)).arrayBuffer());
   sample.context = canvas.getContext("2d");
   sample.pixels = sample.context.createImageData(width, height);
+  sample.tags = figure.querySelector(".tags");
+  sample.middles = middles(sample);
   samples[index] = sample;
+  tag(sample);
 
   const clusterAt = (event) => {
     const { left, top, width: wide, height: high } = canvas.getBoundingClientRect();
@@ -323,6 +355,37 @@ async function makeSample(index) {
     row.item.scrollIntoView({ block: "center" });
     startNaming(row);
   });
+}
+
+// Where the name of each large cluster stands: amid its longest runs of pixels in a row.
+function middles({ clusters, width, height }) {
+  const runs = new Map();
+  for (let y = 0; y < height; y += 4) {
+    for (let x = 0; x < width;) {
+      const cluster = clusters[y * width + x], start = x;
+      while (x < width && clusters[y * width + x] === cluster) x++;
+      if (!runs.has(cluster)) runs.set(cluster, []);
+      runs.get(cluster).push({ length: x - start, x: (x + start) / 2 / width, y: (y + 0.5) / height });
+    }
+  }
+  const least = 0.02 * width * height / 4;
+  return [...runs].filter(([, own]) => own.reduce((sum, run) => sum + run.length, 0) >= least)
+    .map(([cluster, own]) => {
+      const longest = own.reduce((most, run) => Math.max(most, run.length), 0);
+      const long = own.filter((run) => run.length >= 0.8 * longest);
+      return [cluster, long[Math.floor(long.length / 2)]];
+    });
+}
+
+function tag({ tags, middles }) {
+  if (!state) return;
+  tags.replaceChildren(...middles.filter(([cluster]) => !ignored(cluster)).map(([cluster, at]) => {
+    const span = document.createElement("span");
+    span.textContent = numbered(cluster) ? cluster : state.names[cluster];
+    span.style.left = `${100 * at.x}%`;
+    span.style.top = `${100 * at.y}%`;
+    return span;
+  }));
 }
 
 let frame = 0;
@@ -395,19 +458,50 @@ document.addEventListener("keydown", (event) => {
   if (event.altKey || $("keys").open) return;
   if (target.matches("input:not([type='checkbox'], [type='range'], [type='color']), select")) return;
   const undoing = (event.ctrlKey || event.metaKey ? "z" : "u") === key && !event.shiftKey;
+  const redoing = (event.ctrlKey || event.metaKey ? "y" : "r") === key && !event.shiftKey;
   if (undoing) $("undo").click();
+  else if (redoing) $("redo").click();
   else if (event.ctrlKey || event.metaKey) return;
   else if (key === "/") $("find").focus();
   else if (key === "?") $("help").click();
   else return;
   event.preventDefault();
 });
-$("undo").addEventListener("click", () => change("undo", {}));
+$("undo").addEventListener("click", undo);
+$("redo").addEventListener("click", redo);
+$("done").addEventListener("click", async () => {
+  await saving;
+  try {
+    await ask("done", {});
+  } catch (error) {
+    return complain(error);
+  }
+  document.body.classList.add("ended");
+  $("problem").hidden = true;
+  $("status").textContent = "";
+  $("ended").hidden = false;
+  window.removeEventListener("focus", refresh);
+});
+$("more").addEventListener("click", async () => {
+  $("more").disabled = true;
+  $("more").textContent = "Adding images …";
+  await saving;
+  try {
+    await ask("more", {}, 300000);
+    location.reload();
+  } catch (error) {
+    complain(error);
+  }
+});
 $("help").addEventListener("click", () => $("keys").showModal());
 $("find").addEventListener("input", find);
 $("find").addEventListener("keydown", ({ key }) => {
   const first = $("clusters").querySelector("li:not([hidden])");
-  if (key === "Enter" && first) startNaming(rows[first.dataset.cluster]);
+  if (key !== "Escape" && !(key === "Enter" && first)) return;
+  // The filter ends here, or the other clusters would stay hidden.
+  $("find").value = "";
+  find();
+  if (key === "Enter") startNaming(rows[first.dataset.cluster]);
 });
 $("order").addEventListener("change", arrange);
 $("opacity").addEventListener("input", paintSoon);
@@ -420,6 +514,7 @@ async function start() {
   $("run").textContent = facts.run;
   $("file").textContent = facts.file;
   $("next").textContent = facts.next;
+  $("more").hidden = !facts.more;
   const many = facts.samples.length > 0;
   $("none").hidden = many;
   for (const name of ["opacity", "spotlight"]) $(name).disabled = !many;

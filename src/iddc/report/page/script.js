@@ -1,9 +1,37 @@
 "use strict";
 // The line between photo and mask.
-for (const input of document.querySelectorAll(".stage input")) {
+function moveable(input) {
   const move = () => input.parentElement.style.setProperty("--at", input.value / 100);
   input.addEventListener("input", move);
   move();  // a browser may restore an earlier value
+}
+for (const input of document.querySelectorAll(".stage input")) moveable(input);
+// Enlarge a sample or a mosaic.
+const large = document.getElementById("large");
+function enlarge(part) {
+  const copy = part.cloneNode(true), image = part.querySelector("img") ?? part;
+  large.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+  large.querySelector("div").replaceChildren(copy);
+  const input = copy.querySelector("input");
+  if (input) moveable(input);
+  large.showModal();
+}
+for (const button of document.querySelectorAll(".enlarge")) {
+  button.hidden = false;
+  button.addEventListener("click", () => enlarge(button.closest("figure").querySelector(".stage")));
+}
+for (const button of document.querySelectorAll(".mosaic")) {
+  button.addEventListener("click", () => enlarge(button.querySelector("img")));
+}
+large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+// The first images are shown; the others on demand.
+const more = document.getElementById("more");
+if (more) {
+  more.hidden = false;
+  more.addEventListener("click", () => {
+    for (const figure of document.querySelectorAll(".later")) figure.classList.add("shown");
+    more.hidden = true;
+  });
 }
 const opacity = document.getElementById("opacity");
 if (opacity) {
