@@ -783,7 +783,7 @@ def test_kmeans_gives_a_run_like_any_other(
 
 
 def test_kmeans_has_no_option_that_it_would_ignore(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["baseline", "--help"]) == 0
+    assert main(["baseline", "-hh"]) == 0
     text = capsys.readouterr().out
     assert "--num-clusters" in text
     for ignored in ("--objective", "--epochs", "--head", "--checkpoint-every"):
@@ -998,7 +998,7 @@ def python(*args: str) -> subprocess.CompletedProcess[str]:
 LIGHT = """
 import sys
 from iddc.cli import COMMANDS, main
-codes = [main([name, "--help"]) for name in COMMANDS]
+codes = [main([name, "--help-all"]) for name in COMMANDS]
 codes += [main(argv) for argv in (
     ["trian"],
     ["train", "x", "--out", "y", "--num-clusters", "1"],

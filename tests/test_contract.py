@@ -176,7 +176,7 @@ def test_help_is_what_it_was(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    assert main([command, "--help"] if command in COMMANDS else ["--help"]) == 0
+    assert main([command, "--help-all"] if command in COMMANDS else ["--help"]) == 0
     text, path = capsys.readouterr().out, CONTRACT / "help" / f"{command}.txt"
     if rewrites():
         path.write_text(text)

@@ -69,7 +69,7 @@ def test_pages_show_commands_and_options_that_exist(
 ) -> None:
     for name, options in commands(page.read_text()):
         assert name in COMMANDS
-        assert main([name, "--help"]) == 0
+        assert main([name, "--help-all"]) == 0
         assert options <= set(capsys.readouterr().out.split())
 
 

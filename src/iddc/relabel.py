@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
-from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
 from iddc.config import ReadingConfig
+from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
 from iddc.images import AS_STORED, ImageFile, expand_pages, find_images, open_picture
 from iddc.masks import FORMATS, Collection, Labels, cluster_names
 from iddc.masks.collection import CLUSTERS, VALID

@@ -19,6 +19,7 @@ from iddc.cli.check import Check
 from iddc.cli.compare import Compare
 from iddc.cli.evaluate import Evaluate
 from iddc.cli.export import Export
+from iddc.cli.help import ALL, SHORT, TEXTS, overview, short_help
 from iddc.cli.importing import Import
 from iddc.cli.label import Label
 from iddc.cli.learn import Baseline, Train
@@ -98,10 +99,13 @@ def _dispatch(args: list[str]) -> int:
         case ["help", name, *_] if name in COMMANDS:
             return _dispatch([name, "--help"])
         case ["-h" | "--help" | "help", *_]:
-            print(_overview())
+            print(overview(_summaries()))
         case ["--version", *_]:
             print(f"iddc {__version__}")
+        case [name, *rest] if name in TEXTS and SHORT & {*rest}:
+            print(short_help(name, _summaries()[name]))
         case [name, *rest] if name in COMMANDS:
+            rest = ["--help" if word in ALL else word for word in rest]
             command = parse(COMMANDS[name], name, rest)
             _check_alone(name)
             return command()
@@ -110,7 +114,7 @@ def _dispatch(args: list[str]) -> int:
         case [name, *_]:
             raise unknown("command", name, COMMANDS)
         case _:
-            print(_overview(), file=sys.stderr)
+            print(overview(_summaries()), file=sys.stderr)
             return 2
     return 0
 
@@ -124,22 +128,9 @@ def _check_alone(name: str) -> None:
         )
 
 
-def _overview() -> str:
-    lines = [
-        f"  {name:9}  {(command.__doc__ or '').splitlines()[0]}"
-        for name, command in COMMANDS.items()
-    ]
-    return "\n".join(
-        [
-            "usage: iddc COMMAND [OPTIONS]",
-            "",
-            "Learn semantic segmentation from a folder of images, without any label.",
-            "",
-            *lines,
-            "",
-            "iddc COMMAND --help lists its options; iddc --version prints the version.",
-        ]
-    )
+def _summaries() -> dict[str, str]:
+    """The first line of what each command says of itself."""
+    return {name: (each.__doc__ or "").splitlines()[0] for name, each in COMMANDS.items()}
 
 
 def _in_words(error: BaseException) -> tuple[int, str]:

@@ -138,9 +138,7 @@ def _samples(run: Run, images: Path | None) -> Iterator[Sequence[Sample]]:
         segmenter = Segmenter.load(run.path)
         for chosen in spread(len(files)):
             own = [files[number] for number in chosen]
-            yield predict_samples(
-                segmenter.predict, own, Progress(), segmenter.experiment.reading
-            )
+            yield predict_samples(segmenter.predict, own, Progress(), segmenter.experiment.reading)
 
 
 def _by_cluster(option: str, words: Sequence[str], example: str) -> dict[int, str]:

@@ -166,10 +166,16 @@ def _starting_point(command: str, args: Sequence[str]) -> Experiment:
     return experiment
 
 
-def _type(field: FieldInfo) -> Any:
+def _type(name: str, field: FieldInfo) -> Any:
     """The type of a field; one that is on by default takes True or False instead of a no- flag."""
     if field.annotation is ReadingConfig:
         return Annotated[ReadingConfig, Flat]
+    if name == "num_clusters":
+        return Annotated[int, arg(aliases=["-k"], metavar="K")]
+    if name == "head":  # the others belong to baselines, and training refuses them
+        return Annotated[field.annotation, arg(metavar="{conv,linear}")]
+    if name == "recipe":
+        return Annotated[field.annotation, arg(metavar="NAME")]
     on = field.annotation is bool and field.default is True
     return Annotated[bool, FlagConversionOff] if on else field.annotation
 
@@ -190,7 +196,7 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
         given = start if model is Experiment else info.default
         defaults = given if isinstance(given, model) else model()
         fields = [
-            StructFieldSpec(name, _type(field), getattr(defaults, name), field.description)
+            StructFieldSpec(name, _type(name, field), getattr(defaults, name), field.description)
             for name, field in model.model_fields.items()
             if shown.has(model, name)
             and (model is not ReadingConfig or name in ("range", "bands", "pages"))
