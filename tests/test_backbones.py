@@ -35,6 +35,7 @@ from iddc.backbones import (
     KnownBackbone,
     build_backbone,
     is_here,
+    licence_of,
     load_backbone,
     reduced_backbone,
     resolve,
@@ -1117,3 +1118,30 @@ def test_damaged_weights_are_not_kept_for_the_next_time(hub: Any, empty_caches: 
     with pytest.raises(SetupError, match="are damaged: expected SHA-256"):
         load_backbone("test_vit.r160_in1k")
     assert not (empty_caches / "fetched.safetensors").exists()
+
+
+# Licences and sizes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "licence"),
+    [
+        ("bundled", "CC BY-NC 4.0"),
+        ("dino-vits16", "Apache-2.0"),
+        ("dino-vits8-300ep=/tmp/a=b.pth", "Apache-2.0"),
+        ("dinov3-vits16", "DINOv3 License"),
+        ("untrained:resnet18", "none, as its weights are random"),
+        ("my/folder", "not known to iddc"),
+    ],
+)
+def test_the_licence_of_a_backbone_follows_from_its_name(backbone: str, licence: str) -> None:
+    assert licence_of(backbone) == licence
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_listed_size_is_what_timm_builds(name: BackboneName) -> None:
+    known = BACKBONES[name]
+    with torch.device("meta"):
+        network = timm.create_model(known.timm_name, num_classes=0)
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert known.millions == pytest.approx(millions, abs=1)

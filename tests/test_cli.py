@@ -966,7 +966,6 @@ def test_what_the_system_refuses_is_exit_4_and_no_bug(
     ("problem", "code", "sentence"),
     [
         (ValueError("x"), 1, "This is a bug in iddc (ValueError: x)"),
-        (KeyboardInterrupt(), 130, "Interrupted."),
         (PermissionError(13, "Permission denied", "/there"), 4, "No permission: /there."),
         (MemoryError(), 4, "has not enough of it"),
     ],
@@ -986,6 +985,17 @@ def test_any_error_is_one_sentence_and_a_traceback_only_with_v(
     assert sentence in error(capsys)
     assert main(["recipes", "-v"]) == code
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interruption_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listings, "print_table", stop)
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 # Real processes -----------------------------------------------------------------------------------

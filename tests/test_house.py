@@ -62,7 +62,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 def test_the_citation_names_this_version_and_the_paper() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == iddc.__version__
-    assert citation["license"] == PROJECT["license"]
+    assert citation["license"] == PROJECT["license"].partition(" ")[0]  # of the code
     (paper,) = citation["references"]
     assert (paper["type"], paper["doi"]) == ("article", "10.1007/s11263-024-02083-x")
     assert [author["family-names"] for author in paper["authors"]] == ["Liu", "Zhang", "Tang"]
@@ -73,7 +73,7 @@ def test_the_changelog_has_this_version() -> None:
 
 
 def test_the_licence_is_the_one_the_package_declares() -> None:
-    assert PROJECT["license"] == "Apache-2.0"
+    assert PROJECT["license"] == "Apache-2.0 AND CC-BY-NC-4.0"  # of the bundled weights
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License\n                           Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iddc import __version__
+from iddc.backbones import licence_of
 from iddc.config import ExportFormat, PredictionConfig
 from iddc.errors import ConfigError, SetupError, needs_extra
 from iddc.masks import Labels
@@ -133,6 +134,7 @@ def metadata(segmenter: Segmenter) -> dict[str, str]:
     return {
         "format_version": str(EXPORT_VERSION),
         "iddc": __version__,
+        "backbone_licence": licence_of(segmenter.experiment.backbone),
         "short_side": str(segmenter.experiment.views.short_side),
         **{key: json.dumps(value) for key, value in label_maps(segmenter.labels).items()},
     }

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from iddc.backbones import not_numbers, without_memory
+from iddc.backbones import licence_of, not_numbers, without_memory
 from iddc.config import Experiment, Frozen
 from iddc.errors import DataError
 from iddc.images import listed
@@ -30,6 +30,8 @@ class ModelFile(Frozen):
     """`Network.spec()`."""
     experiment: Experiment
     """What it was trained with; of it, prediction needs the working size and the windows."""
+    backbone_licence: str = ""
+    """The licence of the weights that the backbone began with."""
 
 
 def save_model(
@@ -44,7 +46,12 @@ def save_model(
     """
     state = network.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    record = ModelFile(**WRITTEN, network=network.spec(), experiment=experiment)
+    record = ModelFile(
+        **WRITTEN,
+        network=network.spec(),
+        experiment=experiment,
+        backbone_licence=licence_of(experiment.backbone),
+    )
     # model.json comes last: where it is, the model is complete.
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

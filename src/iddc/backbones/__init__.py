@@ -34,6 +34,7 @@ from iddc.backbones.known import (
     bundled_backbone,
     fetch_weights,
     is_here,
+    licence_of,
     lookup,
     positions_of,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "bundled_backbone",
     "is_here",
     "is_plain",
+    "licence_of",
     "load_backbone",
     "not_numbers",
     "read_file",

@@ -42,11 +42,18 @@ class KnownBackbone:
     """The licence of the weights."""
 
     @property
+    def millions(self) -> int:
+        """The number of its parameters, in millions."""
+        kind = re.match("[a-z]+_?[a-z]*", self.timm_name)
+        return _MILLIONS[kind[0] if kind else ""]
+
+    @property
     def needs_file(self) -> bool:
         """Whether the weights cannot be fetched, but must be passed as a file."""
         return "." not in self.timm_name
 
 
+_MILLIONS = {"vit_small": 22, "vit_base": 86, "xcit_small": 26, "resnet": 11}
 _DINO, _IBOT = "facebookresearch/dino", "bytedance/ibot"
 _DINOV2, _DINOV3 = "facebookresearch/dinov2", "facebookresearch/dinov3"
 
@@ -112,6 +119,20 @@ _SECONDS = 5
 def lookup(name: str) -> KnownBackbone | None:
     """The entry of BACKBONES of that name, if it has one."""
     return next((known for key, known in BACKBONES.items() if key == name), None)
+
+
+def licence_of(backbone: str) -> str:
+    """The licence of the weights of a backbone, as far as its name tells it.
+
+    Args:
+        backbone: As `--backbone` takes it.
+    """
+    if backbone == "bundled":
+        return BUNDLED_LICENCE
+    if backbone.startswith("untrained:"):
+        return "none, as its weights are random"
+    known = lookup(backbone.partition("=")[0])
+    return known.licence if known else "not known to iddc"
 
 
 def positions_of(label: str, timm_name: str) -> Positions:

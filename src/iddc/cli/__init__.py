@@ -31,7 +31,7 @@ from iddc.cli.relabel import Relabel
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
 from iddc.cli.verify import Verify
-from iddc.errors import ConfigError, IddcError, one_line
+from iddc.errors import ConfigError, IddcError, Interrupted, one_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, sentence = _in_words(error)
         if {"-v", "--verbose"} & {*args}:
             traceback.print_exc()
-        print(f"error: {one_line(sentence)}", file=sys.stderr)
+        stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+        print(f"{'' if stopped else 'error: '}{one_line(sentence)}", file=sys.stderr)
         return code
 
 

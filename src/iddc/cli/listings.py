@@ -70,13 +70,14 @@ class Models(Informing):
                 name,
                 str(known.patch_size),
                 str(known.width),
+                f"{known.millions} M",
                 known.licence,
                 known.source,
                 _where(name, known, here=bool(facts[name]["here"])),
             )
             for name, known in models
         ]
-        print_table(("backbone", "patch", "width", "licence", "source", "here"), rows)
+        print_table(("backbone", "patch", "width", "size", "licence", "source", "here"), rows)
         print(
             "\nA name without weights here is fetched when it is first used, or give NAME=FILE. "
             "Also: a timm name with the tag of its weights, or untrained:TIMM_NAME."

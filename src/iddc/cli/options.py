@@ -269,15 +269,18 @@ def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
     Device and backbone are tried before the run's folder is touched: --overwrite must not cost an
     earlier model because of a misspelt name.
     """
-    from iddc.backbones import load_backbone, resolve
+    from iddc.backbones import BACKBONES, licence_of, load_backbone, resolve
     from iddc.device import pick_device
 
     pick_device(runtime.device)
     backbone = resolve(experiment.backbone)
-    if backbone == "bundled" != experiment.backbone:
+    if backbone == "bundled":
+        why = "" if experiment.backbone == backbone else ", as DINO ViT-S/16 is not within reach"
+        better = BACKBONES["dino-vits16"]
         print(
-            "note: DINO ViT-S/16 is neither on this machine nor within reach, so backbone auto is "
-            "the bundled one",
+            f"note: backbone bundled{why}: small, {licence_of(backbone)}, for research. Better, "
+            f"and {better.licence}: --backbone dino-vits16=FILE, where FILE is {better.file} of "
+            f"github.com/{better.source}",
             file=sys.stderr,
         )
     load_backbone(backbone)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from iddc.backbones import licence_of
 from iddc.report.look import Look
 from iddc.report.sides import Side
 from iddc.runs.folder import SCORE_KEY
@@ -57,6 +58,7 @@ def _about(side: Side) -> dict[str, str]:
         "method": side.method,
         "clusters, K": f"{side.experiment.num_clusters:,}",
         "backbone": side.experiment.backbone,
+        "licence of the backbone": licence_of(side.experiment.backbone),
         "recipe": side.experiment.recipe,
         "seed": str(side.experiment.seed),
         "steps": f"{side.steps[-1]['step']:,}" if side.steps else "–",
