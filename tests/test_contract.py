@@ -32,6 +32,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from iddc.cli import COMMANDS, main
+from iddc.cli.help import GROUPS, TEXTS
 from iddc.errors import ConfigError, DataError, Interrupted, NumericError, SetupError
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
@@ -181,6 +182,11 @@ def test_help_is_what_it_was(
     if rewrites():
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_every_command_has_a_short_help_that_the_overview_groups() -> None:
+    grouped = [name for group in GROUPS.values() for name in group]
+    assert TEXTS.keys() == COMMANDS.keys() == {*grouped}
 
 
 def test_every_help_text_has_a_command() -> None:

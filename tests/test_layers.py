@@ -38,6 +38,7 @@ LAYERS = {
     "geo": 3,
     "network": 3,
     "samples": 3,
+    "segmentation": 3,
     "thresholds": 3,
     "methods": 4,
     "modelfile": 4,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from iddc.errors import ConfigError
 from iddc.images import Picture, collect, find_images
 from iddc.images.given import ImageLike, as_files, as_picture, items_of
 from iddc.learning import fit
-from iddc.masks import Labels, overlay
+from iddc.masks import Labels, cluster_names
 from iddc.methods import completed, used
 from iddc.modelfile import load_model, save_model
 from iddc.network import Network
@@ -32,6 +32,7 @@ from iddc.progress import SILENT, Progress
 from iddc.recipes import RECIPES
 from iddc.refine import refiner
 from iddc.runs import Run, changed, explain
+from iddc.segmentation import Segmentation
 from iddc.windows import (
     Predictor,
     Request,
@@ -44,53 +45,10 @@ from iddc.windows import (
     to_working_size,
 )
 
+__all__ = ["Segmentation", "Segmenter"]
+
 K = TypeVar("K")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """The clusters of one image, at its size."""
-
-    image: Image.Image
-    """What was segmented: RGB, upright."""
-    clusters: Integer[np.ndarray, "H W"]
-    """The cluster of every pixel: uint8, or uint16 with more than 256 clusters."""
-    labels: Labels
-    """What the clusters are called."""
-    valid: Bool[np.ndarray, "H W"] | None = None
-    """Which pixels hold data, where some hold none: transparent ones, or without a number."""
-    probs: Float[Tensor, "k H W"] | None = None
-    """The probability of every cluster at every pixel, on the CPU, if asked for."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One per cluster; clusters of one name are one class."""
-        return self.labels.names
-
-    @property
-    def colours(self) -> UInt8[np.ndarray, "k 3"]:
-        """RGB, one per cluster."""
-        return self.labels.cluster_colours
-
-    @cached_property
-    def classes(self) -> Integer[np.ndarray, "H W"]:
-        """The class of every pixel, as `labels.classes` numbers them; without names, its cluster.
-
-        Pixels of ignored clusters and pixels without data have the highest value of the type, 255
-        or 65535.
-        """
-        named = self.labels.classes
-        classes: np.ndarray = named.of_cluster[self.clusters]
-        if self.valid is not None:
-            # 255 cannot be both the last of 256 classes and no data.
-            kind = np.promote_types(classes.dtype, np.min_scalar_type(len(named.names)))
-            classes = np.where(self.valid, classes, np.iinfo(kind).max).astype(kind)
-        return classes
-
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image under the colours of its classes; opacity 0 is the image alone."""
-        return overlay(self.image, self.classes, self.labels.classes.colours, opacity)
 
 
 class Segmenter:
@@ -221,6 +179,17 @@ class Segmenter:
         vars(self).update(vars(Segmenter.of(network, experiment)))
         return self
 
+    def __repr__(self) -> str:
+        experiment = self.experiment
+        what = f"{experiment.num_clusters} clusters, {experiment.backbone}, {experiment.recipe}"
+        if self._network is None:
+            return f"Segmenter({what}; not trained yet, call fit)"
+        named = sum(
+            name != own
+            for name, own in zip(self.labels.names, cluster_names(self.num_clusters), strict=True)
+        )
+        return f"Segmenter({what}; trained, {named} of {self.num_clusters} clusters named)"
+
     @property
     def network(self) -> Predictor:
         """What gives the probabilities.
@@ -342,15 +311,17 @@ class Segmenter:
             key, picture = request.key
             yield key, _segmentation(picture, as_array(ids, self.num_clusters), self.labels)
 
-    def rename(self, names: Mapping[int, str]) -> None:
+    def rename(self, names: Mapping[Any, str]) -> None:
         """Name clusters: `{3: "sky", 7: "sky", 12: "ignore"}` makes 3 and 7 one class.
+
+        Clusters are whole numbers of any kind: 3, "3" as JSON has it, or one of numpy's.
 
         `save` keeps the names; `iddc label RUN` changes those of a run. See `Labels.edit`.
 
         Raises:
             ConfigError: There is no such cluster, or a name is none.
         """
-        self._labels = self.labels.edit(names)
+        self._labels = self.labels.edit({_number(key): name for key, name in names.items()})
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and model.json, from which `load` needs nothing else.
@@ -383,6 +354,14 @@ class Segmenter:
         chosen = pick_device(device)
         network, experiment, labels = load_model(Path(folder))
         return cls.of(network.to(chosen), experiment, labels)
+
+
+def _number(key: Any) -> int:
+    """A cluster as a whole number."""
+    try:
+        return int(key, 10) if isinstance(key, str) else index(key)
+    except (TypeError, ValueError):
+        raise ConfigError(f"rename: expected the number of a cluster, found {key!r}.") from None
 
 
 def make_request(

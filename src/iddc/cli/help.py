@@ -12,10 +12,10 @@ from dataclasses import dataclass
 WIDTH = 100
 """The most characters of a line."""
 GROUPS = {
-    "Start here": ("demo", "train", "report", "label", "predict"),
+    "Start here": ("demo", "check", "train", "report", "label", "predict"),
     "Use a model": ("relabel", "evaluate", "export"),
     "Compare and reproduce": (
-        *("baseline", "pretrain", "analyze", "reproduce", "recipes", "models", "import"),
+        *("compare", "baseline", "pretrain", "analyze", "reproduce", "recipes", "models", "import"),
     ),
     "This machine": ("doctor", "verify", "bench"),
 }
@@ -55,6 +55,33 @@ TEXTS = {
             "--overwrite": "replace an earlier run in RUN",
         },
         ("photos/ -k 12 --out runs/photos", "photos.zip -k 20 --backbone bundled --out runs/zip"),
+    ),
+    "check": Short(
+        "IMAGES [OPTIONS]",
+        {
+            "IMAGES": "a folder with its subfolders, a zip, a text file of paths, or one image",
+            "--limit N": "use the first N images only",
+            "--include-masks": "read masks and labels among IMAGES like photos",
+            **_JSON,
+        },
+        ("photos/", "tiles/ --limit 100 --json"),
+    ),
+    "compare": Short(
+        "IMAGES --data DIR --out DIR [OPTIONS]",
+        {
+            "IMAGES": "what all methods train on",
+            "--data DIR": "the labelled images to score on, as for `iddc evaluate`",
+            "--out DIR": "the folder to write: runs, and one table",
+            "--methods M ...": "the methods; differences in the table are to the first one",
+            "--seeds N": "runs of each method (default: 5)",
+            "-k K, --num-clusters K": "how many clusters to find (default: 27)",
+            "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
+            **_DEVICE,
+        },
+        (
+            "photos/ --data labelled/ -k 12 --out compared",
+            "photos/ --data labelled/ --methods iddc kmeans --seeds 3 --out compared",
+        ),
     ),
     "predict": Short(
         "RUN IMAGES --out DIR [OPTIONS]",
