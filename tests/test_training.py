@@ -1015,7 +1015,9 @@ def test_a_run_of_several_heads_goes_on_to_the_same_bytes(
     notes: list[str] = []
     monkeypatch.setattr(report, "note", notes.append)
     fit(photos, experiment, whole, QUIET, progress=report)
-    assert [line for line in notes if f"kept head {log(whole)[-1]['head']:.0f} of 3" in line]
+    assert [
+        line for line in notes if f"Kept head {log(whole)[-1]['head']:.0f}, the best of 3" in line
+    ]
     cut = cut_and_resumed(photos, tmp_path, experiment, monkeypatch, done=4, checkpoint_every=3)
     assert weights(cut) == weights(whole)
     assert [line["head"] for line in log(cut)] == [line["head"] for line in log(whole)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iddc.config import Experiment as Experiment
     from iddc.errors import IddcError as IddcError
-    from iddc.segmenter import Segmentation as Segmentation
+    from iddc.segmentation import Segmentation as Segmentation
     from iddc.segmenter import Segmenter as Segmenter
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Experiment": "iddc.config",
     "IddcError": "iddc.errors",
-    "Segmentation": "iddc.segmenter",
+    "Segmentation": "iddc.segmentation",
     "Segmenter": "iddc.segmenter",
 }
 __all__ = ["Experiment", "IddcError", "Segmentation", "Segmenter", "__version__"]

@@ -257,8 +257,8 @@ class TrainingConfig(Frozen):
     """How many patches of a crop, drawn anew in each step, the loss compares; 0: all of them."""
     heads: int = Field(1, ge=1, le=64)
     """Heads that learn from the same batches, each from first weights of its own; the one of the
-    lowest loss is kept, as in SCAN (Van Gansbeke et al., 2020). End to end, it learns alone from
-    the moment the backbone trains."""
+    lowest loss is kept, as in SCAN (Van Gansbeke et al., 2020). In end-to-end training,
+    only the best head continues once the backbone is unfrozen."""
     power: float = Field(0.9, ge=0)
     """The exponent of the poly schedule (1 - t)^power."""
     schedule_step: ScheduleStep = "iteration"

@@ -18,9 +18,8 @@ from iddc.errors import ConfigError
 class Bench(Command):
     """Measure each part of the work on this machine, beside the plain way: six minutes on a CPU.
 
-    Prints how many times the plain way takes longer, and how much of the limit of the machine is
-    reached; writes that, and the memory that both take, to DIR. Inputs are drawn. Let nothing else
-    run meanwhile.
+    Prints the speed-up over a naive implementation and the fraction of the hardware's peak. Writes
+    both, with memory use, to DIR. Inputs are random. Run nothing else meanwhile.
     """
 
     out: Annotated[Path, arg(metavar="DIR")]

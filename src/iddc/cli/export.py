@@ -44,8 +44,8 @@ class Export(Command):
     out: Annotated[Path, arg(metavar="FILE")]
     """The file to write, .onnx or .pt2; one that is there is replaced."""
     check: Annotated[tuple[Path, ...] | None, arg(metavar="IMAGES", help_behavior_hint="")] = None
-    """Compare FILE with PyTorch on 8 images, without IMAGES on those of the run; where they
-    disagree in more than 0.1% of the pixels, nothing is written (exit 5)."""
+    """Check the exported file against PyTorch on 8 images, from IMAGES or else from the training
+    images. If more than 0.1% of pixels differ, write nothing and exit with code 5."""
 
     def __call__(self) -> int:
         """Export."""

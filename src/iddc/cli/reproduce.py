@@ -28,9 +28,9 @@ class Reproduce(Command):
     """Rerun a table or a figure of the paper, and put our scores beside the published ones.
 
     TABLE is table1 to table8 or fig2 to fig9. Runs are in DIR/runs, results in DIR/TABLE.md, .json
-    and, of a figure, .png. Rows whose data or weights are not here are named and left out. What is
-    there is not done again, so an interrupted command can be given again (docs/reproduce.md). The
-    exit code is 0 if all that could be run was, and something could.
+    and, of a figure, .png. Rows whose data or weights are not here are named and left out. Finished
+    rows are not run again, so you can repeat an interrupted command (docs/reproduce.md). Exits with
+    0 if at least one row could be run and none of them failed.
     """
 
     table: Annotated[Positional[str], arg(metavar="TABLE")]
@@ -49,7 +49,7 @@ class Reproduce(Command):
     dataset: Annotated[DatasetName | None, _default("NAME", "the paper's")] = None
     """Another data set: each row edits the recipe `folder`, or --config, instead of the paper's."""
     config: Annotated[Path | None, _default("FILE", "none")] = None
-    """What rows edit instead of their recipes, such as RUN/config.yaml."""
+    """Start every row from this config file instead of from its recipe."""
     backbone: Annotated[tuple[str, ...], _default("B", "the paper's")] = ()
     """Another backbone; of table7, the backbones to compare."""
     num_clusters: Annotated[int | None, _default("K", "the paper's, or as many as classes")] = None

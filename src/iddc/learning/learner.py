@@ -286,10 +286,11 @@ class Learner:
     def describe_choice(self) -> str:
         """Which of several heads the network has, and why, in one line."""
         losses = self.losses.tolist()
-        others = ", ".join(f"{loss:.4f}" for i, loss in enumerate(losses) if i != self.best_head)
+        rest = [f"{loss:.3f}" for i, loss in enumerate(losses) if i != self.best_head]
         return (
-            f"kept head {self.best_head + 1} of {len(losses)}, whose loss in the last steps is the "
-            f"lowest: {losses[self.best_head]:.4f}, of the others {others}"
+            f"Kept head {self.best_head + 1}, the best of {len(losses)} (final loss "
+            f"{losses[self.best_head]:.3f}; the other{'s' if len(rest) > 1 else ''}: "
+            f"{', '.join(rest)})."
         )
 
     @property
