@@ -419,8 +419,8 @@ def test_masks_with_other_names_are_not_mixed(
     options = ("--limit", "1", "--formats", "png")
     assert predict(run, photos, tmp_path / "out", *options) == 0
     edit_labels(run, K, lambda labels: labels.edit({1: "sky"}))
-    assert predict(run, photos, tmp_path / "out", *options) == 2
-    assert "of other names" in capsys.readouterr().err
+    assert predict(run, photos, tmp_path / "out", *options) == 0
+    assert "cluster 1 was unnamed, now 'sky'" in capsys.readouterr().err
     edit_labels(run, K, lambda labels: labels.undo())
     assert predict(run, photos, tmp_path / "out", *options) == 0
 
