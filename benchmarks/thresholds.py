@@ -26,7 +26,7 @@ from iddc.recipes import RECIPES, Row, folder
 from iddc.recipes.ablations import objective
 from iddc.reproduce.plan import Job
 from iddc.reproduce.report import spread
-from iddc.reproduce.work import Bench
+from iddc.reproduce.work import Runner
 from iddc.runs import load_config, write_atomic
 
 AUTO = "auto"
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     recipes = {name: RECIPES[name].experiment for name in RECIPES}
     base = load_config(args.config, recipes) if args.config else folder()
-    bench = Bench.open("folder", args.data, Runtime(device=args.device, workers=0), Progress())
+    bench = Runner.open("folder", args.data, Runtime(device=args.device, workers=0), Progress())
     base = base.model_copy(update={"num_clusters": bench.dataset.num_classes})
     rows = []
     for backbone in args.backbones:
@@ -61,7 +61,7 @@ def main() -> None:
 def measure(
     experiment: Experiment,
     data: Path,
-    bench: Bench,
+    bench: Runner,
     grid: list[float],
     seeds: int,
     out: Path,

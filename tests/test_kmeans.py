@@ -27,6 +27,7 @@ from iddc.config import (
     Experiment,
     ObjectiveConfig,
     PredictionConfig,
+    ReadingConfig,
     Runtime,
     TrainingConfig,
     ViewsConfig,
@@ -367,9 +368,9 @@ def test_large_images_are_opened_at_the_size_that_is_used(
 ) -> None:
     asked = []
 
-    def opened(file: ImageFile, min_side: int) -> Image.Image:
+    def opened(file: ImageFile, min_side: int, reading: ReadingConfig) -> Image.Image:
         asked.append(min_side)
-        return open_image(file, min_side)
+        return open_image(file, min_side, reading)
 
     monkeypatch.setattr(samples, "open_image", opened)
     experiment = tiny().model_copy(update={"views": ViewsConfig(short_side=64, crop_size=32)})

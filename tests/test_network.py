@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iddc.backbones import Backbone, untrained_backbone
 from iddc.config import HeadName
 from iddc.errors import DataError
-from iddc.network import HEADS, Network
+from iddc.network import HEADS, Network, logits_at
 from iddc.windows import Predictor
 
 WIDTH = 32
@@ -85,7 +85,7 @@ def test_the_logits_of_some_patches_are_those_of_the_whole_grid_there(head: Head
     network, features = some_network(head), torch.randn(3, WIDTH, 4, 5)
     places = torch.tensor([0, 4, 7, 7, 15, 19])  # corners, edges, the inside, one twice
     expected = network.logits_from(features).flatten(2)[:, :, places]
-    torch.testing.assert_close(network.logits_at(features, places), expected)
+    torch.testing.assert_close(logits_at(network.head, features, places), expected)
 
 
 def test_the_linear_head_is_linear() -> None:
@@ -156,7 +156,7 @@ def test_a_network_is_rebuilt_from_its_description_and_its_tensors(head: HeadNam
     [
         (
             {"head": "attention"},
-            "head: expected 'conv', 'linear', 'centroids' or 'codes', found 'attention'",
+            "head: expected 'conv', 'linear', 'centroids', 'codes' or 'smooth-codes', found 'attention'",
         ),
         ({"num_clusters": 1}, "num-clusters: .*found 1"),
         ({"backbone": None}, "backbone"),

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from iddc.cli import main
-from iddc.config import HeadName, ObjectiveConfig
+from iddc.config import HeadName, MethodName, ObjectiveConfig
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
 from iddc.images import find_images
@@ -48,13 +48,14 @@ def make_run(
     *,
     num_clusters: int = K,
     head: HeadName = "linear",
+    method: MethodName = "iddc",
     seed: int = 0,
     steps: int = 0,
     objective: ObjectiveConfig | None = None,
 ) -> Run:
     """A finished run whose head is as random as its backbone."""
     experiment = RECIPES["folder"].experiment()
-    changes = {"num_clusters": num_clusters, "head": head, "seed": seed}
+    changes = {"num_clusters": num_clusters, "head": head, "method": method, "seed": seed}
     changes |= {"backbone": "untrained:test_vit", "objective": objective or experiment.objective}
     experiment = experiment.model_copy(update=changes)
     with Run.start(path, experiment, source=str(source)) as run:
@@ -442,7 +443,7 @@ def test_the_log_becomes_curves_and_a_broken_line_does_no_harm(
 def test_a_baseline_has_no_curves_no_thresholds_and_no_regularizer(
     scenes: Path, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", scenes, head="centroids")
+    run = make_run(tmp_path / "run", scenes, head="centroids", method="kmeans")
     run.log(vectors=100, inertia=0.5)
     page = text_of(run, samples=0)
     assert rows(page, "What was trained")["method"] == ["k-means"]
