@@ -156,7 +156,8 @@ def test_a_network_is_rebuilt_from_its_description_and_its_tensors(head: HeadNam
     [
         (
             {"head": "attention"},
-            "head: expected 'conv', 'linear', 'centroids', 'codes' or 'smooth-codes', found 'attention'",
+            "head: expected 'conv', 'linear', 'centroids', 'codes' or 'smooth-codes', found "
+            "'attention'",
         ),
         ({"num_clusters": 1}, "num-clusters: .*found 1"),
         ({"backbone": None}, "backbone"),

@@ -21,7 +21,7 @@ def run() -> None:
 
 def _stop(signum: int, _frame: FrameType | None) -> None:
     """End the process in order: no `except Exception` on the way takes this for its own failure."""
-    print("error: Stopped. What is written is complete.", file=sys.stderr)
+    print("Stopped. What is written is complete.", file=sys.stderr)
     sys.exit(128 + signum)
 
 
