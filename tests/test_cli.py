@@ -105,6 +105,14 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[-1]
 
 
+def stopped_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on stderr of a command that was stopped, which is no error."""
+    lines = capsys.readouterr().err.splitlines()
+    assert lines, "nothing on stderr"
+    assert not any("error: " in line or "Traceback" in line for line in lines)
+    return lines[-1]
+
+
 def skipped(folder: Path) -> dict[str, str]:
     with (folder / "skipped.csv").open() as file:
         return {row["name"]: row["reason"] for row in csv.DictReader(file)}
@@ -465,7 +473,7 @@ def test_an_interrupted_run_resumes_with_the_same_options_and_only_with_those(
     with monkeypatch.context() as patch:
         patch.setattr(learning, "fit", interrupt)
         assert main(argv) == 130
-    assert "Stopped after step 1" in error(capsys)
+    assert stopped_line(capsys) == "Stopped after step 1 of 2."
     assert main([*argv, "--seed", "1"]) == 2
     assert "seed: 0 in the run, 1 asked" in error(capsys)
     assert main(["predict", str(tmp_path / "run"), str(photos), "--out", "x"]) == 3
@@ -575,7 +583,7 @@ def test_masks_of_two_models_are_not_mixed(
     argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out"), "--limit", "1"]
     assert main(argv) == 0
     assert main([*argv, "--window", "48"]) == 2
-    assert "of other windows" in error(capsys)
+    assert "out holds other masks: window was 32, now 48. Use --out with" in error(capsys)
     assert main([*argv, "--window", "32", "--overlap", "8"]) == 0  # its own
 
 
@@ -612,7 +620,12 @@ def test_of_two_models_that_begin_in_one_folder_at_the_same_moment_one_is_refuse
     ]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], said
-    assert "of other windows" in "".join(said)
+    windows = {"window was 32, now 48", "window was 48, now 32"}  # whichever came first
+    (refusal,) = [line for line in "".join(said).splitlines() if line.startswith("error: ")]
+    assert refusal in {
+        f"error: {tmp_path / 'out'} holds other masks: {window}. Use --out with a new folder."
+        for window in windows
+    }
 
 
 def test_masks_of_other_images_of_the_same_names_are_not_taken_for_finished(
@@ -623,7 +636,7 @@ def test_masks_of_other_images_of_the_same_names_are_not_taken_for_finished(
     picture(9, (40, 30)).save(other / "0.jpg")
     assert main(["predict", str(trained), str(photos), "--out", str(out)]) == 0
     assert main(["predict", str(trained), str(other), "--out", str(out)]) == 2
-    assert "of other images" in error(capsys)
+    assert f"holds other masks: of {photos.resolve()}, now {other.resolve()}. " in error(capsys)
 
 
 def test_a_damaged_note_of_the_model_is_one_sentence(
@@ -631,7 +644,7 @@ def test_a_damaged_note_of_the_model_is_one_sentence(
 ) -> None:
     (tmp_path / "predictions.json").write_text("{")
     assert main(["predict", str(trained), str(photos), "--out", str(tmp_path)]) == 2
-    assert "Choose another folder" in error(capsys)
+    assert "predictions.json is damaged. Use --out with a new folder." in error(capsys)
 
 
 def test_prediction_writes_neither_among_the_images_nor_into_a_foreign_folder(
@@ -815,9 +828,9 @@ def test_models_names_every_backbone_with_its_licence(capsys: pytest.CaptureFixt
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("dinov3-vits16 ")]
-    assert row.split()[1:5] == ["16", "384", "DINOv3", "License"]
+    assert row.split()[1:7] == ["16", "384", "22", "M", "DINOv3", "License"]
     (row,) = [line for line in lines if line.startswith("bundled ")]
-    assert row.split() == ["bundled", "8", "128", "CC", "BY-NC", "4.0", "iddc", "yes"]
+    assert row.split() == ["bundled", "8", "128", "11", "M", "CC", "BY-NC", "4.0", "iddc", "yes"]
 
 
 def test_doctor_is_exit_4_where_a_package_cannot_be_imported(
@@ -866,7 +879,8 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(
     out = tmp_path / "demo"
     monkeypatch.setattr(Run, "log", stopped)
     assert main(["demo", "--out", str(out)]) == 143
-    assert "the same command again" in error(capsys)
+    line = "Stopped after step 2 of 4. Give the same command again to resume."
+    assert stopped_line(capsys) == line
     before = tree(out / "k-means")
     monkeypatch.setattr(Run, "log", log)
     assert main(["demo", "--out", str(out)]) == 0
@@ -1081,7 +1095,7 @@ def test_masks_of_another_refinement_are_not_mixed_in(
     argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out"), "--limit", "1"]
     assert main([*argv, "--refine", "fast"]) == 0
     assert main(argv) == 2
-    assert "other windows" in error(capsys)
+    assert "holds other masks: refine was fast, now none. Use --out with" in error(capsys)
 
 
 def test_crf_without_its_extra_is_exit_4(
