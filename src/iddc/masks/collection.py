@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from iddc.errors import needs_extra
+from iddc.errors import needs_extra, one_line
 from iddc.images import ImageFile, listed
 from iddc.masks.colours import legend
 from iddc.masks.cvat import in_list
@@ -177,7 +177,7 @@ class Collection:
                 "CVAT tells images apart by their names without suffix, so it takes the masks of "
                 f"these for one another, or finds none: {listed(twins)}. Rename them first."
             )
-        return sentences
+        return [one_line(sentence) for sentence in sentences]
 
     def _origin(self, file: ImageFile) -> Origin:
         # A name that was changed to be unique is no path where other programs find the image.
