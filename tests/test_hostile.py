@@ -613,14 +613,21 @@ def test_a_run_whose_record_leads_elsewhere_is_not_taken_for_ours(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    with Run.start(run, Experiment(), source="../../etc"):
+    with Run.start(run, RECIPES["folder"].experiment(), source="../../etc"):
         (run / "checkpoint" / "state.pt").touch()
     text = (run / "config.yaml").read_text()
-    for line in ("source: &a [*a]", "source: ../../../etc", "source: [[[[a]]]]"):
+    other = "untrained:test_vit asked"
+    for line, reason in (
+        ("source: &a [*a]", "is not a plain YAML file"),
+        ("source: ../../../etc", other),
+        ("source: [[[[a]]]]", other),
+    ):
         (run / "config.yaml").write_text(text.replace("source: ../../etc", line))
         argv = ["train", str(photos), "--out", str(run), "--backbone", "untrained:test_vit"]
         assert main(argv) == 2
-        assert len(error(capsys)) < 1000
+        said = error(capsys)
+        assert reason in said
+        assert len(said) < 1000
 
 
 # Names of clusters
