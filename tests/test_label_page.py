@@ -509,6 +509,18 @@ def test_a_thousand_silent_connections_lock_nobody_out_and_fill_no_terminal(
     assert read_labels(run, K).names[0] == "sky"
 
 
+def test_of_connections_that_come_all_at_once_few_are_held(run: Path) -> None:
+    with process_of(run) as (process, port), ExitStack() as silent:
+        for _ in range(5):
+            process.send_signal(signal.SIGSTOP)  # so that it finds them waiting, all together
+            for _ in range(serving.MAX_CONNECTIONS):
+                address = ("127.0.0.1", port)
+                silent.enter_context(socket.create_connection(address, timeout=10))
+            process.send_signal(signal.SIGCONT)
+            settled(process.pid)
+        assert settled(process.pid) < serving.MAX_CONNECTIONS + 50
+
+
 @LEFT_OPEN
 @pytest.mark.parametrize("sent", [b"", b"GET /token/labels HTTP/1.1\r\n"])
 def test_who_asks_nothing_is_hung_up_on(

@@ -82,7 +82,9 @@ class _Bounded(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_request()
-        others: list[Any] = [other for other in self.connections if other is not self]
+        # Of many that come at once, each must end another: one that is ended stays listed a while.
+        connections: set[Any] = {*self.connections} - {self}
+        others = [other for other in connections if not other.transport.is_closing()]
         if len(others) >= MAX_CONNECTIONS:
             min(others, key=lambda other: other.silent_since).transport.abort()
 
