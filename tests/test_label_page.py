@@ -1172,6 +1172,7 @@ def test_more_images_come_on_demand_until_there_are_none(browser: Chrome, run: P
             page.wait(f"'ready' in document.body.dataset && facts.samples.length === {shown}")
             page.wait("!$('more').disabled")
         page.wait("$('more').hidden")
+        browser.get("about:blank")  # the page still fetches pictures; it goes before the server
         server.should_exit = True
         thread.join()
 
