@@ -114,11 +114,6 @@ class Cause(Method):
         epochs = max(options["epochs"], -(-options["min_steps"] // per_epoch))
         return Plan.of_steps(epochs * per_epoch, batch, num_images)
 
-    @classmethod
-    def head_options(cls, options: Frozen) -> dict[str, int]:
-        """The length of a code."""
-        return {"dim": options.dim}  # type: ignore[attr-defined]
-
     def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
         """The first stage before the steps, and the third after them."""
         options = self.options

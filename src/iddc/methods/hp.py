@@ -27,7 +27,6 @@ from iddc.config import Experiment, Frozen
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.methods.stego import probe_loss
 from iddc.network import Codes
-from iddc.schedules import Plan
 from iddc.views import draw_patches
 
 _DENOMINATOR, _QUEUE = range(2)
@@ -87,18 +86,6 @@ class Hp(Method):
         self.teacher = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("pool", torch.zeros(0, self.head.linear.in_channels))
         self.register_buffer("teacher_pool", torch.zeros(self.options.pool, self.options.dim))
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
-
-    @classmethod
-    def head_options(cls, options: Frozen) -> dict[str, int]:
-        """The length of a code."""
-        return {"dim": options.dim}  # type: ignore[attr-defined]
 
     def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
         """Draw the reference patches, before the first step."""

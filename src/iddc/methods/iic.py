@@ -26,7 +26,6 @@ from iddc.config import Experiment, Frozen
 from iddc.methods.alignment import aligned
 from iddc.methods.method import Batch, Group, Images, Method, Rows
 from iddc.network import ConvHead
-from iddc.schedules import Plan
 
 SMALLEST = 2.2e-16
 """What a probability of a pair of clusters is at least before the logarithm."""
@@ -64,13 +63,6 @@ class Iic(Method):
         last: Any = self.head[-1]
         number = self.options.over_clusters * experiment.num_clusters
         self.over = nn.Conv2d(last.in_channels, number, 1)
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The probabilities of both layers in both views, the second at the first one's patches."""

@@ -26,7 +26,6 @@ from iddc.clustering import KMeansConfig, spherical_kmeans
 from iddc.config import Experiment, Frozen
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.network import Codes
-from iddc.schedules import Plan
 from iddc.views import draw_patches
 
 CLASSIFIER_STD = 0.01
@@ -73,18 +72,6 @@ class Mdc(Method):
         self.register_buffer("means", torch.zeros_like(self.head.centroids))
         self.register_buffer("weights", torch.zeros(experiment.num_clusters))
         self._sample: Tensor | None = None
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
-
-    @classmethod
-    def head_options(cls, options: Frozen) -> dict[str, int]:
-        """The length of a code."""
-        return {"dim": options.dim}  # type: ignore[attr-defined]
 
     def refits(self, epochs: int) -> Sequence[int]:
         """Some epochs at equal distances, and the end."""

@@ -182,16 +182,25 @@ class Method(nn.Module):
     def plan(cls, experiment: Experiment, num_images: int) -> Plan:
         """How many images a step has, and how many steps the run; with 0, `refit` does it all.
 
+        They are the `steps` and the `batch_size` of the method's own numbers where it has them,
+        else what `epochs` and `training` say.
+
         Args:
             experiment: It has all numbers of the method (`methods.completed`).
             num_images: The images of the run.
         """
+        own = experiment.options
+        if {"steps", "batch_size"} <= own.keys():
+            return Plan.of_steps(own["steps"], own["batch_size"], num_images)
         return Plan.of(experiment, num_images)
 
     @classmethod
     def head_options(cls, options: Frozen) -> dict[str, int]:
-        """What `network.HEADS` needs to build the head, beyond its width and K."""
-        return {}
+        """What `network.HEADS` needs to build the head, beyond its width and K.
+
+        It is `dim`, the length of a code, where that is one of the method's numbers.
+        """
+        return options.model_dump(include={"dim"})
 
     def partners(self, ids: Sequence[int], step: int) -> Sequence[int]:
         """Whose second view goes with each image of a step: its own, or that of a neighbour.

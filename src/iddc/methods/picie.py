@@ -35,7 +35,6 @@ from iddc.methods.mdc import (
 )
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.network import Codes
-from iddc.schedules import Plan
 from iddc.views import draw_patches
 
 
@@ -63,18 +62,6 @@ class Picie(Method):
         self.register_buffer("means", torch.zeros(2, *self.head.centroids.shape))
         self.register_buffer("weights", torch.zeros(2, experiment.num_clusters))
         self._sample: Tensor | None = None
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
-
-    @classmethod
-    def head_options(cls, options: Frozen) -> dict[str, int]:
-        """The length of a code."""
-        return {"dim": options.dim}  # type: ignore[attr-defined]
 
     def refits(self, epochs: int) -> Sequence[int]:
         """Some epochs at equal distances, and the end."""

@@ -27,7 +27,6 @@ from iddc.config import Experiment, Frozen
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.methods.stego import probe_loss
 from iddc.network import LinearHead
-from iddc.schedules import Plan
 
 FREE = 255
 """A patch without a mask."""
@@ -87,13 +86,6 @@ class Primaps(Method):
         self.register_buffer("masks", torch.zeros(0, 0, 0, dtype=torch.uint8))
         self.register_buffer("sizes", torch.zeros(0, 2, dtype=torch.int64))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
 
     def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
         """Cut the masks of all images and start the prototypes, before the first step."""

@@ -20,7 +20,6 @@ from iddc.config import Experiment, Frozen
 from iddc.methods.method import Batch, Group, Images, Method, Rows
 from iddc.methods.stego import probe_loss
 from iddc.network import Centroids
-from iddc.schedules import Plan
 
 
 class ProbeConfig(Frozen):
@@ -47,13 +46,6 @@ class Probe(Method):
     def __init__(self, head: nn.Module, experiment: Experiment, options: Frozen) -> None:
         super().__init__(head, experiment, options)
         self.centroids = nn.Parameter(self.head.centroids.clone())
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The cosines of both views' embeddings and the centroids."""

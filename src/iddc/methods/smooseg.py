@@ -26,7 +26,6 @@ from iddc.config import Experiment, Frozen
 from iddc.methods.method import Batch, Group, Images, Method, Rows
 from iddc.methods.stego import attraction
 from iddc.network import SmoothCodes
-from iddc.schedules import Plan
 from iddc.views import draw_patches, draw_rolls
 
 
@@ -71,18 +70,6 @@ class Smooseg(Method):
         self.student = nn.Parameter(normalize(start, dim=1))
         self.head.centroids.data.copy_(self.student)
         self.head.centroids.requires_grad_(False)
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
-
-    @classmethod
-    def head_options(cls, options: Frozen) -> dict[str, int]:
-        """The length of a code."""
-        return {"dim": options.dim}  # type: ignore[attr-defined]
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The cosines of an image's codes to the teacher's and to the student's centroids."""

@@ -28,7 +28,6 @@ from iddc.config import Experiment, Frozen
 from iddc.errors import DataError
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.network import Codes
-from iddc.schedules import Plan
 from iddc.views import draw_patches, draw_rolls
 
 _NEIGHBOUR, _DROPOUT = range(2)
@@ -115,13 +114,6 @@ class Stego(Method):
         """The numbers for the data set of a recipe; the usual ones for one's own images."""
         found = (c for start, c in _BY_RECIPE.items() if experiment.recipe.startswith(start))
         return next(found, StegoConfig())
-
-    @classmethod
-    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
-        """As many steps as asked for."""
-        return Plan.of_steps(
-            experiment.options["steps"], experiment.options["batch_size"], num_images
-        )
 
     def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
         """Find which images are alike, before the first step."""
