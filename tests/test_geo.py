@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -607,11 +608,12 @@ def test_polygons_of_geojson_are_in_degrees_and_gdal_reads_names_and_areas(tmp_p
 def test_a_renaming_reaches_rasters_polygons_and_their_table(
     model: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    out, new = tmp_path / "out", tmp_path / "new"
+    out, new, renamed = tmp_path / "out", tmp_path / "new", tmp_path / "run"
+    shutil.copytree(model, renamed)  # its names change, and `model` serves other tests
     formats = ("--formats", "geotiff", "geojson", "csv")
-    assert predict(model, scenes, out, *formats) == 0
-    assert main(["label", str(model), "--set", "0=wood", "1=wood"]) == 0
-    assert predict(model, scenes, new, *formats) == 0
+    assert predict(renamed, scenes, out, *formats) == 0
+    assert main(["label", str(renamed), "--set", "0=wood", "1=wood"]) == 0
+    assert predict(renamed, scenes, new, *formats) == 0
     assert main(["relabel", str(out)]) == 0
     names = ["geotiff/b.tif", "geojson/b.geojson", "shares.csv", "classes.txt"]
     assert [(out / name).read_bytes() for name in names] == [
