@@ -92,7 +92,7 @@ TEXTS = {
             "--formats F ...": "png (default) palette overlay csv coco coco-polygons cvat",
             "": "labelstudio labelme yolo npz; for rasters: geotiff geojson gpkg",
             "--refine R": "make masks follow edges: none, fast, or crf",
-            "--shard I/N": "do every N-th image from the I-th on",
+            "--shard I/N": "do every N-th image from the I-th on; auto: as the scheduler says",
             "--limit N": "use the first N images only",
             **_DEVICE,
         },

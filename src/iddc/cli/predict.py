@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from tyro.conf import arg
 
 from iddc.cli.options import Flat, ImagesPath, ReadsPhotos, RunPath, refuse_inside, say
+from iddc.cli.shards import parse_shard
 from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
 from iddc.errors import ConfigError
 from iddc.runs import Run, explain
@@ -59,7 +59,8 @@ class Predict(ReadsPhotos):
     extra `geo`: geotiff, ids at their place on Earth; geojson, gpkg: polygons; csv beside one of
     these has square metres too."""
     shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
-    """Do every N-th image from the I-th on. All shards may write into one DIR, in any order."""
+    """Do every N-th image from the I-th on. All shards may write into one DIR, in any order. auto:
+    the number of this task in an array of Slurm or AWS Batch; auto/N: in a Kubernetes Job of N."""
     speed: Annotated[
         Speed | None,
         arg(metavar="{exact,balanced,fast}", help_behavior_hint="(default: the model's own)"),
@@ -139,18 +140,3 @@ class Predict(ReadsPhotos):
         changed = segmenter.experiment.model_copy(update={"prediction": config})
         segmenter.experiment = changed
         return segmenter
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read I/N of --shard; without it, all images are one shard.
-
-    Raises:
-        ConfigError: It is not of this form, or I is not one of 1 to N.
-    """
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", "1/1" if text is None else text)
-    shard, shards = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= shard <= shards:
-        raise ConfigError(
-            f"--shard: expected I/N with I from 1 to N, such as 1/4 to 4/4, found {text!r}."
-        )
-    return shard, shards
