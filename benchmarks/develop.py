@@ -1,13 +1,15 @@
 """Compare recipes on the labelled development sets, over seeds, from embeddings made once.
 
     python benchmarks/develop.py --cache DIR --recipes kmeans one-cluster bands --seeds 5
+    python benchmarks/develop.py --cache DIR --recipes method:iddc method:stego --seeds 5
 
 Recipes, defaults and backbones may be chosen by these labels, but for those of CamVid, which is
 scored and never chooses; training reads none. So results are those of recipes selected on IDD-Lite,
 LabelMeFacade and digital rock. For every set there is a table of accuracy, mIoU, the entropy of
 the clusters' sizes over log K (the truth's is in the title), and the seconds that fitting took.
 
-Add a recipe: a function of (pictures to fit, K, seed) that returns a function from a `Picture` to
+`method:NAME` is a method of `iddc train`, which learns from the same embeddings (`learned.py`). Add
+a recipe: a function of (pictures to fit, K, seed) that returns a function from a `Picture` to
 probabilities of its patches, in RECIPES. See `embedded.py` for the pieces.
 """
 
@@ -34,10 +36,12 @@ from embedded import DATA, SETS, Picture, Pictures, Result, directions, entropy,
 from iddc.clustering import spherical_kmeans
 from iddc.config import Experiment
 from iddc.consensus import fit_consensus
+from iddc.methods import METHODS
 from iddc.methods.consensus import Consensus, ConsensusConfig
 from iddc.metrics import IGNORE, Confusion
 from iddc.network import LinearHead
 from iddc.regions import both_regions, colour_share, region_means
+from learned import method_recipe
 
 Predict = Callable[[Picture], Float[Tensor, "k h w"]]
 Fit = Callable[[Pictures, int, int], Predict]
@@ -189,7 +193,19 @@ RECIPES: dict[str, Fit] = {
     "consensus": consensus,
     "consensus-head": taught,
 }
-"""Recipes by name."""
+"""Recipes by name. `method:NAME` is a method of `iddc train` with the numbers of the recipe
+`folder`, which learns from the same embeddings step by step (`learned.py`)."""
+
+
+def find_recipe(name: str) -> Fit:
+    """A recipe of this file, or a method of the product."""
+    kind, _, method = name.rpartition(":")
+    if kind == "method" and method in METHODS:
+        return method_recipe(method)
+    if name in RECIPES:
+        return RECIPES[name]
+    known = ", ".join([*RECIPES, *(f"method:{one}" for one in METHODS)])
+    raise SystemExit(f"Unknown recipe {name!r}. Known: {known}.")
 
 
 # Bounds that need labels --------------------------------------------------------------------------
@@ -294,11 +310,12 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=[*SETS], choices=[*SETS])
     parser.add_argument("--backbone", default="bundled", help="as for `iddc train`")
     parser.add_argument("--short-side", type=int, default=448, help="the working size")
-    parser.add_argument("--recipes", nargs="+", default=["kmeans"], choices=[*RECIPES])
+    parser.add_argument("--recipes", nargs="+", default=["kmeans"], help="see RECIPES")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--bounds", action="store_true", help="linear probe, oracles, positions")
     parser.add_argument("--out", type=Path, help="also append every result to this file (JSON)")
     args = parser.parse_args()
+    fits = {name: find_recipe(name) for name in args.recipes}
     print(f"`python {' '.join(sys.argv)}`\n")
     for name in args.sets:
         splits = (
@@ -317,11 +334,11 @@ def main() -> None:
         print(f"**{name}**, K = {len(shares)}, entropy of the classes {entropy(shares):.2f}\n")
         print("| recipe | accuracy | mIoU | entropy | sizes, seed 0 | seconds |")
         print("|---|---|---|---|---|---|")
-        for recipe in args.recipes:
+        for recipe, fit in fits.items():
             results, seconds = [], []
             for seed in range(args.seeds):
                 start = time.perf_counter()
-                predict = RECIPES[recipe](train, len(shares), seed)
+                predict = fit(train, len(shares), seed)
                 seconds.append(time.perf_counter() - start)
                 results.append(score(val, predict, len(shares)))
             print(row(recipe, results, fmean(seconds)), flush=True)

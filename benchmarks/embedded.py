@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from iddc.backbones import load_backbone
 from iddc.datasets import open_dataset
 from iddc.device import autocast
-from iddc.images import find_images, open_image
+from iddc.images import ImageFile, find_images, open_image
 from iddc.metrics import Confusion
 from iddc.regions import patch_colours
 from iddc.windows import to_working_size
@@ -76,6 +76,12 @@ class Pictures:
 
     items: tuple[Picture, ...]
     classes: tuple[str, ...]
+    files: tuple[ImageFile, ...] = ()
+    """The files of the images; none for some of a split."""
+    backbone: str = "bundled"
+    """What embedded them, as for `iddc train`."""
+    short_side: int = 448
+    """Larger images were reduced to this shorter side."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -125,8 +131,9 @@ def load(
     labels = (
         [dataset[i].label for i in range(len(dataset))] if split == "val" else [None] * len(rows)
     )
-    items = (Picture(*row, label=label) for row, label in zip(rows, labels, strict=True))
-    return Pictures(tuple(items), tuple(dataset.class_names))
+    items = tuple(Picture(*row, label=label) for row, label in zip(rows, labels, strict=True))
+    files = tuple(find_images(root / split / "images").files)
+    return Pictures(items, tuple(dataset.class_names), files, backbone, short_side)
 
 
 @torch.no_grad()

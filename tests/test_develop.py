@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from iddc.images import ImageFile
 
 PATH = Path(__file__).parents[1] / "benchmarks"
 
@@ -90,3 +92,52 @@ def test_appearance_is_mean_deviation_and_gradient_of_its_windows(embedded: Any)
     ramp = torch.linspace(0, 1, 72).expand(3, 72, 72)
     gradient = embedded.appearance(ramp, (9, 9))[6::9, 4, 4]
     assert gradient.numpy() == pytest.approx(np.full(3, 1 / 71), abs=1e-5)
+
+
+@pytest.fixture
+def halves(embedded: Any, tmp_path: Path) -> Any:
+    """Six images of two kinds of patches, left and right; their files do not exist."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(2, 128, generator=generator)
+    items, files = [], []
+    for index in range(6):
+        label = np.zeros((60, 64), np.uint8)
+        label[:, 20 + 4 * index :] = 1
+        ids = torch.from_numpy(label[::2, ::2].astype(np.int64))
+        maps = kinds[ids].permute(2, 0, 1) + 0.3 * torch.randn(2, 128, 30, 32, generator=generator)
+        blank = torch.zeros(27, 30, 32), torch.zeros(3, 30, 32)
+        items.append(embedded.Picture(maps.half(), *blank, label))
+        files.append(ImageFile(tmp_path / f"none-{index}.png", PurePosixPath(f"none-{index}.png")))
+    return embedded.Pictures(tuple(items), ("left", "right"), tuple(files))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("kmeans", {}), ("stego", {"steps": 60, "batch_size": 4, "probe_learning_rate": 0.05})],
+)
+def test_a_method_of_the_product_learns_from_kept_embeddings_and_opens_no_file(
+    develop: Any, embedded: Any, halves: Any, name: str, options: dict[str, float]
+) -> None:
+    assert not any(file.path.exists() for file in halves.files)
+    predict = develop.method_recipe(name, **options)(halves, 2, 0)
+    assert embedded.score(halves, predict, 2).accuracy > 0.9
+
+
+def test_both_crops_lie_where_their_boxes_say(develop: Any) -> None:
+    learned = sys.modules[develop.method_recipe.__module__]
+    ramp = torch.arange(30 * 40).view(1, 30, 40).half()
+    plain = torch.stack([ramp, ramp])
+    seen = set()
+    for seed in range(8):
+        found = learned.two_crops(plain, 28, 0.5, np.random.default_rng(seed))
+        for crop, (left, top, right, bottom) in zip(found.maps, found.boxes.tolist(), strict=True):
+            seen.add(left > right)
+            low, high = sorted((left, right))
+            cut = ramp[:, round(top * 30) : round(bottom * 30), round(low * 40) : round(high * 40)]
+            assert torch.equal(crop, cut.flip(-1) if left > right else cut)
+    assert seen == {True, False}
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones(develop: Any) -> None:
+    with pytest.raises(SystemExit, match=r"method:steg.* Known: .*kmeans.*method:stego"):
+        develop.find_recipe("method:steg")
