@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -233,10 +234,9 @@ def test_a_required_option_that_is_missing_is_exit_2(capsys: pytest.CaptureFixtu
 
 
 def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
-    """The experiment that a dry run prints."""
-    assert main(["train", *argv, "--out", "nowhere", "--dry-run"]) == 0
-    text, _, _ = capsys.readouterr().out.partition("\n\n")
-    plan: dict[str, object] = yaml.safe_load(text)
+    """The experiment that --print-config prints."""
+    assert main(["train", *argv, "--out", "nowhere", "--print-config"]) == 0
+    plan: dict[str, object] = yaml.safe_load(capsys.readouterr().out)
     return plan
 
 
@@ -300,8 +300,22 @@ def test_a_dry_run_says_the_steps_and_writes_nothing(
     run = tmp_path / "run"
     argv = ["train", str(photos), "--out", str(run), "--epochs", "5", "--dry-run"]
     assert main([*argv, "--training.batch-size", "3"]) == 0
-    assert "10 steps" in capsys.readouterr().out  # 4 images in 2 batches, 5 times
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "10 steps" in first  # 4 images in 2 batches, 5 times
+    assert re.search(r" · cpu · about \d+ min and \d+\.\d GB of memory · ", first)
+    assert first.endswith(f" · {run.resolve()}")
     assert not run.exists()
+
+
+def test_the_printed_configuration_gives_the_same_run(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--recipe", "cityscapes-vits8", "-k", "9", "--seed", "3")
+    plan = planned(capsys, str(photos), *options)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plan))
+    assert planned(capsys, str(photos), "--config", str(file)) == plan
+    assert plan["num_clusters"] == 9
 
 
 # Images -------------------------------------------------------------------------------------------
@@ -399,7 +413,8 @@ def test_a_run_says_where_it_is_and_what_to_do_next(
     assert main(["train", str(photos), "--out", str(run), *tiny]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("4 images · ")
-    assert first.endswith(" · 3 clusters · 2 steps")
+    assert " · 3 clusters · 2 steps · cpu · about 1 min · " in first
+    assert first.endswith(str(run.resolve()))
     assert last.startswith(f"{run / 'model.safetensors'}    next: iddc report '{run}'")
 
 

@@ -73,6 +73,8 @@ def test_a_terminal_of_any_width_shows_place_bar_and_time_left(
     line = shown(stderr)[-1]
     assert line.startswith("epoch 3/5 ━")
     assert " 61% loss 1.83" in line
+    said = re.split(r"  +", line.partition("61% ")[2].partition("eta")[0].strip())
+    assert {*said} <= {*TERMS.split("  ")}  # no term is cut
     assert re.search(r"eta \d+:\d\d", line)
 
 

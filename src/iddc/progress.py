@@ -47,7 +47,7 @@ class Progress:
         eta = "" if left is None else f"eta {_minutes(left)}"
         if self._bar:
             room = self._bar.console.width - len(where) - _BAR - len("100%") - len(eta) - 4
-            text = text[: max(0, room)]  # or rich shortens every column
+            text = _whole_terms(text, room)  # or rich shortens every column
             self._bar.update(self._task, completed=done, description=where, text=text, eta=eta)
         elif now - self._shown >= INTERVAL or done == self._total:
             self._shown = now
@@ -88,6 +88,14 @@ class _Silent(Progress):
 
 SILENT = _Silent()
 """What functions take for a Progress where they are given none."""
+
+
+def _whole_terms(text: str, room: int) -> str:
+    """As many terms, which two spaces part, as there is room for; none is cut."""
+    terms = text.split("  ")
+    while terms and len("  ".join(terms)) > room:
+        terms.pop()
+    return "  ".join(terms)
 
 
 def _rich_bar() -> Any:

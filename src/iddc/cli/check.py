@@ -28,6 +28,18 @@ _GFLOP = {"vits16": 9.2, "vits8": 44.0, "vitb16": 35.0, "vitb8": 186.0, "vits14"
 """The work of a crop of 224 x 224 pixels in a backbone, in 10^9 multiplications and additions."""
 _OTHER_GFLOP = 3.6
 """The work of a ResNet-18, such as the bundled backbone."""
+_WIDTHS = {"vits": 384, "xcits": 384, "vitb": 768}
+"""The length of an embedding by the name of the backbone."""
+_OTHER_WIDTH = 128
+"""That of the bundled backbone."""
+_PROGRAM = 0.7e9
+"""Bytes of Python, PyTorch and a small backbone."""
+_KEPT = 4 * 2**30
+"""The most bytes of embeddings that are kept (`learning.embeddings.MEMORY`)."""
+_TENSORS = 10
+"""Tensors of the size of a batch that a head and its loss hold at once."""
+_WHOLE = 1000
+"""The shorter side of images that are not reduced, if nothing is known of them."""
 _EFFICIENCY = 0.5
 """The share of the speed of a product of matrices that training reaches. CamVid with the bundled
 backbone, 4 min 45 s on two cores (README), is 15 * 10^12 of these operations."""
@@ -90,8 +102,15 @@ class Check(Informing, ReadsPhotos):
 def verdict(readable: int, skipped: Sequence[Skipped], minutes: float) -> str:
     """How many images can be trained on, and for how long: the last line of check."""
     bad = f", {len(skipped):,} are unreadable" if skipped else ""
-    about = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(1, round(minutes))} min"
-    return f"{readable:,} images can be trained on{bad} · about {about} on the CPU of this machine"
+    return (
+        f"{readable:,} images can be trained on{bad} · about {duration(minutes)} on the CPU of "
+        "this machine"
+    )
+
+
+def duration(minutes: float) -> str:
+    """A time as people say it."""
+    return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(1, round(minutes))} min"
 
 
 def training_minutes(experiment: Experiment, num_images: int, decoding: float) -> float:
@@ -120,6 +139,33 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
     batch = min(training.batch_size, num_images)
     learning = 3 * plan.steps * batch * (1 + experiment.objective.negatives) * pairs
     return (new_views * decoding + (embedding + learning) / (_EFFICIENCY * _gflops())) / 60
+
+
+def training_memory(experiment: Experiment, num_images: int) -> float:
+    """Estimate the memory of a training on a CPU, in bytes.
+
+    CamVid with the bundled backbone is estimated at 2.0 GB and takes 2.1 GB (README).
+
+    Args:
+        experiment: What would be trained.
+        num_images: The number of images.
+    """
+    views, training = experiment.views, experiment.training
+    name = experiment.backbone.replace("-", "")
+    width = next((wide for key, wide in _WIDTHS.items() if key in name), _OTHER_WIDTH)
+    side = 16 if name.endswith("16") else 8
+    crop = (views.crop_size // side) ** 2
+    kept = 2 * num_images * views.repeat * crop * width * 2  # both crops, in half precision
+    if experiment.method == "iddc":
+        batch = min(training.batch_size, num_images) * 2 * (training.patches or crop)
+        step = training.heads * batch * width * 4 * _TENSORS
+    else:
+        experiment = completed(experiment)
+        whole = 4 * ((views.short_side or _WHOLE) // side) ** 2 // 3
+        images = min(num_images, int(experiment.options.get("images", num_images)))
+        plan = find_method(experiment.method).plan(experiment, num_images)
+        step = 0 if plan.steps else 2 * images * whole * width * 2
+    return _PROGRAM + min(kept, _KEPT) + step
 
 
 def _gflops() -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from iddc.cli.check import training_minutes, verdict
+from iddc.cli.check import duration, training_memory, training_minutes
 from iddc.cli.options import (
     ConfigFile,
     Flat,
@@ -47,12 +47,19 @@ class Train(ReadsPhotos):
     overwrite: bool = False
     """Replace an earlier run in RUN."""
     dry_run: bool = False
-    """Say what would be done, and write nothing."""
+    """Say what would be done, with time and memory, and write nothing."""
+    print_config: bool = False
+    """Print every number of the run as YAML, which --config reads, and do nothing else."""
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
 
     def __call__(self) -> int:
         """Train."""
+        if self.print_config:
+            import yaml
+
+            print(yaml.safe_dump(used(completed(self.experiment)), sort_keys=False), end="")
+            return 0
         return learn(self, self.experiment, dry_run=self.dry_run)
 
 
@@ -106,35 +113,40 @@ def learn(command: Train | Baseline, experiment: Experiment, *, dry_run: bool = 
         )
     steps = f"{plan.steps:,} steps" if plan.steps else ""
     work = (steps if experiment.method == "iddc" else f"{experiment.method} · {steps}").strip(" ·")
-    if dry_run:
-        import yaml
+    from iddc.device import pick_device
 
-        print(yaml.safe_dump(used(experiment), sort_keys=False))
-        say(describe(files, skipped, experiment), work)
-        say(_verdict(files, skipped, experiment))
-        say(f"Nothing is written. Without --dry-run the result would be in {command.out}.")
+    device, out = pick_device(command.runtime.device), str(command.out.resolve())
+    if dry_run:
+        cost = estimate(files, experiment, device.type, memory=True)
+        say(describe(files, skipped, experiment), *filter(None, (work, str(device), cost, out)))
+        say("Nothing is written. Leave out --dry-run to train.")
         return 0
     experiment = ready(experiment, command.runtime)
     with start(command, experiment) as run:
-        say(describe(files, skipped, experiment, command.out), work)
-        from iddc.device import pick_device
         from iddc.learning import fit
         from iddc.progress import Progress
 
-        if plan.steps and pick_device(command.runtime.device).type == "cpu":
-            say(_verdict(files, skipped, experiment))
-
+        cost = estimate(files, experiment, device.type)
+        line = filter(None, (work, str(device), cost, out))
+        say(describe(files, skipped, experiment, command.out), *line)
         fit(files, experiment, run, command.runtime, skipped=skipped, progress=Progress())
     say_next(command.out, command.images, command.dataset)
     return 0
 
 
-def _verdict(files: Sequence[ImageFile], skipped: Sequence[Skipped], experiment: Experiment) -> str:
-    """The last line of `iddc check`."""
+def estimate(
+    files: Sequence[ImageFile], experiment: Experiment, device: str, *, memory: bool = False
+) -> str:
+    """How long a training takes on a CPU, and how much memory; nothing is known of GPUs."""
+    if device != "cpu":
+        return ""
     from iddc.images.stock import decoding_seconds
 
     seconds = decoding_seconds(files, experiment.reading)
-    return verdict(len(files), skipped, training_minutes(experiment, len(files), seconds))
+    about = f"about {duration(training_minutes(experiment, len(files), seconds))}"
+    if memory:
+        about += f" and {training_memory(experiment, len(files)) / 1e9:.1f} GB of memory"
+    return about
 
 
 def start(command: Train | Baseline, experiment: Experiment) -> Run:

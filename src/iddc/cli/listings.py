@@ -48,7 +48,7 @@ class Recipes(Informing):
             for name, recipe in RECIPES.items()
         ]
         print_table(("recipe", "what", "paper", "Acc / mIoU (%)", "protocol"), rows)
-        print("\nnext: iddc train IMAGES --recipe NAME --out RUN --dry-run shows every number")
+        print("\nnext: iddc train IMAGES --recipe NAME --out RUN --print-config shows every number")
         return 0
 
 

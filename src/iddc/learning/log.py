@@ -89,9 +89,9 @@ class StepLog:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, done)
         texts = [f"{name} {value:.2f}" for name, value in numbers.items() if name not in QUIET]
-        if "live_clusters" in numbers:
+        if "live_clusters" in numbers:  # after the loss: a narrow terminal has no room for more
             alive = f"{numbers['live_clusters']:.0f} of {self._num_clusters}"
-            texts.append(f"{alive} clusters alive")
+            texts.insert(1, f"{alive} clusters alive")
             self._warn(done, numbers["live_clusters"])
         where = f"epoch {epoch}/{self._plan.epochs}"
         self._progress.update(done, where, "  ".join(texts), left)

@@ -16,6 +16,7 @@ from iddc.learning.collection import EmbeddedCollection
 from iddc.learning.embeddings import Embeddings
 from iddc.learning.learner import Learner
 from iddc.learning.log import StepLog
+from iddc.learning.overlays import Overlays
 from iddc.learning.session import running
 from iddc.methods import completed, find_method
 from iddc.modelfile import save_model
@@ -82,6 +83,7 @@ def fit(
             session.note if session.first else warnings.warn,
         )
         session.resume(learner, log, advice=method.calming())
+        overlays = Overlays(run, files, experiment, plan.steps)
         collection = EmbeddedCollection(session, learner)
         for epoch, steps in learner.stages():
             # What is fitted to all images: codebooks, neighbours, or all there is to learn.
@@ -92,11 +94,15 @@ def fit(
                     batch = next(batches)  # this process's images
                     counts = session.exchange(batch.ids, batch.failures)
                     numbers = learner.learn(batch, counts)
+                    if session.first:
+                        overlays.after(learner.step, learner.network)
                     session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
         if len(learner.methods) > 1:
             session.note(learner.describe_choice())
         network = learner.network.eval()
         if session.first:
+            if not plan.steps:
+                overlays.after(0, network)
             save_model(run.path, network, experiment)
             run.finish()
         return network

@@ -117,6 +117,7 @@ class Session:
         if state:
             learner.restore(state["learner"])
             self.unreadable.reasons |= state["left_out"]
+            self.note(f"resumed at step {learner.step:,} of {learner.plan.steps:,}")
             if state["threads"] != torch.get_num_threads():
                 self.note(
                     f"resumed with {torch.get_num_threads()} threads, begun with "

@@ -6,6 +6,7 @@ log.jsonl        one line per training step
 skipped.csv      the images that were left out, and why
 checkpoint/      the training state; it goes when the model is complete
 model.json       with model.safetensors, the result; a run that has it and no checkpoint is finished
+samples/         four images with their clusters, after every tenth of the run
 scores.json      one entry per data set, split, protocol and refinement
 diagnosis.json   what was seen when the loss or a gradient was not finite any more
 """
@@ -47,6 +48,7 @@ OWNED_FILES = (
     "diagnosis.json",
     "labels.json",
     "report.html",
+    "samples",
     "versions.json",
     "tensorboard",
     "snapshots",
