@@ -134,6 +134,13 @@ def test_run_lengths_of_pycocotools_are_read(region: np.ndarray) -> None:
     )
 
 
+@pytest.mark.parametrize("counts", ["p1", "/1", "P", "1" * 20])
+def test_text_that_is_no_run_lengths_is_refused(counts: str) -> None:
+    # The characters after and before the 64 that are used; a number without an end; too many runs.
+    with pytest.raises(DataError, match="run lengths"):
+        from_coco_rle({"size": [1, 1], "counts": counts}, 1, 1)
+
+
 def _runs(flat: np.ndarray) -> list[list[bool]]:
     """Runs of equal values, the first of zeros."""
     runs: list[list[bool]] = [[]]

@@ -217,6 +217,14 @@ def test_masks_are_read_if_that_is_meant(tmp_path: Path, layout: str) -> None:
     assert set(masks) <= set(read_names(tmp_path / "set", include_masks=True))
 
 
+@pytest.mark.parametrize("name", ["labels/b.png", "a_color.png", "a_l.png"])
+def test_a_sure_name_is_enough_where_the_look_decides_nothing(tmp_path: Path, name: str) -> None:
+    photo(tmp_path / "a.jpg")
+    mask(tmp_path / name, "soft")
+    assert look(find_images(tmp_path / name, include_masks=True).files[0]) == "unclear"
+    assert read_names(tmp_path) == ["a.jpg"]
+
+
 # Photos that are not lost
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from iddc.methods.cause import concept_contrast, modularity_loss, one_of_each_block
+from iddc.config import Experiment
+from iddc.methods.cause import Cause, concept_contrast, modularity_loss, one_of_each_block
 from oracles import waves
 
 
@@ -140,3 +141,20 @@ def test_each_block_gives_one_of_its_own_patches() -> None:
 
 def test_a_grid_without_a_whole_block_gives_all_its_patches() -> None:
     assert len(one_of_each_block(torch.zeros(2, 3, 5), np.random.default_rng(0))) == 15
+
+
+@pytest.mark.parametrize(
+    ("epochs", "min_steps", "steps"),
+    [
+        (2, 1, 6),  # 33 images are two batches of 16 and one of 1
+        (2, 7, 9),  # the third pass is done to its end
+        (2, 6, 6),
+        (5, 7, 15),
+    ],
+)
+def test_the_second_stage_is_whole_passes_of_at_least_so_many_steps(
+    epochs: int, min_steps: int, steps: int
+) -> None:
+    options = {"batch_size": 16, "epochs": epochs, "min_steps": min_steps}
+    plan = Cause.plan(Experiment(method="cause", options=options), 33)
+    assert (plan.steps, plan.steps_per_epoch) == (steps, 3)
