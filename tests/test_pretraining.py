@@ -30,6 +30,8 @@ from iddc.config import Experiment, PretrainConfig, Runtime
 from iddc.errors import ConfigError, DataError, Interrupted, SetupError
 from iddc.images import ImageFile, find_images
 from iddc.pretraining import pretrain, write_scores
+from iddc.pretraining.contrast import Contrast
+from iddc.pretraining.folder import WeightsFolder, write_card
 from iddc.pretraining.learner import Learner, build_method
 from iddc.pretraining.losses import (
     GlobalBatch,
@@ -713,6 +715,33 @@ def test_the_command_leaves_a_backbone_that_embeds_images(
     assert card.endswith("## Scores\n\nnot measured\n")
 
 
+@pytest.mark.parametrize("method", ["contrast", "dino"])
+def test_a_pretraining_begins_with_the_weights_of_init(
+    files: list[ImageFile], tmp_path: Path, method: str
+) -> None:
+    run(files, tmp_path / "first", tiny(method, steps=1, components=8))
+    known = load_backbone(str(tmp_path / "first")).net.state_dict()
+    config = tiny(method, init=str(tmp_path / "first"), seed=3)
+    begun = build_method(config)
+    backbone = begun.online if isinstance(begun, Contrast) else begun.student.backbone
+    found = backbone.net.state_dict()
+    assert all(torch.equal(found[name], known[name]) for name in known)
+    assert backbone.embed_dim > 8  # all channels of the stages, not their components
+    run(files, tmp_path / "second", config)
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert f"- Start: `{tmp_path / 'first'}`." in card
+    assert "licence: not known to iddc" in card
+    assert load_backbone(str(tmp_path / "second")).architecture.timm_name == config.network
+
+
+def test_the_card_of_what_began_with_the_bundled_backbone_says_its_licence(tmp_path: Path) -> None:
+    config = PretrainConfig(init="bundled")
+    with WeightsFolder.begin(tmp_path / "out", config, sources=["photos"]) as folder:
+        (folder.path / "log.jsonl").write_text("")
+        write_card(folder, load_backbone("bundled").architecture, num_images=20, hardware="a CPU")
+    assert "CC BY-NC 4.0" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_scores_take_the_place_of_not_measured(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No model card"):
         write_scores(tmp_path, "good")
@@ -848,6 +877,8 @@ def test_too_many_unusable_images_stop_and_are_listed(
         ("dino", {"network": "test_resnet", "depth": 0}, "Give --method contrast"),
         ("dino", {"dino": {"global_size": 72}}, "global-size must be a multiple of .* 16"),
         ("contrast", {"network": "resnt18"}, "resnt18"),
+        ("contrast", {"init": "bundled"}, "timm_name 'test_resnet'; found 'resnet18'"),
+        ("contrast", {"init": "bundled", "network": "resnet18", "stages": (2, 3)}, "with stages"),
         ("contrast", {"contrast": {"small_shares": (1.0, 2.0)}}, "each of the 1 sources"),
     ],
 )

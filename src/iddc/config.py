@@ -541,6 +541,9 @@ class PretrainConfig(Frozen):
 
     method: PretrainMethod = "contrast"
     """contrast: for networks with stages, such as ResNets; dino: for plain ViTs."""
+    init: str = ""
+    """A backbone whose weights to begin with, of the same network: bundled, a weights folder, or
+    another name that `train --backbone` takes; none: random weights."""
     network: str = "resnet18"
     """A network of timm."""
     patch_size: int = Field(0, ge=0)

@@ -57,16 +57,17 @@ class Pretrain(Command):
             refuse_inside(self.out, source)
         config = self.config
         sources, skipped, reading = _find(self.images, self.runtime, config.reading)
-        config = config.model_copy(update={"reading": reading})
 
+        from iddc.backbones import resolve
         from iddc.pretraining import pretrain
         from iddc.progress import Progress
 
+        config = config.model_copy(update={"reading": reading, "init": resolve(config.init)})
         left_out = f" ({len(skipped):,} skipped, see {self.out / 'skipped.csv'})"
         say(
             f"{sum(map(len, sources.values())):,} images{left_out if skipped else ''}",
             config.method,
-            config.network,
+            f"{config.network} from {config.init}" if config.init else config.network,
             f"{config.epochs:,} epochs" if config.epochs else f"{config.steps:,} steps",
         )
         pretrain(

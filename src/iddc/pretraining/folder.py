@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from iddc import __version__
-from iddc.backbones import Architecture
+from iddc.backbones import Architecture, licence_of
 from iddc.config import PretrainConfig
 from iddc.errors import ConfigError, DataError
 from iddc.runs import Run, disk_errors, explain, write_atomic
@@ -122,6 +122,13 @@ def write_card(
     sources = [f"- `{source}`" for source in record["images"]["sources"]]
     steps = len((folder.path / "log.jsonl").read_text("utf-8").splitlines())
     seen, minutes = folder.logged("images"), folder.logged("seconds") / 60
+    start, terms = "random weights", ""
+    if config.init:
+        start = f"`{config.init}`"
+        terms = (
+            f"It began with the weights of {start}, licence: {licence_of(config.init)}; their "
+            "card may say more. Their terms hold for this folder too. "
+        )
     stages = f", stages {' '.join(map(str, architecture.stages))}" if architecture.stages else ""
     text = f"""# A self-supervised backbone
 
@@ -131,6 +138,7 @@ Written by `iddc pretrain` (iddc {__version__}). No label was read. Use it with
 - Network: timm's `{architecture.timm_name}`{stages}; {architecture.embed_dim} channels in steps of
   {architecture.patch_size} pixels; half precision on disk.
 - Method: `{config.method}`, every number is in `config.yaml`; seed {config.seed}.
+- Start: {start}.
 - Length: {steps:,} steps, {seen:,.0f} images seen, {minutes:.1f} minutes on {hardware}.
 
 ## Data
@@ -141,8 +149,8 @@ Written by `iddc pretrain` (iddc {__version__}). No label was read. Use it with
 
 ## Licence
 
-Not stated. The terms of the images may extend to weights that were trained on them, and iddc does
-not know these terms: state both before you pass this folder on.
+Not stated. {terms}The terms of the images may extend to weights that were trained on them, and
+iddc does not know these terms: state both before you pass this folder on.
 
 {_SCORES}
 not measured

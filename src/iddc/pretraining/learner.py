@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from iddc.backbones import untrained_backbone
+from iddc.backbones import Backbone, load_backbone, untrained_backbone
 from iddc.config import PretrainConfig
 from iddc.device import autocast
-from iddc.errors import SetupError
+from iddc.errors import ConfigError, SetupError
 from iddc.learning.guards import not_finite
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.dino import Dino
@@ -26,7 +26,9 @@ def build_method(config: PretrainConfig) -> Contrast | Dino:
     """The method before the first step. Its random weights follow from the seed.
 
     Raises:
-        ConfigError: timm has no such network, or it does not fit the method.
+        ConfigError: timm has no such network, it does not fit the method, or the backbone of
+            `init` has another one.
+        DataError, SetupError: The weights of `init` are damaged, or not within reach.
     """
     options = {"patch_size": config.patch_size, "depth": config.depth}
     with torch.random.fork_rng(devices=[]):
@@ -36,7 +38,32 @@ def build_method(config: PretrainConfig) -> Contrast | Dino:
             options={name: value for name, value in options.items() if value},
             stages=config.stages,
         )
+        if config.init:
+            backbone = _known(config.init, backbone)
         return (Contrast if config.method == "contrast" else Dino)(backbone, config)
+
+
+def _known(name: str, fresh: Backbone) -> Backbone:
+    """A trained backbone of the same network as a fresh one.
+
+    What reduces its stages to components stays behind: the result has components of its own
+    images.
+
+    Raises:
+        ConfigError: It has another network.
+    """
+    known = load_backbone(name)
+    theirs, ours = known.architecture, fresh.architecture
+    for part in ("timm_name", "options", "stages"):
+        wanted, found = getattr(ours, part), getattr(theirs, part)
+        if wanted != found:
+            raise ConfigError(
+                f"--init {name}: expected a backbone of the network that --network, --patch-size, "
+                f"--depth and --stages say, with {part} {wanted!r}; found {found!r}. Change these "
+                f"options (--network {theirs.timm_name}), or give another --init."
+            )
+    changes = {"components": 0, "embed_dim": ours.embed_dim}
+    return Backbone(theirs.model_copy(update=changes), known.net)
 
 
 class Learner:
