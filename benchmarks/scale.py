@@ -27,11 +27,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from iddc.bench.compare import Part, peak_memory
 from iddc.bench.inputs import Case, Inputs
 from iddc.bench.machine import hardware, seconds_of
 from iddc.bench.prediction import prediction_part
 from iddc.bench.step import step_part
-from iddc.bench.turns import Part, peak_memory
 from iddc.datasets.synthetic import write_scenes
 from iddc.device import pick_device
 from iddc.images import check_images, find_images
@@ -75,8 +75,8 @@ class Point:
 
 def measured(curve: str, at: str, part: Part, settings: Settings) -> Point:
     """Our way of a part: its memory, then its time."""
-    memory = peak_memory(part.ours, settings.device)
-    times = [seconds_of(part.ours, settings.device) for _ in range(settings.repeats)]
+    memory = peak_memory(part.fast, settings.device)
+    times = [seconds_of(part.fast, settings.device) for _ in range(settings.repeats)]
     return Point(curve, at, median(times) / part.units, memory / 1e6)
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md: each part on this machine and on a GPU, beside the plain way.
+"""The tables of README.md: each part on this machine and on a GPU, beside a reference.
 
 python benchmarks/speed.py measure                  iddc bench into results/, then the tables
 python benchmarks/speed.py measure --device cuda    the same for the column of the GPU
@@ -68,14 +68,14 @@ def write_tables(folder: Path) -> None:
 
 
 def speed_table(records: list[dict[str, Any]]) -> str:
-    """Part, plain, ours, ratio and limit of the newest CPU, and the same of the newest GPU."""
+    """Part, reference, fast, ratio and limit of the newest CPU, and the same of the newest GPU."""
     newest = {record["device"]: record for record in sorted(records, key=lambda r: r["date"])}
     cpu, gpu = newest.get("cpu"), newest.get("cuda")
     if cpu is None:
         return "Not measured yet.\n"
     there = {row["part"]: row for row in gpu["parts"]} if gpu else {}
     name = gpu["hardware"] if gpu else "GPU"
-    columns = ("part", "plain", "ours", "ratio", "limit", "of limit", "memory", name)
+    columns = ("part", "reference", "fast", "ratio", "limit", "of limit", "memory", name)
     lines = [
         f"{cpu['hardware']}, {cpu['date']}, torch {cpu['torch']}: `{cpu['command']}`. "
         f"{_rates(cpu['machine'])}",
@@ -88,15 +88,15 @@ def speed_table(records: list[dict[str, Any]]) -> str:
         f"|{'---|' * len(columns)}",
     ]
     for row in cpu["parts"]:
-        plain, ours, limit = _times(row)
-        memory = [row[way]["memory"] / 1e6 for way in ("ours", "plain")]
+        reference, fast, limit = _times(row)
+        memory = [row[way]["memory"] / 1e6 for way in ("fast", "reference")]
         cells = [
             row["part"],
-            _shown(plain),
-            _shown(ours),
-            f"{plain / ours:.2f}",
+            _shown(reference),
+            _shown(fast),
+            f"{reference / fast:.2f}",
             _shown(limit),
-            f"{limit / ours:.0%}",
+            f"{limit / fast:.0%}",
             f"{memory[0]:.0f} of {memory[1]:.0f} MB" if memory[1] else "",
             _on_gpu(there.get(row["part"])),
         ]
@@ -116,13 +116,14 @@ def _rates(machine: dict[str, Any]) -> str:
 def _on_gpu(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not run"
-    plain, ours, limit = _times(row)
-    return f"{_shown(ours)}, plain {_shown(plain)}: {plain / ours:.2f}, {limit / ours:.0%} of limit"
+    reference, fast, limit = _times(row)
+    times = f"{_shown(fast)}, reference {_shown(reference)}"
+    return f"{times}: {reference / fast:.2f}, {limit / fast:.0%} of limit"
 
 
 def _times(row: dict[str, Any]) -> tuple[float, float, float]:
-    plain, ours = (median(row[way]["seconds"]) for way in ("plain", "ours"))
-    return plain, ours, row["limit"]
+    reference, fast = (median(row[way]["seconds"]) for way in ("reference", "fast"))
+    return reference, fast, row["limit"]
 
 
 def _shown(seconds: float) -> str:

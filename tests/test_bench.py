@@ -12,22 +12,19 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import oracles
 from iddc import bench
-from iddc.bench import data, inputs, loss, machine, network, prediction, step, table, turns
+from iddc.bench import compare, data, inputs, loss, machine, network, prediction, step, table
 from iddc.cli import main
 from iddc.config import (
     BenchPart,
     Experiment,
-    NegativeAffinity,
     ObjectiveConfig,
     Precision,
     PredictionConfig,
 )
 from iddc.errors import NumericError
-from iddc.losses import PENALTIES, Pixels
 from iddc.losses.pairs import BLOCK_PAIRS
 from iddc.network import build_network
 
@@ -88,96 +85,64 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> inputs.Inputs:
     return inputs.Inputs.draw(folder, CPU, 3, count=4, size=(96, 80))
 
 
-def some_part(**change: Any) -> turns.Part:
-    part = turns.Part(
+def some_part(**change: Any) -> compare.Part:
+    part = compare.Part(
         "sum",
-        plain=lambda: torch.ones(1000) + 1,
-        ours=lambda: None,
+        reference=lambda: torch.ones(1000) + 1,
+        fast=lambda: None,
         work=machine.Work(fp32=1000, traffic=20),
-        difference=lambda plain, ours: 0.0,
+        difference=lambda reference, fast: 0.0,
         tolerance=0.0,
     )
     return replace(part, **change)
 
 
-def difference(part: turns.Part) -> float:
-    return part.difference(part.plain(), part.ours())
+def difference(part: compare.Part) -> float:
+    return part.difference(part.reference(), part.fast())
 
 
 # Both ways.
 
 
 @pytest.mark.parametrize("name", loss.LOSSES)
-def test_loss_and_gradients_are_those_of_the_plain_form(name: str) -> None:
+def test_loss_and_gradients_are_those_of_the_reference(name: str) -> None:
     pixels, config = loss.LOSSES[name]
     part = loss.loss_part(name, CPU, 3, pixels, config=config, width=32)
-    plain: Any = part.plain()
-    assert all(tensor.any() for tensor in plain)
-    assert part.difference(plain, part.ours()) <= part.tolerance == 1e-5
+    reference: Any = part.reference()
+    assert all(tensor.any() for tensor in reference)
+    assert part.difference(reference, part.fast()) <= part.tolerance == 1e-5
 
 
-CHANGES: list[dict[str, Any]] = [
-    *({"penalty": name} for name in PENALTIES),
-    *({"negative_affinity": name} for name in get_args(NegativeAffinity)),
-    {"positive_affinity": False, "positive_weight": 0.7},
-    {"centering": "batch"},
-    {"negative_crops": "second", "regularizer_crops": "both"},
-    {"positive_threshold": 1.0, "negative_threshold": -1.0},
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_the_plain_form_is_equation_8(change: dict[str, Any]) -> None:
-    config = ObjectiveConfig(**change)
-    generator = torch.Generator().manual_seed(0)
-
-    def directions() -> Tensor:
-        u = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
-        return torch.nn.functional.normalize(u, dim=-1)
-
-    first, second = (
-        Pixels(
-            directions(),
-            torch.rand(3, 4, 2, generator=generator, dtype=torch.float64).softmax(dim=-1),
-        )
-        for _ in range(2)
-    )
-    crops = [x.tolist() for crop in (first, second) for x in (crop.embeddings, crop.probs)]
-    found = loss.plain_objective(config, first, second, [1, 2])
-    expected = oracles.equation_8(*crops, [1, 2], config).total
-    assert found.item() == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_loss_takes_less_than_a_twentieth_of_the_plain_memory(
+def test_the_loss_takes_less_than_a_twentieth_of_the_memory_of_the_reference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With blocks as small beside the batch as the default's are beside 64 images."""
     monkeypatch.setitem(BLOCK_PAIRS, "cpu", 2**13)
     part = loss.loss_part("loss", CPU, 2, 784, config=ObjectiveConfig(), width=48)
-    assert turns.peak_memory(part.ours, CPU) < turns.peak_memory(part.plain, CPU) / 20
+    assert compare.peak_memory(part.fast, CPU) < compare.peak_memory(part.reference, CPU) / 20
 
 
 def test_decoded_pixels_are_equal(scenes: inputs.Inputs) -> None:
     part = data.decode_part(scenes)
-    assert len(np.asarray(part.ours())) == 3
+    assert len(np.asarray(part.fast())) == 3
     assert difference(part) == 0
 
 
 def test_crops_are_those_of_the_scaled_image(scenes: inputs.Inputs, small: None) -> None:
     part = data.views_part(scenes)
-    plain: Any = part.plain()
-    assert plain.shape == (3, 2, 3, 64, 64)
-    assert part.difference(plain, part.ours()) <= part.tolerance
+    reference: Any = part.reference()
+    assert reference.shape == (3, 2, 3, 64, 64)
+    assert part.difference(reference, part.fast()) <= part.tolerance
 
 
-def test_a_plain_crop_is_cut_and_mirrored_by_hand() -> None:
+def test_a_crop_of_the_reference_is_cut_and_mirrored_by_hand() -> None:
     from PIL import Image
 
     from iddc.views import Crops
 
     values = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3)
     crops = Crops((6, 4), ((0, 0), (3, 1)), flip=True)
-    found = data.plain_cut(Image.fromarray(values), crops, 3).permute(0, 2, 3, 1).numpy()
+    found = data.reference_cut(Image.fromarray(values), crops, 3).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(found[0], values[0:3, 0:3][:, ::-1])
     assert np.array_equal(found[1], values[1:4, 3:6][:, ::-1])
 
@@ -188,12 +153,12 @@ NETWORK_PARTS = [network.backbone_part, network.head_part, network.optimizer_par
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("make", NETWORK_PARTS, ids=lambda make: make.__name__)
 def test_parts_of_the_network_are_the_same_in_single_precision(
-    make: Callable[..., turns.Part], case: Tiny, scenes: inputs.Inputs
+    make: Callable[..., compare.Part], case: Tiny, scenes: inputs.Inputs
 ) -> None:
     part = make(scenes, case)
-    plain: Any = part.plain()
-    assert all(torch.as_tensor(found).any() for found in plain)
-    assert part.difference(plain, part.ours()) < 1e-5
+    reference: Any = part.reference()
+    assert all(torch.as_tensor(found).any() for found in reference)
+    assert part.difference(reference, part.fast()) < 1e-5
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -224,9 +189,9 @@ def test_views_seen_before_are_not_decoded_again(scenes: inputs.Inputs, tmp_path
     fresh, again = step.step_parts(drawn, CASES[1])
     for path in tmp_path.glob("train/images/*"):
         path.unlink()
-    again.ours()
+    again.fast()
     with pytest.raises(KeyError):  # no image, so no step and no loss
-        fresh.ours()
+        fresh.fast()
 
 
 def test_only_a_recipe_that_repeats_views_is_measured_on_them(scenes: inputs.Inputs) -> None:
@@ -237,7 +202,7 @@ def test_only_a_recipe_that_repeats_views_is_measured_on_them(scenes: inputs.Inp
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("make", [prediction.prediction_part, prediction.evaluation_part])
 def test_clusters_are_those_of_single_windows(
-    make: Callable[..., turns.Part], case: Tiny, scenes: inputs.Inputs
+    make: Callable[..., compare.Part], case: Tiny, scenes: inputs.Inputs
 ) -> None:
     part = make(scenes, case)
     assert difference(part) <= 0.001
@@ -362,50 +327,50 @@ def test_peak_memory_counts_what_exists_at_once() -> None:
         kept.mul_(1).view(-1)
         torch.cat([second.flatten(), second.flatten()])  # 4000 + 8000 with the copies
 
-    assert turns.peak_memory(lambda: kept.add_(1), CPU) == 0
-    assert turns.peak_memory(lambda: kept + 1, CPU) == 4000
-    assert turns.peak_memory(work, CPU) == 12000
+    assert compare.peak_memory(lambda: kept.add_(1), CPU) == 0
+    assert compare.peak_memory(lambda: kept + 1, CPU) == 4000
+    assert compare.peak_memory(work, CPU) == 12000
 
 
 def test_ways_take_turns_after_one_that_is_not_timed() -> None:
     order: list[str] = []
-    part = some_part(plain=lambda: order.append("plain"), ours=lambda: order.append("ours"))
-    row = turns.compare(part, MACHINE, CPU, 3)
-    assert order == ["plain", "ours"] * 4
-    assert len(row.plain.seconds) == len(row.ours.seconds) == 3
+    part = some_part(reference=lambda: order.append("reference"), fast=lambda: order.append("fast"))
+    row = compare.time_both(part, MACHINE, CPU, 3)
+    assert order == ["reference", "fast"] * 4
+    assert len(row.reference.seconds) == len(row.fast.seconds) == 3
 
 
 def test_what_takes_long_is_not_repeated_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PATIENCE", 0.0)
-    assert len(turns.compare(some_part(), MACHINE, CPU, 9).ours.seconds) == turns.FEWEST
-    assert len(turns.compare(some_part(), MACHINE, CPU, 2).ours.seconds) == 2
+    monkeypatch.setattr(compare, "PATIENCE", 0.0)
+    assert len(compare.time_both(some_part(), MACHINE, CPU, 9).fast.seconds) == compare.FEWEST
+    assert len(compare.time_both(some_part(), MACHINE, CPU, 2).fast.seconds) == 2
 
 
 def test_memory_of_either_way_is_its_own() -> None:
-    row = turns.compare(some_part(), MACHINE, CPU, 1)
-    assert (row.plain.memory, row.ours.memory) == (8000, 0)
+    row = compare.time_both(some_part(), MACHINE, CPU, 1)
+    assert (row.reference.memory, row.fast.memory) == (8000, 0)
 
 
 def test_time_and_limit_are_those_of_one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "seconds_of", lambda work, device: 12.0)
-    row = turns.compare(some_part(units=4), MACHINE, CPU, 1)
-    assert row.plain.seconds == row.ours.seconds == (3.0,)
+    monkeypatch.setattr(compare, "seconds_of", lambda work, device: 12.0)
+    row = compare.time_both(some_part(units=4), MACHINE, CPU, 1)
+    assert row.reference.seconds == row.fast.seconds == (3.0,)
     assert row.limit == 2.5
 
 
 @pytest.mark.parametrize("found", [0.2, float("nan")])
 def test_ways_that_disagree_are_not_timed(found: float) -> None:
-    part = some_part(difference=lambda plain, ours: found, tolerance=0.1)
-    with pytest.raises(NumericError, match=r"^sum: our result differs .* at most 0\.1\."):
-        turns.compare(part, MACHINE, CPU, 1)
+    part = some_part(difference=lambda reference, fast: found, tolerance=0.1)
+    with pytest.raises(NumericError, match=r"^sum: the result differs .* at most 0\.1\."):
+        compare.time_both(part, MACHINE, CPU, 1)
 
 
 def test_the_relative_error_is_that_of_the_worst_tensor() -> None:
     expected = [torch.tensor([3.0, 4.0]), (2.0, np.array([1, 2]))]
     found = [torch.tensor([3.0, 5.0]), (1.0, np.array([1, 2]))]
-    assert turns.relative_error(expected, expected) == 0
-    assert turns.relative_error(expected, found) == 0.5
-    assert turns.relative_error(expected[0], found[0]) == pytest.approx(0.2)
+    assert compare.relative_error(expected, expected) == 0
+    assert compare.relative_error(expected, found) == 0.5
+    assert compare.relative_error(expected[0], found[0]) == pytest.approx(0.2)
 
 
 @pytest.mark.usefixtures("small")
@@ -423,9 +388,9 @@ def test_rates_of_the_machine_are_measured(precision: str, monkeypatch: pytest.M
 def test_memory_and_name_of_a_gpu_are_its_own() -> None:
     gpu = torch.device("cuda")
     kept = torch.ones(2**20, device=gpu)
-    assert turns.peak_memory(lambda: kept + 1, gpu) == 2**22
+    assert compare.peak_memory(lambda: kept + 1, gpu) == 2**22
     assert machine.hardware(gpu) == torch.cuda.get_device_name()
-    assert turns.compare(some_part(), MACHINE, gpu, 1).plain.median > 0
+    assert compare.time_both(some_part(), MACHINE, gpu, 1).reference.median > 0
 
 
 def test_hardware_without_a_name_is_named_by_its_kind(
@@ -440,10 +405,10 @@ def test_hardware_without_a_name_is_named_by_its_kind(
 # The table and the command.
 
 
-def some_row(**change: Any) -> turns.Row:
-    plain = turns.Cost((4.0, 2.0, 9.0), 2_000_000)
-    ours = turns.Cost((1.0, 0.5, 3.0), 100_000)
-    return replace(turns.Row("loss", plain, ours, 0.25, 0.0), **change)
+def some_row(**change: Any) -> compare.Row:
+    reference = compare.Cost((4.0, 2.0, 9.0), 2_000_000)
+    fast = compare.Cost((1.0, 0.5, 3.0), 100_000)
+    return replace(compare.Row("loss", reference, fast, 0.25, 0.0), **change)
 
 
 def test_a_row_shows_medians_ranges_ratio_limit_and_memory() -> None:
@@ -453,8 +418,8 @@ def test_a_row_shows_medians_ranges_ratio_limit_and_memory() -> None:
 
 
 def test_a_part_without_tensors_has_no_share_of_memory() -> None:
-    nothing = turns.Cost((1.0,), 0)
-    row = some_row(plain=nothing, ours=nothing)
+    nothing = compare.Cost((1.0,), 0)
+    row = some_row(reference=nothing, fast=nothing)
     assert table.cells(row)[6:] == ("0 MB", "0.0 MB")
 
 
@@ -465,7 +430,7 @@ def test_bench_measures_every_part_and_writes_them_with_the_hardware(
     out = tmp_path / "new" / "results"
     assert main(["bench", "--out", str(out), *WORDS]) == 0
     header, *lines, last = capsys.readouterr().out.splitlines()
-    assert header.split() == ["part", "plain", "ours", "ratio", "limit", "of", "limit"]
+    assert header.split() == ["part", "reference", "fast", "ratio", "limit", "of", "limit"]
     pairs = [f"{name}, {case.name}" for name in ("backbone", "head") for case in CASES]
     steps = ["step, paper", "step, default", "step, default, views seen before"]
     whole = [f"{name}, {case.name}" for name in ("prediction", "evaluation") for case in CASES]
@@ -479,7 +444,7 @@ def test_bench_measures_every_part_and_writes_them_with_the_hardware(
     hardware = machine.hardware(CPU)
     assert figures["hardware"] == figures["machine"]["hardware"] == hardware
     assert figures["device"] == "cpu"
-    assert [len(part["ours"]["seconds"]) for part in figures["parts"]] == [2] * len(names)
+    assert [len(part["fast"]["seconds"]) for part in figures["parts"]] == [2] * len(names)
     text = page.read_text()
     assert hardware in text
     assert figures["command"] == f"iddc bench --out DIR {' '.join(WORDS)}"
@@ -542,7 +507,10 @@ def script(name: str) -> Any:
 
 @pytest.fixture
 def records() -> Iterator[list[dict[str, Any]]]:
-    costs = {"plain": {"seconds": [4.0], "memory": 8e6}, "ours": {"seconds": [1.0], "memory": 4e6}}
+    costs = {
+        "reference": {"seconds": [4.0], "memory": 8e6},
+        "fast": {"seconds": [1.0], "memory": 4e6},
+    }
     rates = {"fp32_flops": 2e9, "bf16_flops": 4e9, "bandwidth": 3e9}
     facts = {"torch": "2", "command": "iddc bench", "machine": rates}
     row = {"part": "loss", **costs, "limit": 0.5}
@@ -565,7 +533,7 @@ def test_with_a_gpu_its_column_holds_its_figures(records: list[dict[str, Any]]) 
     gpu["machine"] = {**gpu["machine"], "bf16_flops": None}
     text = script("speed").speed_table([*records, gpu])
     assert "| a GPU |" in text
-    assert "| 1 s, plain 4 s: 4.00, 50% of limit |" in text
+    assert "| 1 s, reference 4 s: 4.00, 50% of limit |" in text
     assert "not run" not in text
     assert "no bf16" in text
 

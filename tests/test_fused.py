@@ -29,8 +29,11 @@ from iddc.losses.pairs import PairRule, PairSums, sum_in_blocks
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RULES = [
-    *(PairRule(True, 0.1, w, h, 0.2) for w, h in product(("affinity", "off"), PENALTIES)),
-    *(PairRule(False, 0.3, w, h, 0.2) for w, h in product(get_args(NegativeAffinity), PENALTIES)),
+    PairRule(positive=True, threshold=0.1, weights=weights, penalty=penalty, log_offset=0.2)
+    for weights, penalty in product(("affinity", "off"), PENALTIES)
+] + [
+    PairRule(positive=False, threshold=0.3, weights=weights, penalty=penalty, log_offset=0.2)
+    for weights, penalty in product(get_args(NegativeAffinity), PENALTIES)
 ]
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
@@ -72,14 +75,14 @@ def dense(first: Pixels, other: Pixels, rule: PairRule, roll: int, centre: Any =
     affinity = u @ other_u.roll(roll, 0).mT
     assert (affinity - rule.threshold).abs().min() > 1e-6, "rounding may cross the threshold"
     agreement = v @ other_v.roll(roll, 0).mT
-    selected = affinity > rule.threshold if rule.alike else affinity < rule.threshold
+    selected = affinity > rule.threshold if rule.positive else affinity < rule.threshold
     weights = {
         "affinity": affinity,
         "paper": 1 - affinity,
         "released": 1 - affinity.clamp(min=0),
         "off": torch.ones_like(affinity),
     }[rule.weights]
-    disagreement = 1 - agreement if rule.alike else agreement
+    disagreement = 1 - agreement if rule.positive else agreement
     cost = (weights * PENALTIES[rule.penalty](disagreement, rule.log_offset))[selected].sum()
     gradients = torch.autograd.grad(cost, (v, other_v))
     return PairSums(cost.detach(), selected.sum(), (gradients[0], gradients[1]))
@@ -296,7 +299,7 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here(capability: int, dtype: 
 
     wide = dtype == "fp32"
     constants: dict[str, Any] = {
-        "alike": True,
+        "positive": True,
         "weighting": "affinity",
         "penalty": "exp",
         "centred": wide,

@@ -1,4 +1,8 @@
-"""The terms of the objective against the loops of oracles.py, and the laws they obey."""
+"""The terms of the objective against the loops of oracles.py, and the laws they obey.
+
+The loops also check `losses/reference.py`, whose gradients autograd takes; the fast terms are
+compared with both.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,7 @@ from iddc.losses import (
 )
 from iddc.losses.pairs import BLOCK_PAIRS, PairRule, sum_in_blocks
 from iddc.losses.penalties import SLOPES
+from iddc.losses.reference import equation_1, equation_2, equation_8
 
 NEGATIVE_AFFINITIES = get_args(NegativeAffinity)
 POSITIVE_FORMS = list(product(PENALTIES, [True, False]))
@@ -184,22 +189,40 @@ CHANGES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 @pytest.mark.parametrize("rolls", [[1], [2, 1]], ids=str)
+def test_the_reference_reads_as_the_loops_do(change: dict[str, Any], rolls: list[int]) -> None:
+    config = ObjectiveConfig(**{"regularizer_weight": 10.0, **change})
+    first, second = some_pixels(5, b=3, n=3), some_pixels(6, b=3, n=3)
+    found = equation_8(first, second, rolls, config)
+    for name, expected in (
+        oracles.equation_8(*numbers(first, second), rolls, config)._asdict().items()
+    ):
+        if name == "total" or getattr(config, f"{name}_weight"):
+            same(getattr(found, name), expected)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize("rolls", [[1], [2, 1]], ids=str)
 def test_objective_is_equation_8(change: dict[str, Any], rolls: list[int]) -> None:
     config = ObjectiveConfig(**{"regularizer_weight": 10.0, **change})
     first, second = learning(some_pixels(5, b=3, n=3)), learning(some_pixels(6, b=3, n=3))
-    u, v, u_plus, v_plus = numbers(first, second)
     terms = Objective(config)(first, second, rolls)
-    terms.total.backward()
-
-    def loops(v: oracles.Crop, v_plus: oracles.Crop) -> float:
-        return oracles.equation_8(u, v, u_plus, v_plus, rolls, config).total
-
-    for name, expected in oracles.equation_8(u, v, u_plus, v_plus, rolls, config)._asdict().items():
+    for name, expected in (
+        oracles.equation_8(*numbers(first, second), rolls, config)._asdict().items()
+    ):
         same(getattr(terms, name), expected)
-    same(gradient(first), oracles.slopes(lambda x: loops(x, v_plus), v), rel=1e-6)
-    if second.probs.grad is None:
-        second.probs.grad = torch.zeros_like(second.probs)
-    same(gradient(second), oracles.slopes(lambda x: loops(v, x), v_plus), rel=1e-6)
+    reference = equation_8(first, second, rolls, config)
+    probs = (first.probs, second.probs)
+    found, expected_gradients = (
+        torch.autograd.grad(total, probs, allow_unused=True, materialize_grads=True)
+        for total in (terms.total, reference.total)
+    )
+    for one, other in zip(found, expected_gradients, strict=True):
+        same(one, other)
+
+
+def tensors(pixels: Pixels) -> tuple[Tensor, Tensor]:
+    """u and v."""
+    return pixels.embeddings, pixels.probs
 
 
 def numbers(first: Pixels, second: Pixels) -> list[list[list[list[float]]]]:
@@ -213,25 +236,16 @@ def numbers(first: Pixels, second: Pixels) -> list[list[list[list[float]]]]:
 # Size: one pixel, odd numbers, more pairs than one block holds.
 
 
-def dense(
-    first: Pixels, second: Pixels, select: Callable[[Tensor], Tensor], weight: Any, penalty: Any
-) -> Tensor:
-    """The mean over selected pairs of weight times penalty, with every pair in memory."""
-    affinity = first.embeddings @ second.embeddings.mT
-    cost = penalty(first.probs @ second.probs.mT)
-    selected = select(affinity)
-    return (weight(affinity) * cost)[selected].sum() / selected.sum()
-
-
 SIZES = [(1, 1, 1), (1, 2, 31), (3, 63, 65), (2, 257, 1023), (2, 1031, 1031)]
 
 
 @pytest.mark.parametrize(("b", "n", "m"), SIZES)
-def test_positive_loss_of_any_size_equals_the_dense_form(b: int, n: int, m: int) -> None:
+def test_positive_loss_of_any_size_equals_the_reference(b: int, n: int, m: int) -> None:
     first, second = learning(some_pixels(7, b, n, d=8)), learning(some_pixels(8, b, m, d=8))
     positive_loss(first, second, threshold=-0.5).backward()
     again, second_again = learning(first), learning(second)
-    expected = dense(again, second_again, lambda a: a > -0.5, lambda a: a, lambda s: (1 - s).exp())
+    config = ObjectiveConfig(positive_threshold=-0.5)
+    expected = equation_1(*tensors(again), *tensors(second_again), config)
     expected.backward()
     same(positive_loss(first, second, threshold=-0.5), expected)
     same(gradient(first) * n * b, gradient(again) * n * b)
@@ -239,11 +253,12 @@ def test_positive_loss_of_any_size_equals_the_dense_form(b: int, n: int, m: int)
 
 
 @pytest.mark.parametrize(("b", "n", "m"), SIZES)
-def test_negative_loss_of_any_size_equals_the_dense_form(b: int, n: int, m: int) -> None:
+def test_negative_loss_of_any_size_equals_the_reference(b: int, n: int, m: int) -> None:
     first, other = learning(some_pixels(9, b, n, d=8)), learning(some_pixels(10, b, m, d=8))
     negative_loss(first, other, threshold=0.7).backward()
     again, other_again = learning(first), learning(other)
-    expected = dense(again, other_again, lambda a: a < 0.7, lambda a: 1 - a, lambda s: s.exp())
+    config = ObjectiveConfig(negative_threshold=0.7)
+    expected = equation_2(*tensors(again), *tensors(other_again), config)
     expected.backward()
     same(negative_loss(first, other, threshold=0.7), expected)
     same(gradient(first) * n * b, gradient(again) * n * b)
@@ -324,7 +339,9 @@ def test_the_size_of_blocks_does_not_matter(
 
 def test_more_pairs_are_counted_exactly_than_fp32_has_integers() -> None:
     pixels = Pixels(torch.zeros(1, 4097, 1), torch.ones(1, 4097, 1))
-    rule = PairRule(False, 1.0, "paper", "linear", 1e-6)
+    rule = PairRule(
+        positive=False, threshold=1.0, weights="paper", penalty="linear", log_offset=1e-6
+    )
     sums = sum_in_blocks(pixels, pixels, rule, needs_grad=False)
     assert sums.count == 4097**2 > 2**24
     assert sums.gradients is None

@@ -1,8 +1,9 @@
 """Whether this machine computes what the paper and the protocols say: the product against twins.
 
-Every twin is written down again here, plainly and in float64, by loops or by torch's own functions,
-and shares no code with what it checks. Inputs are drawn, so no download is needed. The device
-computes what it would compute in use: kernels, windows in strips, counts of pixels.
+Every twin is written plainly and in float64, by loops or by torch's own functions, and shares no
+code with what it checks; that of the equations is `losses/reference.py`. Inputs are drawn, so no
+download is needed. The device computes what it would compute in use: kernels, windows in strips,
+counts of pixels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -30,7 +32,8 @@ from iddc.config import (
 )
 from iddc.datasets import Sample
 from iddc.evaluation import PROTOCOLS, EvalProtocol, evaluate
-from iddc.losses import Objective, Pixels
+from iddc.losses import Objective, Pixels, Terms
+from iddc.losses.reference import equation_8
 from iddc.metrics import IGNORE, Confusion
 from iddc.segmenter import Segmenter
 from iddc.windows import predict_probs
@@ -89,77 +92,24 @@ def check_equations(device: torch.device, seed: int) -> Iterator[Check]:
     cases += [(f"Eq. (8), {name}", ObjectiveConfig(regularizer=name)) for name in named]
     cases.append(("Eq. (8), centred", ObjectiveConfig(centering="batch")))
     for name, config in cases:
-        found, slope = _loss(config, drawn.to(device), logits.to(device), _fast_total)
-        expected, exact = _loss(config, drawn.double(), logits.double(), _slow_total)
+        found, slope = _loss(drawn.to(device), logits.to(device), Objective(config))
+        expected, exact = _loss(drawn.double(), logits.double(), partial(equation_8, config=config))
         size = f"{batch} x {pixels} pixels"
         yield Check(name, size, abs(found - expected) / max(abs(expected), 1e-9), 1e-5)
         worst = (slope - exact).abs().max() / exact.abs().max()
         yield Check(f"its gradient{name[7:]}", size, float(worst), 1e-4)
 
 
-Total = Callable[[ObjectiveConfig, Tensor, Tensor], Tensor]
-
-
 def _loss(
-    config: ObjectiveConfig, embeddings: Tensor, logits: Tensor, total: Total
+    embeddings: Float[Tensor, "2 b n d"],
+    logits: Float[Tensor, "2 b n k"],
+    objective: Callable[[Pixels, Pixels, Sequence[int]], Terms],
 ) -> tuple[float, Float64[Tensor, "2 b n k"]]:
     logits = logits.clone().requires_grad_()
-    loss = total(config, embeddings, logits.softmax(-1))
+    first, second = (Pixels(u, v) for u, v in zip(embeddings, logits.softmax(-1), strict=True))
+    loss = objective(first, second, [1, 2]).total
     (slope,) = torch.autograd.grad(loss, logits)
     return float(loss.detach()), slope.cpu().double()
-
-
-def _fast_total(config: ObjectiveConfig, embeddings: Tensor, probs: Tensor) -> Tensor:
-    first, second = (Pixels(u, v) for u, v in zip(embeddings, probs, strict=True))
-    return Objective(config)(first, second, [1, 2]).total
-
-
-def _slow_total(config: ObjectiveConfig, embeddings: Tensor, probs: Tensor) -> Tensor:
-    """Eq. (8), image by image and roll by roll, all pairs at once."""
-    if config.centering == "batch":
-        embeddings = normalize(embeddings - embeddings.mean((0, 1, 2)), dim=-1)
-    penalties: dict[str, Callable[[Tensor], Tensor]] = {
-        "log": lambda agreement: -agreement.log(),
-        "linear": lambda agreement: 1 - agreement,
-        "exp": lambda agreement: (1 - agreement).exp(),
-    }
-    penalty, (u, other_u), (v, other_v) = penalties[config.penalty], embeddings, probs
-    images = range(len(u))
-    alike = torch.stack([u[i] @ other_u[i].T for i in images])
-    agree = torch.stack([v[i] @ other_v[i].T for i in images])
-    chosen = alike > _number(config.positive_threshold)
-    positive = (alike * penalty(agree))[chosen].sum() / max(int(chosen.sum()), 1)
-    means = []
-    for roll in (1, 2):
-        alike = torch.stack([u[i] @ u[i - roll].T for i in images])
-        agree = torch.stack([v[i] @ v[i - roll].T for i in images])
-        chosen = alike < _number(config.negative_threshold)
-        cost = (1 - alike) * penalty(1 - agree)
-        means.append(cost[chosen].sum() / max(int(chosen.sum()), 1))
-    negative = sum(means) / len(means)
-    return (
-        config.positive_weight * positive
-        + config.negative_weight * negative
-        + config.regularizer_weight * _slow_regularizer(config, v.mean((0, 1)))
-    )
-
-
-def _slow_regularizer(config: ObjectiveConfig, p: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
-    k = config.weibull_shape
-    if config.regularizer == "entropy":
-        return (p * p.log()).sum()
-    if config.regularizer == "weibull":
-        return sum((k * (q + 1e-6) ** (k - 1) * (-((q + 1e-6) ** k)).exp() for q in p), p.sum() * 0)
-    terms = []
-    for q in p:
-        x = (q / p.max() + 1e-6) / 5
-        terms.append(k / 5 * x ** (k - 1) * (-(x**k)).exp())
-    return torch.stack(terms).mean() / 50
-
-
-def _number(threshold: float | str) -> float:
-    assert not isinstance(threshold, str)
-    return threshold
 
 
 # Windows and protocols ----------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""How fast this machine does each part of the work, beside the plain way and the limit.
+"""How fast this machine does each part of the work, beside a reference and the limit.
 
-The plain way is what the equations and the libraries' defaults read like: fp32, one crop or one
+The reference is what the equations and the libraries' defaults read like: fp32, one crop or one
 window after the other, all pairs of pixels in memory, no worker that decodes. Both ways get the
 same inputs in the same process and take turns, so that a busy machine slows both, and must agree
 before they are timed. The limit is the time that the arithmetic and the memory traffic of a part
@@ -16,6 +16,7 @@ from typing import get_args
 
 import torch
 
+from iddc.bench.compare import Part, Row, time_both
 from iddc.bench.data import decode_part, views_part
 from iddc.bench.inputs import CASES, Inputs
 from iddc.bench.loss import loss_parts
@@ -24,7 +25,6 @@ from iddc.bench.network import backbone_part, head_part, optimizer_part
 from iddc.bench.prediction import evaluation_part, prediction_part
 from iddc.bench.step import step_parts
 from iddc.bench.table import HEADER, cells, write_table
-from iddc.bench.turns import Part, Row, compare
 from iddc.config import BenchPart
 from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors
@@ -61,7 +61,7 @@ def bench(
         device: Where to compute.
         names: Which parts.
         batch_size: Images of a training batch, at least 2.
-        repeats: How often each way is done; long ones less often (`turns.PATIENCE`).
+        repeats: How often each way is done; long ones less often (`compare.PATIENCE`).
         progress: Shows how far the work is.
 
     Raises:
@@ -75,7 +75,7 @@ def bench(
         inputs = Inputs.draw(Path(folder), device, batch_size)
         with progress.job(len(names)):
             for done, name in enumerate(names, start=1):
-                rows += [compare(part, machine, device, repeats) for part in PARTS[name](inputs)]
+                rows += [time_both(part, machine, device, repeats) for part in PARTS[name](inputs)]
                 progress.update(done, name)
     options = f"--batch-size {batch_size} --repeats {repeats} --device {device}"
     if set(names) != set(PARTS):

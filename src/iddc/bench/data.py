@@ -1,4 +1,4 @@
-"""Decoding and cropping, beside the plain way."""
+"""Decoding and cropping, beside the reference."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from iddc.bench.compare import Part, relative_error
 from iddc.bench.inputs import CASES, Inputs
 from iddc.bench.machine import Work
-from iddc.bench.turns import Part, relative_error
 from iddc.images import ImageFile, open_image
 from iddc.views import Crops, cut, draw_crops
 
@@ -21,8 +21,8 @@ def decode_part(inputs: Inputs) -> Part:
     """The JPEGs of a batch."""
     return Part(
         name="decode",
-        plain=lambda: [Image.open(file.path).convert("RGB") for file in inputs.files],
-        ours=lambda: [open_image(file) for file in inputs.files],
+        reference=lambda: [Image.open(file.path).convert("RGB") for file in inputs.files],
+        fast=lambda: [open_image(file) for file in inputs.files],
         work=decode_work(inputs.files),
         difference=lambda a, b: relative_error([*map(np.array, a)], [*map(np.array, b)]),
         tolerance=0.0,
@@ -50,15 +50,17 @@ def views_part(inputs: Inputs) -> Part:
     pairs = list(zip(images, drawn, strict=True))
     return Part(
         name="views",
-        plain=lambda: torch.stack([plain_cut(image, crops, side) for image, crops in pairs]),
-        ours=lambda: torch.stack([cut(image, crops, side) for image, crops in pairs]),
+        reference=lambda: torch.stack(
+            [reference_cut(image, crops, side) for image, crops in pairs]
+        ),
+        fast=lambda: torch.stack([cut(image, crops, side) for image, crops in pairs]),
         work=views_work(len(images), side),
         difference=relative_error,
         tolerance=0.01,
     )
 
 
-def plain_cut(image: Image.Image, crops: Crops, side: int) -> UInt8[Tensor, "2 3 S S"]:
+def reference_cut(image: Image.Image, crops: Crops, side: int) -> UInt8[Tensor, "2 3 S S"]:
     """Scale the whole image, then cut out both crops and mirror them."""
     whole = image.resize(crops.size, Image.Resampling.BILINEAR)
     cutouts = [whole.crop((left, top, left + side, top + side)) for left, top in crops.corners]

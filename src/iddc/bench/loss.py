@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from iddc.bench.compare import Part, relative_error
 from iddc.bench.inputs import Inputs
 from iddc.bench.machine import Work
-from iddc.bench.turns import Part, relative_error
 from iddc.config import ObjectiveConfig
-from iddc.losses import PENALTIES, REGULARIZERS, Objective, Pixels, cluster_frequencies
-from iddc.thresholds import thresholds_of
+from iddc.losses import Objective, Pixels
+from iddc.losses.reference import equation_8
 from iddc.views import draw_rolls
 
 VIT_SMALL = 384
@@ -75,8 +74,8 @@ def loss_part(
 
     return Part(
         name=name,
-        plain=lambda: with_gradient(lambda a, b: plain_objective(config, a, b, rolls)),
-        ours=lambda: with_gradient(lambda a, b: Objective(config)(a, b, rolls).total),
+        reference=lambda: with_gradient(lambda a, b: equation_8(a, b, rolls, config).total),
+        fast=lambda: with_gradient(lambda a, b: Objective(config)(a, b, rolls).total),
         work=loss_work(batch_size, pixels, width, clusters, 1 + len(rolls)),
         difference=relative_error,
         tolerance=1e-5,
@@ -97,43 +96,3 @@ def loss_work(batch_size: int, pixels: int, width: int, clusters: int, terms: in
         fp32=terms * 2 * batch_size * pixels**2 * (width + 3 * clusters),
         traffic=terms * 2 * batch_size * pixels * (width + 2 * clusters) * 4,
     )
-
-
-def plain_objective(
-    config: ObjectiveConfig, first: Pixels, second: Pixels, rolls: Sequence[int]
-) -> Float[Tensor, ""]:
-    """Eq. (8) as the equations read: all pairs in memory, and masks of booleans."""
-    u, u_plus, v, v_plus = first.embeddings, second.embeddings, first.probs, second.probs
-    if config.centering == "batch":
-        mean = torch.stack([u, u_plus]).mean(dim=(0, 1, 2))
-        u, u_plus = normalize(u - mean, dim=-1), normalize(u_plus - mean, dim=-1)
-
-    def penalty(disagreement: Tensor) -> Tensor:
-        return PENALTIES[config.penalty](disagreement, config.log_offset)
-
-    t_plus, t_minus = map(float, thresholds_of(config))
-    affinity = u @ u_plus.mT
-    selected = affinity > t_plus
-    weights = affinity if config.positive_affinity else torch.ones_like(affinity)
-    costs = weights * selected * penalty(1 - v @ v_plus.mT)
-    total = config.positive_weight * costs.sum() / selected.sum().clamp(min=1)
-
-    others = (u, v) if config.negative_crops == "first" else (u_plus, v_plus)
-    for roll in rolls:
-        u_minus, v_minus = (x.roll(roll, dims=0) for x in others)
-        affinity = u @ u_minus.mT
-        selected = affinity < t_minus
-        match config.negative_affinity:
-            case "paper":
-                weights = 1 - affinity
-            case "released":
-                weights = 1 - affinity.clamp(min=0)
-            case "off":
-                weights = torch.ones_like(affinity)
-        costs = weights * selected * penalty(v @ v_minus.mT)
-        negative = costs.sum() / selected.sum().clamp(min=1)
-        total = total + config.negative_weight * negative / len(rolls)
-
-    both = config.regularizer_crops == "both"
-    frequencies = cluster_frequencies(torch.cat([v, v_plus]) if both else v)
-    return total + config.regularizer_weight * REGULARIZERS[config.regularizer](frequencies, config)

@@ -1,4 +1,4 @@
-"""Backbone, head and optimiser of a training step, beside the plain way."""
+"""Backbone, head and optimiser of a training step, beside the reference."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from iddc.bench.compare import Part, relative_error
 from iddc.bench.inputs import Case, Inputs
 from iddc.bench.machine import Work, count_flops
-from iddc.bench.turns import Part, relative_error
 from iddc.config import Experiment
 from iddc.learning.learner import Learner
 from iddc.methods.iddc import patch_logits
@@ -17,8 +17,8 @@ from iddc.processes import Processes
 from iddc.views import ViewDataset, collate_views, draw_patches
 
 ROUNDED = 0.03
-"""The difference that is tolerated where our backbone computes in bf16 and the plain one in fp32,
-or where embeddings are kept in half precision."""
+"""The difference that is tolerated where the backbone computes in bf16 and that of the reference in
+fp32, or where embeddings are kept in half precision."""
 
 
 def backbone_part(inputs: Inputs, case: Case) -> Part:
@@ -30,17 +30,17 @@ def backbone_part(inputs: Inputs, case: Case) -> Part:
     crops = batch.crops.to(inputs.device)
 
     @torch.no_grad()
-    def plain() -> Tensor:
+    def reference() -> Tensor:
         return torch.stack([network.embed(crop) for crop in crops.unbind(1)], dim=1).flatten(0, 1)
 
     @torch.no_grad()
-    def ours() -> Tensor:
+    def fast() -> Tensor:
         return embed_crops(network, crops.flatten(0, 1), experiment.training.precision)
 
     return Part(
         name=f"backbone, {case.name}",
-        plain=plain,
-        ours=ours,
+        reference=reference,
+        fast=fast,
         work=backbone_work(network, crops.shape[-1]) * (2 * len(crops)) + once(network.backbone),
         difference=relative_error,
         tolerance=ROUNDED,
@@ -59,7 +59,7 @@ def backbone_work(network: Network, side: int) -> Work:
 def head_part(inputs: Inputs, case: Case) -> Part:
     """The logits of the patches that the loss compares, of both crops, and the head's gradients.
 
-    Plain: of all patches, one crop after the other; ours: as training does.
+    Reference: of all patches, one crop after the other. Fast: as training does.
     """
     images = len(inputs.files)
     experiment = case.experiment(images)
@@ -76,7 +76,7 @@ def head_part(inputs: Inputs, case: Case) -> Part:
     features = some(network.backbone.embed_dim, grid, grid)
     gradient = some(network.num_clusters, patches.shape[1])
 
-    def plain() -> list[Tensor]:
+    def reference() -> list[Tensor]:
         logits = [
             network.logits_from(crops).flatten(2)[:, :, here]
             for crops, here in zip(features, patches, strict=True)
@@ -87,14 +87,14 @@ def head_part(inputs: Inputs, case: Case) -> Part:
     rows, row_gradient = (both.transpose(0, 1).contiguous() for both in (features, gradient))
     compared = patches if experiment.training.patches else None
 
-    def ours() -> list[Tensor]:
+    def fast() -> list[Tensor]:
         logits = patch_logits(network.head, rows, compared)
         return [*torch.autograd.grad(logits, weights, row_gradient)]
 
     return Part(
         name=f"head, {case.name}",
-        plain=plain,
-        ours=ours,
+        reference=reference,
+        fast=fast,
         work=head_work(network, side, patches.shape[1]) * (2 * images) + once(network.head) * 2,
         difference=relative_error,
         tolerance=1e-3,  # one ReLU of 16 million that rounds to the other side of 0 is 3e-4
@@ -126,7 +126,7 @@ def optimizer_part(inputs: Inputs, case: Case) -> Part:
     learner = Learner(experiment, len(inputs.files), Processes(inputs.device))
     twin = build_network(experiment).to(inputs.device).head
     rate = experiment.training.learning_rate
-    plain = torch.optim.Adam(twin.parameters(), lr=rate, foreach=False)
+    reference = torch.optim.Adam(twin.parameters(), lr=rate, foreach=False)
     optimizer = learner.optimizer
     assert optimizer is not None
     generator = torch.Generator().manual_seed(0)
@@ -140,8 +140,8 @@ def optimizer_part(inputs: Inputs, case: Case) -> Part:
 
     return Part(
         name=f"optimizer, {case.name}",
-        plain=lambda: run(plain, twin),
-        ours=lambda: run(optimizer, learner.network.head),
+        reference=lambda: run(reference, twin),
+        fast=lambda: run(optimizer, learner.network.head),
         work=once(learner.network.head) * 7,  # read: and gradient, two moments; written: three
         difference=relative_error,
         tolerance=1e-6,

@@ -1,4 +1,4 @@
-"""Prediction and evaluation of an image, beside the plain way."""
+"""Prediction and evaluation of an image, beside the reference."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from jaxtyping import Integer
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from iddc.bench.compare import Part
 from iddc.bench.inputs import Case, Inputs
 from iddc.bench.machine import Work, count_flops
 from iddc.bench.network import once
-from iddc.bench.turns import Part
 from iddc.canvas import windows_of
 from iddc.config import Experiment
 from iddc.datasets import open_dataset
@@ -33,8 +33,8 @@ def prediction_part(inputs: Inputs, case: Case) -> Part:
     images = [dataset[index].image for index in range(len(dataset))]
     return Part(
         name=f"prediction, {case.name}",
-        plain=lambda: [plain_clusters(network, image, experiment) for image in images],
-        ours=lambda: [found.clusters for found in segmenter.predict_all(images)],
+        reference=lambda: [reference_clusters(network, image, experiment) for image in images],
+        fast=lambda: [found.clusters for found in segmenter.predict_all(images)],
         work=sum((prediction_work(network, image, experiment) for image in images), Work()),
         difference=lambda a, b: float((np.stack(a) != np.stack(b)).mean()),
         tolerance=TIES,
@@ -51,12 +51,12 @@ def evaluation_part(inputs: Inputs, case: Case) -> Part:
         experiment.prediction, working_size="model", precision=experiment.training.precision
     )
 
-    def plain() -> Integer[np.ndarray, "k c"]:
+    def reference() -> Integer[np.ndarray, "k c"]:
         shape = (network.num_clusters, dataset.num_classes)
         counts = np.zeros(shape, np.int64)
         for index in range(len(dataset)):
             sample = dataset[index]
-            clusters = plain_clusters(network, sample.image, experiment)
+            clusters = reference_clusters(network, sample.image, experiment)
             scored = sample.label != IGNORE
             pairs = clusters[scored].astype(np.int64) * shape[1] + sample.label[scored]
             counts += np.bincount(pairs, minlength=counts.size).reshape(shape)
@@ -66,8 +66,8 @@ def evaluation_part(inputs: Inputs, case: Case) -> Part:
     images = [dataset[index].image for index in range(len(dataset))]
     return Part(
         name=f"evaluation, {case.name}",
-        plain=plain,
-        ours=lambda: evaluate(segmenter, dataset, protocol).confusion.counts,
+        reference=reference,
+        fast=lambda: evaluate(segmenter, dataset, protocol).confusion.counts,
         work=sum((prediction_work(network, image, experiment) for image in images), Work()),
         difference=lambda a, b: float(np.abs(a - b).sum() / 2 / a.sum()),
         tolerance=TIES,
@@ -81,7 +81,7 @@ def _trained(inputs: Inputs, case: Case) -> tuple[Network, Experiment]:
 
 
 @torch.no_grad()
-def plain_clusters(
+def reference_clusters(
     network: Network, image: Image.Image, experiment: Experiment
 ) -> Integer[np.ndarray, "H W"]:
     """One window at a time, in fp32, added up at the size at which the image is seen."""

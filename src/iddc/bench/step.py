@@ -1,4 +1,4 @@
-"""A whole training step, beside the plain way."""
+"""A whole training step, beside the reference."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from iddc.bench.compare import Part, relative_error
 from iddc.bench.data import decode_work, views_work
 from iddc.bench.inputs import Case, Inputs
-from iddc.bench.loss import loss_work, plain_objective
+from iddc.bench.loss import loss_work
 from iddc.bench.machine import Work
 from iddc.bench.network import ROUNDED, backbone_work, head_work, once, patches_of
-from iddc.bench.turns import Part, relative_error
 from iddc.config import Experiment
 from iddc.device import pick_precision
 from iddc.learning.embeddings import EmbeddingCache
 from iddc.learning.learner import Learner
 from iddc.losses import Pixels
+from iddc.losses.reference import equation_8
 from iddc.network import Network, build_network
 from iddc.processes import Processes
 from iddc.views import ViewDataset, collate_views, draw_rolls, epoch_batches
@@ -53,7 +54,7 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
     network = build_network(experiment).to(device)
     optimizer = torch.optim.Adam(network.head.parameters(), lr=experiment.training.learning_rate)
 
-    def ours(*, learn: bool = True) -> tuple[float, ...]:
+    def fast(*, learn: bool = True) -> tuple[float, ...]:
         if not again:  # nothing is kept yet
             at_once = learner.micro_batch_size
             learner.cache = EmbeddingCache(learner.network, experiment, device, at_once)
@@ -62,7 +63,7 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
             found = [learner.learn(batch, [len(batch.ids)]) if learn else {} for batch in batches]
         return tuple(found[0][name] for name in ("loss", "gradient_norm") if learn)
 
-    def plain() -> tuple[float, ...]:
+    def reference() -> tuple[float, ...]:
         batches = epoch_batches(len(files), batch_size, experiment.seed, 0)
         loader = DataLoader(
             ViewDataset(files, experiment.views, experiment.seed, experiment.reading),
@@ -70,18 +71,18 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
             collate_fn=collate_views,
         )
         found = [
-            plain_step(network, batch.crops.to(device), experiment, optimizer, step)
+            reference_step(network, batch.crops.to(device), experiment, optimizer, step)
             for step, batch in enumerate(loader)
         ]
         return found[0]
 
     if again:
-        ours(learn=False)
+        fast(learn=False)
     exact = pick_precision(experiment.training.precision, device) == "fp32"
     return Part(
         name=f"step, {case.name}{', views seen before' if again else ''}",
-        plain=plain,
-        ours=ours,
+        reference=reference,
+        fast=fast,
         work=step_work(inputs, network, experiment, again=again) * steps,
         difference=relative_error,
         tolerance=1e-5 if exact and not experiment.views.repeat else ROUNDED,
@@ -89,7 +90,7 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
     )
 
 
-def plain_step(
+def reference_step(
     network: Network,
     crops: UInt8[Tensor, "b 2 3 S S"],
     experiment: Experiment,
@@ -108,7 +109,7 @@ def plain_step(
         pixels.append(Pixels(normalize(embeddings, dim=-1), logits.softmax(dim=-1)))
     objective = experiment.objective
     rolls = draw_rolls(len(crops), objective.negatives, experiment.seed, step)
-    loss = plain_objective(objective, pixels[0], pixels[1], rolls)
+    loss = equation_8(pixels[0], pixels[1], rolls, objective).total
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norms = [weight.grad.norm() for weight in network.head.parameters() if weight.grad is not None]

@@ -12,25 +12,34 @@ from pathlib import Path
 import torch
 
 from iddc import __version__
+from iddc.bench.compare import Row
 from iddc.bench.machine import Machine
-from iddc.bench.turns import Row
 from iddc.runs import write_atomic
 
-HEADER = ("part", "plain", "ours", "ratio", "limit", "of limit", "plain memory", "our memory")
+HEADER = (
+    "part",
+    "reference",
+    "fast",
+    "ratio",
+    "limit",
+    "of limit",
+    "reference memory",
+    "fast memory",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as `HEADER` names it."""
-    saved = f" ({row.ours.memory / row.plain.memory:.1%})" if row.plain.memory else ""
+    saved = f" ({row.fast.memory / row.reference.memory:.1%})" if row.reference.memory else ""
     return (
         row.part,
-        str(row.plain),
-        str(row.ours),
+        str(row.reference),
+        str(row.fast),
         f"{row.ratio:.2f}",
         f"{row.limit:.4g} s",
         f"{row.share:.0%}",
-        f"{row.plain.memory / 1e6:.0f} MB",
-        f"{row.ours.memory / 1e6:.1f} MB{saved}",
+        f"{row.reference.memory / 1e6:.0f} MB",
+        f"{row.fast.memory / 1e6:.1f} MB{saved}",
     )
 
 
@@ -71,8 +80,8 @@ def markdown(facts: dict[str, str], machine: Machine, rows: Sequence[Row]) -> st
         "",
         "Median of the repetitions (fastest to slowest), of one batch, one step or one image. "
         "Limit: the part's products (bf16 for a frozen backbone and for prediction) or its memory "
-        "traffic at these rates, whichever takes longer; of limit: the share that ours reaches. "
-        "Memory: the peak of tensors.",
+        "traffic at these rates, whichever takes longer; of limit: the share that the fast way "
+        "reaches. Memory: the peak of tensors.",
         "",
         f"| {' | '.join(HEADER)} |",
         f"|{'---|' * len(HEADER)}",

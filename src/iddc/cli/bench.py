@@ -16,7 +16,7 @@ from iddc.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure each part of the work on this machine, beside the plain way: six minutes on a CPU.
+    """Measure each part of the work on this machine beside a reference: six minutes on a CPU.
 
     Prints the speed-up over a naive implementation and the fraction of the hardware's peak. Writes
     both, with memory use, to DIR. Inputs are random. Run nothing else meanwhile.
@@ -27,7 +27,7 @@ class Bench(Command):
     parts: Annotated[tuple[BenchPart, ...], arg(help_behavior_hint="(default: all)")] = ()
     """What is measured."""
     batch_size: int = 64
-    """Images of a training batch. With 64, the plain way needs about 2.5 GB."""
+    """Images of a training batch. With 64, the reference needs about 2.5 GB."""
     repeats: int = 7
     """How often each way is done, what takes long only three times; the median counts."""
     runtime: Annotated[Runtime, Flat]

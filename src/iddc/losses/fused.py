@@ -57,7 +57,7 @@ def _kernel(
     blocks,
     threshold,
     log_offset,
-    alike: tl.constexpr,
+    positive: tl.constexpr,
     weighting: tl.constexpr,
     penalty: tl.constexpr,
     centred: tl.constexpr,
@@ -131,7 +131,7 @@ def _kernel(
                 agreement = tl.dot(x, y, agreement, input_precision=precision)
 
             inside = (i < pixels) & (j < other_pixels)
-            if alike:
+            if positive:
                 selected = inside & (affinity > threshold)
                 disagreement = 1 - agreement
             else:
@@ -164,9 +164,9 @@ def _kernel(
             count += tl.sum(selected.to(tl.int32))
 
             if needs_grad:
-                pull = weights * slope
-                if alike:
-                    pull = -pull
+                pair_gradient = weights * slope
+                if positive:
+                    pair_gradient = -pair_gradient
                 rows = row + tl.arange(0, side)[:, None]
                 columns = column + tl.arange(0, side)[:, None]
                 for cluster in tl.range(0, clusters, width, num_stages=1):
@@ -177,13 +177,13 @@ def _kernel(
                     y = tl.load(other_v + (columns * clusters + c), mask=there, other=0.0)
                     tl.atomic_add(
                         gradient + (rows * clusters + c),
-                        tl.dot(pull, y, input_precision=precision),
+                        tl.dot(pair_gradient, y, input_precision=precision),
                         mask=here,
                         sem="relaxed",
                     )
                     tl.atomic_add(
                         other_gradient + (columns * clusters + c),
-                        tl.dot(tl.trans(pull), x, input_precision=precision),
+                        tl.dot(tl.trans(pair_gradient), x, input_precision=precision),
                         mask=there,
                         sem="relaxed",
                     )
@@ -239,7 +239,7 @@ def sum_fused(
             blocks,
             rule.threshold,
             rule.log_offset,
-            alike=rule.alike,
+            positive=rule.positive,
             weighting=rule.weights,
             penalty=rule.penalty,
             centred=centre is not None,
@@ -275,6 +275,8 @@ def try_out() -> None:
     """Compile and run the kernel once: raises where Triton, its compiler or the GPU fail."""
     embeddings = torch.ones(1, SIDE, 32, device="cuda")
     pixels = Pixels(embeddings, embeddings)
-    rule = PairRule(True, 0.0, "affinity", "exp", 1e-6)
+    rule = PairRule(
+        positive=True, threshold=0.0, weights="affinity", penalty="exp", log_offset=1e-6
+    )
     sum_fused(pixels, pixels, rule, centre=embeddings[0, 0])
     torch.cuda.synchronize()

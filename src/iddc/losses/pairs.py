@@ -33,11 +33,11 @@ class Pixels:
     """v, which sums to 1 over the clusters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairRule:
     """Which pairs count in a term, in which proportion, and what they cost."""
 
-    alike: bool
+    positive: bool
     """Eq. (1): pairs above the threshold should agree. Otherwise Eq. (2): those below, differ."""
     threshold: float
     """t+ or t-, a cosine."""
@@ -87,7 +87,7 @@ def sum_in_blocks(
     gradient = first.probs.new_zeros((images, pixels, clusters), dtype=dtype)
     other_gradient = first.probs.new_zeros((images, other_pixels, clusters), dtype=dtype)
     # Written again for every block: new memory would cost more than the arithmetic in it.
-    room = gradient.new_empty(3, min(images, image_step) * row_step * other_pixels)
+    workspace = gradient.new_empty(3, min(images, image_step) * row_step * other_pixels)
     costs, counts = [], []
     for block, partners in _image_blocks(images, roll, image_step):
         other_u = _directions(other.embeddings[partners], centre, dtype)
@@ -96,21 +96,21 @@ def sum_in_blocks(
             u = _directions(first.embeddings[block, rows], centre, dtype)
             v = first.probs[block, rows].to(dtype)
             shape = (*u.shape[:2], other_pixels)
-            affinity, selected, agreement = room[:, : math.prod(shape)].view(3, *shape)
+            affinity, selected, agreement = workspace[:, : math.prod(shape)].view(3, *shape)
             torch.bmm(u, other_u.mT, out=affinity)
             count, weights = _weigh(affinity, selected, rule)
             torch.bmm(v, other_v.mT, out=agreement)
-            disagreement = torch.sub(1, agreement, out=agreement) if rule.alike else agreement
+            disagreement = torch.sub(1, agreement, out=agreement) if rule.positive else agreement
             penalty = PENALTIES[rule.penalty](disagreement, rule.log_offset)
             counts.append(count)
             costs.append(torch.dot(weights.flatten(), penalty.flatten()))
             if needs_grad:
                 slope = SLOPES[rule.penalty](disagreement, penalty, rule.log_offset)
-                pull = weights.mul_(slope)
+                pair_gradient = weights.mul_(slope)
                 # Transposed: a product with few rows is faster than one with few columns.
-                gradient[block, rows] = (other_v.mT @ pull.mT).mT
-                other_gradient[partners] += (v.mT @ pull).mT
-    if rule.alike:  # the disagreement falls as the agreement rises
+                gradient[block, rows] = (other_v.mT @ pair_gradient.mT).mT
+                other_gradient[partners] += (v.mT @ pair_gradient).mT
+    if rule.positive:  # the disagreement falls as the agreement rises
         gradient.neg_()
         other_gradient.neg_()
     return PairSums(
@@ -139,7 +139,7 @@ def _directions(embeddings: Tensor, centre: Tensor | None, dtype: torch.dtype) -
 def _weigh(affinity: Tensor, selected: Tensor, rule: PairRule) -> tuple[Tensor, Tensor]:
     """How many pairs count, and the weights of all; writes into the affinities and `selected`."""
     # 1.0 or 0.0: booleans are slower to make, to count and to multiply by.
-    compare = torch.gt if rule.alike else torch.lt
+    compare = torch.gt if rule.positive else torch.lt
     compare(affinity, rule.threshold, out=selected)
     count = selected.sum()
     match rule.weights:

@@ -1,4 +1,7 @@
-"""The two terms of pairs, Eqs. (1) and (2), with exact gradients."""
+"""The two terms of pairs, Eqs. (1) and (2), fast and with exact gradients.
+
+`reference.py` has them as they read.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,14 @@ def positive_loss(
     Returns:
         The loss, without unit. For "exp" and threshold >= 0 it lies in [0, e].
     """
-    rule = PairRule(True, threshold, "affinity" if affinity_weights else "off", penalty, log_offset)
-    return _pair_mean(first, second, rule, [0], centre)
+    equation_1 = PairRule(
+        positive=True,
+        threshold=threshold,
+        weights="affinity" if affinity_weights else "off",
+        penalty=penalty,
+        log_offset=log_offset,
+    )
+    return _pair_mean(first, second, equation_1, [0], centre)
 
 
 def negative_loss(
@@ -74,8 +83,14 @@ def negative_loss(
     Returns:
         The loss, without unit. For "exp" it lies in [0, 2e].
     """
-    rule = PairRule(False, threshold, affinity_weights, penalty, log_offset)
-    return _pair_mean(first, other, rule, rolls, centre)
+    equation_2 = PairRule(
+        positive=False,
+        threshold=threshold,
+        weights=affinity_weights,
+        penalty=penalty,
+        log_offset=log_offset,
+    )
+    return _pair_mean(first, other, equation_2, rolls, centre)
 
 
 def _pair_mean(

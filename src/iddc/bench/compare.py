@@ -26,12 +26,14 @@ class Part:
     """A part of the work, done two ways with the same result."""
 
     name: str
-    plain: Callable[[], object]
-    ours: Callable[[], object]
+    reference: Callable[[], object]
+    """The work as the equations and the libraries' defaults read."""
+    fast: Callable[[], object]
+    """The work as the package does it."""
     work: Work
     """What both must do, all `units` together."""
     difference: Callable[[Any, Any], float]
-    """The difference of the plain result and ours."""
+    """The difference of the two results."""
     tolerance: float
     """The largest difference that counts as the same result."""
     units: int = 1
@@ -63,8 +65,8 @@ class Row:
     """One line of the table."""
 
     part: str
-    plain: Cost
-    ours: Cost
+    reference: Cost
+    fast: Cost
     limit: float
     """Seconds."""
     difference: float
@@ -72,27 +74,27 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times the plain way takes longer."""
-        return self.plain.median / self.ours.median
+        """How many times the reference takes longer."""
+        return self.reference.median / self.fast.median
 
     @property
     def share(self) -> float:
         """How much of the limit is reached, in [0, 1]."""
-        return self.limit / self.ours.median
+        return self.limit / self.fast.median
 
 
-def compare(part: Part, machine: Machine, device: torch.device, repeats: int) -> Row:
+def time_both(part: Part, machine: Machine, device: torch.device, repeats: int) -> Row:
     """Time both ways of a part in turns, after one unmeasured turn that takes their memory.
 
     Raises:
         NumericError: The results of that turn differ by more than the part tolerates.
     """
-    ways = (part.plain, part.ours)
+    ways = (part.reference, part.fast)
     results, memory = zip(*(_with_peak_memory(way, device) for way in ways), strict=True)
     difference = part.difference(*results)
     if not difference <= part.tolerance:
         raise NumericError(
-            f"{part.name}: our result differs from the plain one by {difference:.3g}, expected at "
+            f"{part.name}: the result differs from the reference by {difference:.3g}, expected at "
             f"most {part.tolerance:g}. Its time would mean nothing; please report this."
         )
     del results
@@ -102,11 +104,11 @@ def compare(part: Part, machine: Machine, device: torch.device, repeats: int) ->
             break
         for way, times in zip(ways, seconds, strict=True):
             times.append(seconds_of(way, device))
-    plain, ours = (
+    reference, fast = (
         Cost(tuple(time / part.units for time in times), peak)
         for times, peak in zip(seconds, memory, strict=True)
     )
-    return Row(part.name, plain, ours, machine.limit(part.work) / part.units, difference)
+    return Row(part.name, reference, fast, machine.limit(part.work) / part.units, difference)
 
 
 def relative_error(expected: Any, found: Any) -> float:
