@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from iddc.config import Experiment
 from iddc.learning.embeddings import Inputs
+from iddc.learning.gradients import Pieces, StepResult
 from iddc.learning.learner import Learner
-from iddc.methods.method import Images
+from iddc.methods.method import Images, Method
+from iddc.network import Network
 from iddc.processes import Processes
 from iddc.schedules import Plan
 
@@ -30,6 +33,17 @@ def inputs_of(views: Tensor) -> Inputs:
     """Crops or embeddings as the input of a step."""
     ids = list(range(len(views)))
     return Inputs(views, torch.zeros(len(views), 2, 4), ids, ids, [])
+
+
+def backpropagate(
+    method: Method, network: Network, inputs: Tensor, images: Images, **options: Any
+) -> StepResult:
+    """The gradients of a method's loss on the global batch, as `Learner.learn` takes them."""
+    pieces = Pieces(method, network, inputs, images, **options)
+    batch, rows = pieces.forward()
+    terms = method.loss(batch, rows)
+    pieces.backward(terms["loss"])
+    return StepResult.of(terms, batch, rows)
 
 
 def learn(learner: Learner, crops: Tensor, counts: Sequence[int] | None = None) -> dict[str, float]:

@@ -8,14 +8,19 @@ import re
 import subprocess
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import pytest
 import yaml
 
 import iddc
 from iddc import config
+from iddc.cli import main
+from iddc.losses import objective
+from tiny import write_photos
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "iddc"
@@ -106,6 +111,26 @@ def test_a_docstring_says_what_something_is_not_what_it_is_of() -> None:
 def test_the_source_cites_no_document_that_is_not_here() -> None:
     plans = re.compile(r"\b(FACTS|DESIGN|STYLE|WORDS|METHODS\.md|METHODOBJECT)\b")
     assert not [path.name for path in SOURCE.rglob("*.py") if plans.search(path.read_text())]
+
+
+def test_seven_calls_lead_from_the_command_to_equation_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reader goes through, one file after another, until the equation is there."""
+    seen: list[list[str]] = []
+    equation_1 = objective.positive_loss
+
+    def watched(*pixels: Any, **options: Any) -> Any:
+        stack = traceback.extract_stack()
+        seen.append([frame.name for frame in stack if Path(frame.filename).is_relative_to(SOURCE)])
+        return equation_1(*pixels, **options)
+
+    monkeypatch.setattr(objective, "positive_loss", watched)
+    write_photos(tmp_path / "photos", 2)
+    words = f"train {tmp_path}/photos --out {tmp_path}/run --backbone untrained:test_vit"
+    words += " --epochs 1 --views.crop-size 64 --training.heads 1 --device cpu --workers 0"
+    assert main(words.split()) == 0
+    assert seen[0] == ["main", "__call__", "fit", "learn", "loss", "__call__"]  # and itself
 
 
 def test_importing_the_package_imports_no_heavy_library_and_offers_its_names() -> None:

@@ -25,7 +25,6 @@ from iddc import methods
 from iddc.config import Experiment, Frozen, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.images import ImageFile, find_images
 from iddc.learning import fit
-from iddc.learning.gradients import backpropagate
 from iddc.learning.learner import Learner
 from iddc.methods import METHODS, completed, find_method
 from iddc.methods.method import Batch, Group, Images, Method, Rows
@@ -33,7 +32,7 @@ from iddc.processes import Processes, joined
 from iddc.runs import Run
 from iddc.schedules import Plan
 from iddc.segmenter import Segmenter
-from steps import ONE, images_of
+from steps import ONE, backpropagate, images_of
 from torchrun import in_processes
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
@@ -147,7 +146,7 @@ def step_of(
         images_of(maps, total=5, first=first),
         processes=processes,
         counts=list(counts),
-        micro_batch_size=at_once,
+        at_once=at_once,
     )
     # Of rows without a graph, the loss has none: it reads no parameter.
     again = kind.loss(result.batch, result.rows)

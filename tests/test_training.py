@@ -34,7 +34,7 @@ from iddc.learning import fit
 from iddc.learning.batches import failures_in_words, loaded_batches
 from iddc.learning.checkpoint import digest, load_state
 from iddc.learning.embeddings import EmbeddingCache, Embeddings, Wanted
-from iddc.learning.gradients import backpropagate, images_at_once
+from iddc.learning.gradients import images_at_once
 from iddc.learning.learner import Learner
 from iddc.losses import Objective, Pixels
 from iddc.methods import build_method
@@ -46,7 +46,7 @@ from iddc.schedules import Plan, poly
 from iddc.segmenter import Segmenter
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.views import ViewDataset, collate_views, draw_rolls
-from steps import images_of, learn, learner_of
+from steps import backpropagate, images_of, learn, learner_of
 from tiny import write_photos
 from torchrun import in_processes
 
@@ -128,7 +128,7 @@ def step_of(
         images_of(crops, total=sum(counts), first=sum(counts[: processes.rank])),
         processes=processes,
         counts=counts,
-        micro_batch_size=micro_batch_size,
+        at_once=micro_batch_size,
         precision=precision,
         train_backbone=train_backbone,
     )
@@ -620,7 +620,7 @@ def test_the_loss_of_some_patches_is_that_of_these_alone(crops: Tensor) -> None:
             images_of(inputs, patches=patches),
             processes=ONE,
             counts=[5],
-            micro_batch_size=2,
+            at_once=2,
         )
         assert relative(found.terms["loss"], expected.detach()) < 1e-5
         own = [p.grad.flatten() for p in other.parameters() if p.grad is not None]

@@ -22,7 +22,6 @@ from iddc.cli.export import Export
 from iddc.cli.help import ALL, SHORT, TEXTS, overview, short_help
 from iddc.cli.importing import Import
 from iddc.cli.label import Label
-from iddc.cli.learn import Baseline, Train
 from iddc.cli.listings import Demo, Doctor, Models, Recipes
 from iddc.cli.options import Command, parse, unknown
 from iddc.cli.predict import Predict
@@ -30,6 +29,7 @@ from iddc.cli.pretrain import Pretrain
 from iddc.cli.relabel import Relabel
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
+from iddc.cli.train import Baseline, Train
 from iddc.cli.verify import Verify
 from iddc.errors import ConfigError, IddcError, Interrupted, one_line
 
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        chosen = _chosen(args)
+        return chosen if isinstance(chosen, int) else chosen()
     except SystemExit as stop:  # tyro has printed help or what is wrong with an option
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # the program that reads the output, such as `head`, has gone
@@ -95,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _dispatch(args: list[str]) -> int:
+def _chosen(args: list[str]) -> Command | int:
+    """The command with its options; or the exit code, where a help text was all to be done."""
     match args:
         case ["help", name, *_] if name in COMMANDS:
-            return _dispatch([name, "--help"])
+            return _chosen([name, "--help"])
         case ["-h" | "--help" | "help", *_]:
             print(overview(_summaries()))
         case ["--version", *_]:
@@ -109,7 +111,7 @@ def _dispatch(args: list[str]) -> int:
             rest = ["--help" if word in ALL else word for word in rest]
             command = parse(COMMANDS[name], name, rest)
             _check_alone(name)
-            return command()
+            return command
         case [name, *_] if name.startswith("-"):
             raise unknown("option", name, ("--help", "--version"))
         case [name, *_]:

@@ -36,8 +36,14 @@ class StepResult:
     """All images of the step."""
     rows: Rows
     """What `Method.rows` found for them, without graph."""
-    images_at_once: int
-    """Images in one forward pass that fit in memory: `micro_batch_size`, or fewer."""
+
+    @classmethod
+    def of(cls, terms: dict[str, Tensor], batch: Batch, rows: Rows) -> StepResult:
+        """Keep the values of a step, and forget its graph."""
+        values, found = (
+            {name: value.detach() for name, value in each.items()} for each in (terms, rows)
+        )
+        return cls(values, batch, found)
 
     @property
     def cluster_shares(self) -> Float[Tensor, " k"] | None:
@@ -45,27 +51,16 @@ class StepResult:
         if "logits" not in self.rows:
             return None
         logits = self.rows["logits"]
-        winners = logits.argmax(dim=2).flatten()
-        return winners.bincount(minlength=logits.shape[2]) / len(winners)
+        clusters = logits.argmax(dim=2).flatten()
+        return clusters.bincount(minlength=logits.shape[2]) / len(clusters)
 
 
-def backpropagate(
-    method: Method,
-    network: Network,
-    inputs: UInt8[Tensor, "b 2 3 S S"] | Float[Tensor, "b 2 d h w"],
-    images: Images,
-    *,
-    processes: Processes,
-    counts: Sequence[int],
-    micro_batch_size: int,
-    precision: Precision = "fp32",
-    train_backbone: bool = False,
-    note: Callable[[str], object] = warnings.warn,
-) -> StepResult:
-    """Add the gradients of a method's loss on the global batch to its parameters.
+class Pieces:
+    """The images of a process in a step, cut into pieces that fit in memory.
 
-    The sum over processes is taken here: every process ends with the gradients of the whole batch.
-    The backbone gets gradients only if `train_backbone`. Rows and loss are in float32.
+    `forward` gives what the loss needs of the images of all processes, and `backward` sends the
+    gradient of the loss through each piece. Every process ends with the gradients of the whole
+    batch. Rows are in float32.
 
     Args:
         method: How the head learns.
@@ -74,80 +69,94 @@ def backpropagate(
         images: This process's images.
         processes: This process among all.
         counts: How many images each process has.
-        micro_batch_size: Images in one forward pass, fewer where memory is short.
+        at_once: Images in one forward pass, fewer where memory is short.
         precision: The backbone's arithmetic.
         train_backbone: Whether gradients reach the backbone.
         note: Told in one line when memory is short.
     """
-    # A process to which no image fell computes a blank one, which tells the shapes.
-    count, own = len(inputs), images
-    if not count:
-        inputs, own = inputs.new_zeros(1, *inputs.shape[1:]), images.blank()
-    trained = [p for p in method.parameters() if p.requires_grad]
-    if train_backbone:
-        trained += network.backbone.parameters()
-    pieces = Pieces(method, network, inputs, own, processes.device, precision, train_backbone)
-
-    # 1. What the loss needs of each image: all at once with a graph, or in pieces without.
-    (features, rows), at_once = in_memory(pieces.forward, micro_batch_size, len(inputs), note)
-    batch = _gathered(images, processes.gather(features[:count], counts), processes, counts)
-    every = {name: processes.gather(row[:count], counts) for name, row in rows.items()}
-
-    # 2. The loss of the whole batch, and its gradient with respect to the rows.
-    wanted = [name for name in every if every[name].is_floating_point()]
-    leaves = {name: every[name].detach().requires_grad_() for name in wanted}
-    terms = method.loss(batch, every | leaves)
-    found = torch.autograd.grad(terms["loss"], [*leaves.values()], allow_unused=True)
-    gradients = {
-        name: processes.local(gradient, counts)
-        for name, gradient in zip(wanted, found, strict=True)
-        if gradient is not None
-    }
-
-    # 3. Each piece sends its part of that gradient backwards.
-    scale = 1.0
-    if train_backbone and pick_precision(precision, processes.device) == "fp16":
-        scale = _power_of_two_to_one([*gradients.values()])
-
-    def backward(at_once: int) -> None:
-        for parameter in trained:
-            parameter.grad = None  # of an attempt that ran out of memory
-        pieces.backward(at_once, gradients, scale)
-
-    if count:
-        _, at_once = in_memory(backward, at_once, len(inputs), note)
-    processes.add_gradients(trained)
-    if scale != 1:
-        for parameter in trained:
-            if parameter.grad is not None:
-                parameter.grad /= scale
-    values = {name: term.detach() for name, term in terms.items()}
-    return StepResult(values, batch, {k: v.detach() for k, v in every.items()}, at_once)
-
-
-class Pieces:
-    """The images of a process, cut into pieces of so many images."""
 
     def __init__(
         self,
         method: Method,
         network: Network,
-        inputs: Tensor,
+        inputs: UInt8[Tensor, "b 2 3 S S"] | Float[Tensor, "b 2 d h w"],
         images: Images,
-        device: torch.device,
-        precision: Precision,
-        train_backbone: bool,
+        *,
+        processes: Processes,
+        counts: Sequence[int],
+        at_once: int,
+        precision: Precision = "fp32",
+        train_backbone: bool = False,
+        note: Callable[[str], object] = warnings.warn,
     ) -> None:
-        self._method, self._network = method, network
-        self._inputs, self._images, self._device = inputs, images, device
+        self.at_once = at_once
+        """Images in one forward pass that fit in memory."""
+        self._method, self._network, self._images = method, network, images
+        self._processes, self._counts, self._note = processes, counts, note
         self._precision: Precision = precision
         self._train_backbone = train_backbone
-        self._features = inputs
+        # A process to which no image fell computes a blank one, which tells the shapes.
+        self._count, self._inputs, self._own = len(inputs), inputs, images
+        if not self._count:
+            self._inputs = inputs.new_zeros(1, *inputs.shape[1:])
+            self._own = images.blank()
+        self._features = self._inputs
         self._graph: Rows | None = None
-        """The rows with their graph, if all images fit in one piece."""
+        """The rows of this process with their graph, if all its images fit in one piece."""
+        self._leaves: Rows = {}
+        """The rows of all processes that the loss has gradients for."""
 
-    def forward(self, at_once: int) -> tuple[Float[Tensor, "b 2 d h w"], Rows]:
-        """The embeddings and the rows of all images."""
+    def forward(self) -> tuple[Batch, Rows]:
+        """All images of the step, and what the loss needs of each: leaves that want gradients."""
+        (features, rows), self.at_once = in_memory(
+            self._forward, self.at_once, len(self._inputs), self._note
+        )
+        gather, own = self._processes.gather, slice(self._count)
+        batch = _gathered(
+            self._images, gather(features[own], self._counts), self._processes, self._counts
+        )
+        every = {name: gather(row[own], self._counts).detach() for name, row in rows.items()}
+        self._leaves = {
+            name: row.requires_grad_() for name, row in every.items() if row.is_floating_point()
+        }
+        return batch, every
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Add the gradients of a loss of the rows to the parameters, and sum over processes."""
+        # The gradient with respect to the rows is taken once, of the whole batch.
+        found = torch.autograd.grad(loss, [*self._leaves.values()], allow_unused=True)
+        gradients = {
+            name: self._processes.local(gradient, self._counts)
+            for name, gradient in zip(self._leaves, found, strict=True)
+            if gradient is not None
+        }
+        scale = 1.0
+        if self._train_backbone and self._half_precision:
+            scale = _power_of_two_to_one([*gradients.values()])
+        trained = [p for p in self._method.parameters() if p.requires_grad]
+        if self._train_backbone:
+            trained += self._network.backbone.parameters()
+
+        # Each piece sends its part of that gradient backwards.
+        def backward(at_once: int) -> None:
+            for parameter in trained:
+                parameter.grad = None  # of an attempt that ran out of memory
+            self._backward(at_once, gradients, scale)
+
+        if self._count:
+            _, self.at_once = in_memory(backward, self.at_once, len(self._inputs), self._note)
+        self._processes.add_gradients(trained)
+        if scale != 1:
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+
+    @property
+    def _half_precision(self) -> bool:
+        return pick_precision(self._precision, self._processes.device) == "fp16"
+
+    def _forward(self, at_once: int) -> tuple[Float[Tensor, "b 2 d h w"], Rows]:
+        """The embeddings and the rows of this process's images."""
         self._graph = None  # of an attempt that ran out of memory
         chunks, found = torch.split(self._inputs, at_once), []
         keep = len(chunks) == 1
@@ -156,7 +165,7 @@ class Pieces:
         with torch.set_grad_enabled(keep):
             for i, maps in enumerate(features):
                 part = slice(i * at_once, i * at_once + len(maps))
-                found.append(self._method.rows(maps, self._images.part(part)))
+                found.append(self._method.rows(maps, self._own.part(part)))
         if keep:
             self._graph = found[0]
         # Crops in one row: with five dimensions, the channels of a patch would move apart.
@@ -165,8 +174,8 @@ class Pieces:
         rows = {name: torch.cat([rows[name].detach() for rows in found]) for name in found[0]}
         return self._features, rows
 
-    def backward(self, at_once: int, gradients: Rows, scale: float) -> None:
-        """Send the gradients of the rows backwards, times the scale."""
+    def _backward(self, at_once: int, gradients: Rows, scale: float) -> None:
+        """Send the gradients of this process's rows backwards, times the scale."""
         if self._graph and len(self._inputs) <= at_once:
             graph, self._graph = self._graph, None
             _send(graph, gradients, slice(None), scale)
@@ -177,13 +186,14 @@ class Pieces:
             maps = self._features[part]
             if self._train_backbone:
                 maps = self._embedded(self._inputs[part])
-            rows = self._method.rows(maps, self._images.part(part))
+            rows = self._method.rows(maps, self._own.part(part))
             _send(rows, gradients, part, scale)
 
     def _embedded(self, chunk: Tensor) -> Float[Tensor, "b 2 d h w"]:
+        device = self._processes.device
         if chunk.is_floating_point():
-            return chunk.to(self._device)
-        crops = chunk.to(self._device).flatten(0, 1)
+            return chunk.to(device)
+        crops = chunk.to(device).flatten(0, 1)
         maps = embed_crops(self._network, crops, self._precision)
         return maps.view(len(chunk), 2, *maps.shape[1:])
 

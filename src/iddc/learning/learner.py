@@ -17,7 +17,7 @@ from iddc.config import Experiment
 from iddc.images import ImageFile
 from iddc.learning.batches import loaded_batches
 from iddc.learning.embeddings import EmbeddingCache, Embeddings, Inputs
-from iddc.learning.gradients import StepResult, backpropagate, images_at_once
+from iddc.learning.gradients import Pieces, StepResult, images_at_once
 from iddc.learning.guards import RECENT, live_clusters, not_finite
 from iddc.methods import build_method, completed, find_method
 from iddc.methods.method import Collection, Group, Images, Method
@@ -156,14 +156,43 @@ class Learner:
         if sum(counts) < 2:
             self.step += 1
             return {}
-        training, progress = self.experiment.training, self.plan.progress(self.step)
         if self.optimizer:
             self.optimizer.zero_grad()  # to None: Adam leaves a frozen backbone alone
         results: dict[int, StepResult] = {}
-        settled = training.end_to_end and progress >= training.backbone_from
-        for index in [self.best_head] if settled else range(len(self.methods)):
-            results[index] = self._backpropagate(index, inputs, counts)
+        for index in self._learning_heads():
+            # Rows see images one by one and hold all parameters; the loss sees all and holds none.
+            method, pieces = self._of(index), self._pieces(index, inputs, counts)
+            batch, rows = pieces.forward()
+            terms = method.loss(batch, rows)
+            pieces.backward(terms["loss"])
+            results[index] = StepResult.of(terms, batch, rows)
+            self.micro_batch_size = pieces.at_once
+        return self._take(results)
 
+    def _learning_heads(self) -> Sequence[int]:
+        """All heads; end to end, the best one alone from the moment the backbone trains."""
+        training = self.experiment.training
+        settled = training.end_to_end and self.plan.progress(self.step) >= training.backbone_from
+        return [self.best_head] if settled else range(len(self.methods))
+
+    def _pieces(self, index: int, inputs: Inputs, counts: Sequence[int]) -> Pieces:
+        training, progress = self.experiment.training, self.plan.progress(self.step)
+        return Pieces(
+            self._of(index),
+            self.network,
+            inputs.views,
+            self._images(inputs, counts),
+            processes=self.processes,
+            counts=counts,
+            at_once=self.micro_batch_size,
+            precision=training.precision,
+            train_backbone=training.end_to_end
+            and backbone_trains(progress, training.backbone_from, training.backbone_until),
+            note=self.note,
+        )
+
+    def _take(self, results: dict[int, StepResult]) -> dict[str, float]:
+        """Update what learns from the results of the heads; what the log says of the best one."""
         # What the step says, and whether all of it is finite.
         losses, shares = self.losses.clone(), self.cluster_shares.clone()
         for index, result in results.items():
@@ -190,26 +219,6 @@ class Learner:
         head = {"head": float(self.best_head + 1)} if len(self.methods) > 1 else {}
         rate = {"learning_rate": groups[0].rate} if groups else {}
         return {**numbers, **rate, **head}
-
-    def _backpropagate(self, index: int, inputs: Inputs, counts: Sequence[int]) -> StepResult:
-        training, progress = self.experiment.training, self.plan.progress(self.step)
-        method = self._of(index)
-        self.network.head = method.head
-        result = backpropagate(
-            method,
-            self.network,
-            inputs.views,
-            self._images(inputs, counts),
-            processes=self.processes,
-            counts=counts,
-            micro_batch_size=self.micro_batch_size,
-            precision=training.precision,
-            train_backbone=training.end_to_end
-            and backbone_trains(progress, training.backbone_from, training.backbone_until),
-            note=self.note,
-        )
-        self.micro_batch_size = result.images_at_once
-        return result
 
     def _images(self, inputs: Inputs, counts: Sequence[int]) -> Images:
         """Which images this process has in the step."""

@@ -32,8 +32,85 @@ if TYPE_CHECKING:
     from iddc.images import ImageFile, Skipped
 
 
+class MakesRun(ReadsPhotos):
+    """What both commands do; their fields are their own, in the order of their help."""
+
+    images: Path
+    dataset: DatasetName
+    out: Path
+    overwrite: bool
+    dry_run: bool = False
+    print_config: bool = False
+    experiment: Experiment
+    runtime: Runtime
+
+    def __call__(self) -> int:
+        """Train a method on the images."""
+        if self.print_config:
+            import yaml
+
+            print(yaml.safe_dump(used(completed(self.experiment)), sort_keys=False), end="")
+            return 0
+        refuse_inside(self.out, self.images)
+        experiment = self.chosen()
+        found = find_readable(
+            self.images,
+            self.limit,
+            self.runtime,
+            self.dataset,
+            include_masks=self.include_masks,
+            reading=experiment.reading,
+        )
+        files, skipped = found.files, found.skipped
+        experiment = completed(experiment.model_copy(update={"reading": found.reading}))
+        plan = find_method(experiment.method).plan(experiment, len(files))
+        if len(files) < 2 and plan.steps:
+            raise DataError(
+                f"Found {len(files)} readable image in {self.images}; training compares images "
+                "with each other and needs at least 2."
+            )
+        steps = f"{plan.steps:,} steps" if plan.steps else ""
+        method = "" if experiment.method == "iddc" else f"{experiment.method} · "
+        work = f"{method}{steps}".strip(" ·")
+        from iddc.device import pick_device
+
+        device, out = pick_device(self.runtime.device), str(self.out.resolve())
+        if self.dry_run:
+            cost = estimate(files, experiment, device.type, memory=True)
+            line = filter(None, (work, str(device), cost, out))
+            say(describe(files, skipped, experiment), *line)
+            say("Nothing is written. Leave out --dry-run to train.")
+            return 0
+        experiment = ready(experiment, self.runtime)
+        with self.start(experiment) as run:
+            from iddc.learning import fit
+            from iddc.progress import Progress
+
+            cost = estimate(files, experiment, device.type)
+            line = filter(None, (work, str(device), cost, out))
+            say(describe(files, skipped, experiment, self.out), *line)
+            fit(files, experiment, run, self.runtime, skipped=skipped, progress=Progress())
+        say_next(self.out, self.images, self.dataset)
+        return 0
+
+    def chosen(self) -> Experiment:
+        """The experiment that the options ask for."""
+        return self.experiment
+
+    def start(self, experiment: Experiment) -> Run:
+        """Lock the folder of a run, or go on with an interrupted one."""
+        return Run.start(
+            self.out,
+            experiment,
+            source=named(self.images, self.dataset),
+            limit=self.limit,
+            overwrite=self.overwrite,
+            record=used(experiment),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Train(ReadsPhotos):
+class Train(MakesRun):
     """Learn a segmenter from unlabelled images. Labels are never read.
 
     --recipe or --config sets every number, and single options override it. An interrupted run goes
@@ -53,18 +130,9 @@ class Train(ReadsPhotos):
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
 
-    def __call__(self) -> int:
-        """Train."""
-        if self.print_config:
-            import yaml
-
-            print(yaml.safe_dump(used(completed(self.experiment)), sort_keys=False), end="")
-            return 0
-        return learn(self, self.experiment, dry_run=self.dry_run)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(ReadsPhotos):
+class Baseline(MakesRun):
     """Fit a baseline on the same embeddings; the result is a run like any other.
 
     It is another spelling of `iddc train --method METHOD`. Give it the recipe, or the --config, of
@@ -87,51 +155,9 @@ class Baseline(ReadsPhotos):
         | {"device", "workers", "micro_batch_size", "max_unreadable"}
     )
 
-    def __call__(self) -> int:
-        """Fit."""
-        return learn(self, self.experiment.model_copy(update={"method": self.method}))
-
-
-def learn(command: Train | Baseline, experiment: Experiment, *, dry_run: bool = False) -> int:
-    """Train a method on the images of a command."""
-    refuse_inside(command.out, command.images)
-    found = find_readable(
-        command.images,
-        command.limit,
-        command.runtime,
-        command.dataset,
-        include_masks=command.include_masks,
-        reading=experiment.reading,
-    )
-    files, skipped = found.files, found.skipped
-    experiment = completed(experiment.model_copy(update={"reading": found.reading}))
-    plan = find_method(experiment.method).plan(experiment, len(files))
-    if len(files) < 2 and plan.steps:
-        raise DataError(
-            f"Found {len(files)} readable image in {command.images}; training compares images "
-            "with each other and needs at least 2."
-        )
-    steps = f"{plan.steps:,} steps" if plan.steps else ""
-    work = (steps if experiment.method == "iddc" else f"{experiment.method} · {steps}").strip(" ·")
-    from iddc.device import pick_device
-
-    device, out = pick_device(command.runtime.device), str(command.out.resolve())
-    if dry_run:
-        cost = estimate(files, experiment, device.type, memory=True)
-        say(describe(files, skipped, experiment), *filter(None, (work, str(device), cost, out)))
-        say("Nothing is written. Leave out --dry-run to train.")
-        return 0
-    experiment = ready(experiment, command.runtime)
-    with start(command, experiment) as run:
-        from iddc.learning import fit
-        from iddc.progress import Progress
-
-        cost = estimate(files, experiment, device.type)
-        line = filter(None, (work, str(device), cost, out))
-        say(describe(files, skipped, experiment, command.out), *line)
-        fit(files, experiment, run, command.runtime, skipped=skipped, progress=Progress())
-    say_next(command.out, command.images, command.dataset)
-    return 0
+    def chosen(self) -> Experiment:
+        """The experiment with the method that the first word names."""
+        return self.experiment.model_copy(update={"method": self.method})
 
 
 def estimate(
@@ -147,18 +173,6 @@ def estimate(
     if memory:
         about += f" and {training_memory(experiment, len(files)) / 1e9:.1f} GB of memory"
     return about
-
-
-def start(command: Train | Baseline, experiment: Experiment) -> Run:
-    """Lock the folder of a run, or go on with an interrupted one."""
-    return Run.start(
-        command.out,
-        experiment,
-        source=named(command.images, command.dataset),
-        limit=command.limit,
-        overwrite=command.overwrite,
-        record=used(experiment),
-    )
 
 
 def named(images: Path, dataset: DatasetName) -> str:
