@@ -20,6 +20,7 @@ from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
 from iddc.geo import MARGIN, segment_raster
 from iddc.images import (
+    SURVEYED,
     ImageFile,
     Picture,
     Skipped,
@@ -30,6 +31,7 @@ from iddc.images import (
     listed,
     open_picture,
     refuse_many,
+    sample,
     settle,
     survey,
 )
@@ -105,13 +107,13 @@ def predict_collection(
     # What there is, and what of it has no masks yet. Nothing is written so far.
     (first, step), video = shard, is_video(source)
     rasters = [name for name in formats if name in SUFFIXES]
-    files: list[ImageFile] = []
+    files: Sequence[ImageFile] = []
     if not video:
         found = find_images(source, include_masks=include_masks)
         for note in found.notes:
             progress.note(f"note: {note}")
         tiffs = _only_rasters(found.files, progress.note) if rasters else found.files
-        files += expand_pages(tiffs[:limit], segmenter.experiment.reading)
+        files = expand_pages(tiffs[:limit], segmenter.experiment.reading)
     others = [name for name in formats if name not in SUFFIXES]
     collection = Collection(source, out, others, segmenter.labels.classes)
 
@@ -127,10 +129,12 @@ def predict_collection(
     if not video and todo:
         # A model knows the range of the values it was trained on. Others have one range here, of
         # all images and not of a shard's, so that shards agree.
-        headers = survey(todo, reading)
-        bad = [] if rasters else headers.skipped
+        sampled = len(files) > SURVEYED
+        headers = survey([files[index] for index in sample(files)] if sampled else todo, reading)
+        bad = [] if rasters or sampled else headers.skipped
         if any(leaves_open(layout, reading) for layout in headers.layouts):
-            every = headers if len(todo) == len(files) else survey(files, reading)
+            whole = sampled or len(todo) == len(files)
+            every = headers if whole else survey(files, reading)
             reading, remarks = settle(every.files, every.layouts, reading)
             for remark in remarks:
                 progress.note(f"note: {remark}")
@@ -153,9 +157,11 @@ def predict_collection(
         todo = [file for file in todo if file not in unreadable]
         items: Iterator[tuple[ImageFile, Picture | str]] = _photos(todo, reading)
         if video:
+            shown: list[ImageFile] = []
+            files = shown
             items = (
                 (file, Picture(frame))
-                for index, (file, frame) in enumerate(_frames(source, limit, files, progress.note))
+                for index, (file, frame) in enumerate(_frames(source, limit, shown, progress.note))
                 if index % step == first - 1 and not is_there(file)
             )
         most = math.inf if video else max_unreadable * len(files) - len(bad)
@@ -188,9 +194,7 @@ def predict_collection(
     )
 
 
-def _only_rasters(
-    files: tuple[ImageFile, ...], note: Callable[[str], object]
-) -> tuple[ImageFile, ...]:
+def _only_rasters(files: Sequence[ImageFile], note: Callable[[str], object]) -> Sequence[ImageFile]:
     """The TIFFs, if there are any: a preview beside them is no raster."""
     tiffs = tuple(file for file in files if file.name.suffix.lower() in (".tif", ".tiff"))
     kept = {*tiffs}
@@ -207,7 +211,7 @@ def _photos(
 
     def opened(file: ImageFile) -> Picture | str:
         try:
-            return open_picture(file, reading=reading)
+            return open_picture(file, reading=reading, settled=True)
         except UnreadableImage as error:
             return error.reason
 

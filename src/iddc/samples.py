@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -81,20 +80,20 @@ class Sampler:
             Raw embeddings on the backbone's device: fewer than `count` where images have fewer
             patches than their share.
         """
-        bounds = [i * count // max(1, len(self.files)) for i in range(len(self.files) + 1)]
-        shares = {i: stop - start for i, (start, stop) in enumerate(pairwise(bounds))}
-        chosen = [i for i in self._among(indices) if shares[i]]
+        shares = np.diff(np.arange(len(self.files) + 1) * count // max(1, len(self.files)))
+        among = np.asarray(self._among(indices), np.int64)
+        chosen: list[int] = among[shares[among] > 0].tolist()
         experiment, side = self._experiment, self._experiment.views.short_side
 
         def windows_of(index: int) -> UInt8[Tensor, "m 3 h w"]:
             return draw_windows(
                 to_working_size(self._open(index, side), side, experiment.prediction.window),
                 experiment.prediction,
-                min_pixels=shares[index] * self.backbone.patch_size**2,
+                min_pixels=int(shares[index]) * self.backbone.patch_size**2,
                 rng=np.random.default_rng((experiment.seed, index, _WINDOWS)),
             )
 
-        total = sum(shares[i] for i in chosen)
+        total = int(shares[chosen].sum())
         vectors = torch.empty(total, self.backbone.embed_dim, device=self.device)
         filled = 0
         for index, windows in self._each(windows_of, chosen):
@@ -168,7 +167,7 @@ class Sampler:
         return range(len(self.files)) if indices is None else indices
 
     def _open(self, index: int, side: int) -> Image.Image:
-        return open_image(self.files[index], side, self._experiment.reading)
+        return open_image(self.files[index], side, self._experiment.reading, settled=True)
 
     def _each(self, make: Callable[[int], T], indices: Iterable[int]) -> Iterator[tuple[int, T]]:
         """What is made of each image that can be read, in order, while threads make the next."""

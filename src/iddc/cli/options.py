@@ -42,7 +42,7 @@ from iddc.recipes import RECIPES
 from iddc.runs import explain, load_config
 
 if TYPE_CHECKING:
-    from iddc.images import Collected
+    from iddc.images import Collected, ImageFile
 
 ImagesPath = Annotated[
     Positional[Path],
@@ -245,7 +245,7 @@ def find_readable(
             raise ConfigError(
                 f"--include-masks is for --dataset folder: {dataset} says which files are photos."
             )
-        files = train_images(dataset, images)[:limit]
+        files: Sequence[ImageFile] = train_images(dataset, images)[:limit]
     else:
         found = find_images(images, limit=limit, include_masks=include_masks)
         for note in found.notes:

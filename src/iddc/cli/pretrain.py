@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -87,12 +88,13 @@ class Pretrain(Command):
 
 def _find(
     paths: tuple[Path, ...], runtime: Runtime, reading: ReadingConfig
-) -> tuple[dict[str, list[ImageFile]], list[Skipped], ReadingConfig]:
+) -> tuple[dict[str, Sequence[ImageFile]], list[Skipped], ReadingConfig]:
     """The images of each source, and how they are shown; of several, names begin with the source's.
 
     A kind of values has the range that it has in the first source that holds it.
     """
-    sources, left_out = {}, []
+    sources: dict[str, Sequence[ImageFile]] = {}
+    left_out: list[Skipped] = []
     for path in dict.fromkeys(paths):
         found = find_readable(path, None, runtime, reading=reading)
         files, skipped, reading = found.files, found.skipped, found.reading

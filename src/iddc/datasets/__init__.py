@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -35,7 +36,7 @@ class Dataset(Protocol):
     def __call__(self, root: Path, split: str) -> LabelledImages:
         """Open a split of the labelled data set in `root`."""
 
-    def train_images(self, root: Path) -> tuple[ImageFile, ...]:
+    def train_images(self, root: Path) -> Sequence[ImageFile]:
         """The images of `root` to train on."""
 
 
@@ -94,7 +95,7 @@ def open_dataset(
     raise ConfigError(f"--binary is for the data set folder: {name} says what its ids mean.")
 
 
-def train_images(name: str, root: Path) -> tuple[ImageFile, ...]:
+def train_images(name: str, root: Path) -> Sequence[ImageFile]:
     """The images on which a data set's rows are trained, found without any label.
 
     Raises:

@@ -119,7 +119,7 @@ def open_annotations(
     """
     if source.stat().st_size > _LARGEST:
         raise DataError(f"{source} is larger than {_LARGEST // 10**9} GB.")
-    inside: tuple[ImageFile, ...] = ()
+    inside: Sequence[ImageFile] = ()
     if source.suffix.lower() == ".zip":
         members = _members(source)
         lists = [name for name in members if PurePosixPath(name).name == CVAT_LIST]

@@ -7,7 +7,7 @@ it there are as many classes as the highest id in the labels says.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -117,7 +117,7 @@ class FolderDataset:
         return len(pairs), len(classes.names) if classes else None
 
     @staticmethod
-    def train_images(root: Path) -> tuple[ImageFile, ...]:
+    def train_images(root: Path) -> Sequence[ImageFile]:
         """The images of `DIR/train`, or of DIR where there is none; labels need not be there."""
         train = root / "train"
         return find_images(train if train.is_dir() else root).files

@@ -4,10 +4,20 @@ Nothing is ever written, and pixels are decoded only by `open_image`: a folder, 
 first a tuple of `ImageFile`, each a file to read from and a name to write to.
 """
 
-from iddc.images.check import Skipped, Survey, check_images, expand_pages, refuse_many, survey
+from iddc.images.check import (
+    SURVEYED,
+    Skipped,
+    Survey,
+    check_images,
+    expand_pages,
+    refuse_many,
+    sample,
+    survey,
+)
 from iddc.images.decode import AS_STORED, open_image, open_picture, picture_of, quiet_pillow, to_rgb
 from iddc.images.files import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, ImageFile
 from iddc.images.find import FoundImages, find_images, listed
+from iddc.images.listing import names_of
 from iddc.images.lookahead import ahead
 from iddc.images.meaning import Layout, Picture
 from iddc.images.measure import Collected, collect, leaves_open, settle
@@ -18,6 +28,7 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "SUFFIXES",
+    "SURVEYED",
     "Collected",
     "FoundImages",
     "ImageFile",
@@ -32,11 +43,13 @@ __all__ = [
     "find_images",
     "leaves_open",
     "listed",
+    "names_of",
     "open_image",
     "open_picture",
     "picture_of",
     "quiet_pillow",
     "refuse_many",
+    "sample",
     "settle",
     "survey",
     "to_rgb",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ from iddc.images.files import ImageFile
 from iddc.images.find import listed
 from iddc.images.meaning import Layout, Refused, chosen_bands
 
+SURVEYED = 2000
+"""How many headers are read before images are used. Of more images these are evenly spread, and
+the others are read when they are used."""
 _CHECK_THREADS = 8
 
 
@@ -106,14 +110,14 @@ def _counted(notes: Iterable[str]) -> list[str]:
     return [f"{note} ({count:,} files)" for note, count in Counter(notes).items()]
 
 
-def expand_pages(files: Sequence[ImageFile], reading: ReadingConfig) -> tuple[ImageFile, ...]:
+def expand_pages(files: Sequence[ImageFile], reading: ReadingConfig) -> Sequence[ImageFile]:
     """Make every wanted page of a file an image of its own, named `name#0003` by its number.
 
     Files of one page keep their name, as do those that cannot be read or have no wanted page:
     `survey` says why they are left out.
     """
     if reading.pages == "first":
-        return tuple(files)
+        return files
 
     def pages(file: ImageFile) -> list[ImageFile]:
         try:
@@ -154,8 +158,19 @@ def check_images(
     return found.files, found.skipped
 
 
+def sample(files: Sequence[ImageFile]) -> list[int]:
+    """The indices of the images whose headers are read before they are used, in order."""
+    count = min(SURVEYED, len(files))
+    return [index * len(files) // count for index in range(count)]
+
+
 def refuse_many(
-    reasons: Mapping[str, str], total: int, max_unreadable: float, kind: str = "images"
+    reasons: Mapping[str, str],
+    total: int,
+    max_unreadable: float,
+    kind: str = "images",
+    *,
+    sampled: bool = False,
 ) -> None:
     """Raise if too many images cannot be read: then the user should know before the result is used.
 
@@ -164,11 +179,14 @@ def refuse_many(
         total: The number of all images, unreadable ones too.
         max_unreadable: The share of unreadable ones that is accepted, in [0, 1].
         kind: What the images are called in the message.
+        sampled: Whether the images stand for more. Then the share must be larger by four standard
+            errors, so that chance refuses nothing.
 
     Raises:
         DataError: There are more.
     """
-    if len(reasons) > max_unreadable * total:
+    variance = max_unreadable * (1 - max_unreadable) * total if sampled else 0.0
+    if len(reasons) > max_unreadable * total + 4 * math.sqrt(variance):
         raise DataError(
             f"{len(reasons)} of {total} {kind} cannot be read, more than the "
             f"{100 * max_unreadable:g}% allowed by --max-unreadable: "

@@ -19,7 +19,17 @@ from PIL import Image, UnidentifiedImageError
 from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
 from iddc.images.files import FORMATS, MAX_PIXELS, ImageFile
-from iddc.images.meaning import Layout, Picture, Refused, every_nth, make_rule, show, upright
+from iddc.images.meaning import (
+    Layout,
+    Picture,
+    Refused,
+    every_nth,
+    known_span,
+    make_rule,
+    show,
+    upright,
+    valid_values,
+)
 from iddc.images.pillow import (
     Samples,
     is_plain,
@@ -35,14 +45,22 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_image(
-    file: ImageFile | Path, min_side: int = 0, reading: ReadingConfig = AS_STORED
+    file: ImageFile | Path,
+    min_side: int = 0,
+    reading: ReadingConfig = AS_STORED,
+    *,
+    settled: bool = False,
 ) -> Image.Image:
     """Decode an image to RGB, 8 bit, upright; see `open_picture`."""
-    return open_picture(file, min_side, reading).image
+    return open_picture(file, min_side, reading, settled=settled).image
 
 
 def open_picture(
-    file: ImageFile | Path, min_side: int = 0, reading: ReadingConfig = AS_STORED
+    file: ImageFile | Path,
+    min_side: int = 0,
+    reading: ReadingConfig = AS_STORED,
+    *,
+    settled: bool = False,
 ) -> Picture:
     """Decode an image to RGB, 8 bit, upright, and say which of its pixels hold data.
 
@@ -51,6 +69,8 @@ def open_picture(
         min_side: The shorter side that is needed, in pixels: a much larger JPEG comes at a half, a
             quarter or an eighth, in a fraction of the time. 0: every image as large as it is.
         reading: What files leave open: ranges, bands. That of a model shows all images alike.
+        settled: Whether `reading` has the range of every kind of values. An image of another kind
+            is refused then, instead of being shown in a range of its own.
 
     Raises:
         UnreadableImage: It is missing, empty, damaged, cut short, of an unknown format, larger than
@@ -61,11 +81,12 @@ def open_picture(
         with quiet_pillow, _seekable(file) as stream:
             if is_tiff(stream):
                 values, layout = _tiff_samples(stream, file.page)
-                return upright(_shown(values, layout, reading), layout.orientation)
+                shown = _shown(values, layout, reading, settled=settled)
+                return upright(shown, layout.orientation)
             image = _at_page(open_header(file, stream), file.page)
             if min_side:
                 image.draft(None, (min_side, min_side))
-            return picture_of(image, reading)
+            return picture_of(image, reading, settled=settled)
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise UnreadableImage(file, explain(error)) from error
 
@@ -106,7 +127,9 @@ def read_samples(file: ImageFile | Path) -> Samples:
         raise UnreadableImage(file, explain(error)) from error
 
 
-def picture_of(image: Image.Image, reading: ReadingConfig = AS_STORED) -> Picture:
+def picture_of(
+    image: Image.Image, reading: ReadingConfig = AS_STORED, *, settled: bool = False
+) -> Picture:
     """Show a Pillow image of any mode as RGB, 8 bit, turned upright as its EXIF orientation says.
 
     Raises:
@@ -118,7 +141,7 @@ def picture_of(image: Image.Image, reading: ReadingConfig = AS_STORED) -> Pictur
         return Picture(image if image.mode == "RGB" else image.convert("RGB"))
     orientation = orientation_of(image)
     values, layout = pillow_samples(image)
-    return upright(_shown(values, layout, reading), orientation)
+    return upright(_shown(values, layout, reading, settled=settled), orientation)
 
 
 def to_rgb(image: Image.Image, reading: ReadingConfig = AS_STORED) -> Image.Image:
@@ -133,9 +156,17 @@ def to_rgb(image: Image.Image, reading: ReadingConfig = AS_STORED) -> Image.Imag
         raise UnreadableImage("the image", str(error)) from None
 
 
-def _shown(values: Shaped[np.ndarray, "H W c"], layout: Layout, reading: ReadingConfig) -> Picture:
+def _shown(
+    values: Shaped[np.ndarray, "H W c"], layout: Layout, reading: ReadingConfig, *, settled: bool
+) -> Picture:
     step = every_nth(layout.size)
     rule, _ = make_rule(layout, reading, values[::step, ::step])
+    unknown = reading.range == "auto" and known_span(layout, reading) is None
+    if settled and unknown and valid_values(values, layout, rule.bands, rule.alpha).size:
+        raise Refused(
+            f"its values are {layout.kind}, and no image whose header was read first has such "
+            "values; give --range LOW HIGH, or --range file for a range of its own"
+        )
     return show(values, layout, rule)
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from iddc.errors import DataError, one_line
 from iddc.images.files import SUFFIXES, ImageFile, meant
+from iddc.images.listing import Listing, Texts
 from iddc.images.masklike import sort_out
 
 _MAX_LIST = 500_000_000
 """The largest list of paths, in bytes."""
 _MAX_NAME = 230
 """The longest part of a name, in bytes, to which a result adds its suffix: systems allow 255."""
+_UNSAFE = re.compile(r"[\\:]|^/|//|(^|/)\.\.?(/|$)|^$")
+"""What a path has at least that is no name of a result as it is."""
 _LISTED = 5
 """How many names an error or a note lists before it says how many more there are."""
 
@@ -26,7 +30,7 @@ _LISTED = 5
 class FoundImages:
     """The images of a source, in order, and one-line remarks on what was not read."""
 
-    files: tuple[ImageFile, ...]
+    files: Sequence[ImageFile]
     notes: tuple[str, ...] = ()
 
 
@@ -72,25 +76,80 @@ def find_images(
 
 
 def _find_in_folder(folder: Path, include_masks: bool) -> FoundImages:
-    notes: list[str] = []
+    # What lies in images/ is all that is read, if anything does.
+    for base in (folder / "images", folder):
+        if base != folder and not base.is_dir():
+            continue
+        notes: list[str] = []
+        others: Counter[str] = Counter()
+        paths = Texts.of(_of_images(_walk(base, notes), others))
+        if base == folder or len(paths) or others:
+            break
+    if base != folder:
+        notes.append(f"reads only images/ of {folder}")
+    return _select(Listing(base, paths), folder, notes, others, include_masks)
+
+
+def _walk(folder: Path, notes: list[str]) -> Iterator[str]:
+    """The paths of all files below a folder, sorted by their parts; hidden ones are left out."""
     seen: set[tuple[int, int]] = set()
-    found: dict[PurePosixPath, ImageFile] = {}
 
-    def unreadable(error: OSError) -> None:
-        notes.append(f"cannot read the folder {error.filename}: {error.strerror}")
-
-    for here, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+    def look_into(prefix: str) -> tuple[list[str], set[str]]:
+        """The names of what is in a folder, sorted, and which of them are folders."""
+        here = os.path.join(folder, prefix[:-1]) if prefix else str(folder)
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:
             notes.append(f"{here} leads to a folder that is read already")
-            folders.clear()
-            continue
+            return [], set()
         seen.add((status.st_dev, status.st_ino))
-        folders.sort()  # which of two links to one folder is followed must not depend on the disk
-        for file in (Path(here, name) for name in names):
-            name = PurePosixPath(file.relative_to(folder).as_posix())
-            found[name] = ImageFile(file, name)
-    return _select(found, folder, notes, include_masks)
+        names, folders = [], set()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if _hidden(entry.name):
+                        continue
+                    names.append(entry.name)
+                    if _is_folder(entry):
+                        folders.add(entry.name)
+        except OSError as error:
+            notes.append(f"cannot read the folder {here}: {error.strerror}")
+        names.sort()  # which of two links to one folder is followed must not depend on the disk
+        return names, folders
+
+    names, folders = look_into("")
+    stack = [("", iter(names), folders)]
+    while stack:
+        prefix, rest, folders = stack[-1]
+        for name in rest:
+            if name in folders:
+                inner = f"{prefix}{name}/"
+                names, deeper = look_into(inner)
+                stack.append((inner, iter(names), deeper))
+                break
+            yield prefix + name
+        else:
+            stack.pop()
+
+
+def _hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _of_images(names: Iterable[str], others: Counter[str]) -> Iterator[str]:
+    """Those of the names that end as images do; the suffixes of the others are counted."""
+    for name in names:
+        suffix = name[name.rfind(".") :].lower()
+        if suffix in SUFFIXES:
+            yield name
+        else:
+            others[PurePosixPath(name).suffix.lower() or "without suffix"] += 1
 
 
 def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:
@@ -101,32 +160,31 @@ def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:
         raise
     except Exception as error:  # damaged zips make Python raise almost anything
         raise DataError(f"{path} is not a zip that can be read: {error}.") from error
-    paths = {member: PurePosixPath(meant(member).replace("\\", "/")) for member in members}
-    names = {_safe_name(path): member for member, path in paths.items()}
-    found = {name: ImageFile(path, name, member) for name, member in names.items() if name.parts}
-    return _select(found, path, [], include_masks)
+    found = {
+        name: member
+        for member in members
+        if (name := _safe_name(PurePosixPath(meant(member).replace("\\", "/")))).parts
+    }
+    notes: list[str] = []
+    if any(name.parts[0] == "images" and len(name.parts) > 1 for name in found):
+        notes.append(f"reads only images/ of {path}")
+        found = {
+            name.relative_to("images"): member
+            for name, member in found.items()
+            if name.parts[0] == "images" and len(name.parts) > 1
+        }
+    shown = [name for name in found if not any(map(_hidden, name.parts))]
+    others: Counter[str] = Counter()
+    names = [*_of_images(map(str, sorted(shown, key=lambda name: name.parts)), others)]
+    paths = Texts.of(found[PurePosixPath(name)] for name in names)
+    listing = Listing(path, paths, Texts.of(names), zipped=True)
+    return _select(listing, path, notes, others, include_masks)
 
 
 def _select(
-    found: dict[PurePosixPath, ImageFile], source: Path, notes: list[str], include_masks: bool
+    files: Listing, source: Path, notes: list[str], others: Counter[str], include_masks: bool
 ) -> FoundImages:
-    """Keep what is a photo by its name and its look, sorted by name."""
-    if any(name.parts[0] == "images" and len(name.parts) > 1 for name in found):
-        notes.append(f"reads only images/ of {source}")
-        found = {
-            (inner := name.relative_to("images")): replace(file, name=inner)
-            for name, file in found.items()
-            if name.parts[0] == "images" and len(name.parts) > 1
-        }
-    others: Counter[str] = Counter()
-    files = []
-    for name in sorted(found, key=lambda name: name.parts):
-        if any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
-            continue
-        if name.suffix.lower() in SUFFIXES:
-            files.append(found[name])
-        else:
-            others[name.suffix.lower() or "without suffix"] += 1
+    """Keep what is a photo by its name and its look."""
     if not include_masks:
         files = _without_masks(files, notes)
     if others:
@@ -139,7 +197,7 @@ def _select(
     return FoundImages(_distinct(files, notes), tuple(notes))
 
 
-def _without_masks(files: list[ImageFile], notes: list[str]) -> list[ImageFile]:
+def _without_masks(files: Listing, notes: list[str]) -> Listing:
     """Leave masks and labels out, and say which and how many."""
     found = sort_out(files)
     if found.masks:
@@ -152,7 +210,7 @@ def _without_masks(files: list[ImageFile], notes: list[str]) -> list[ImageFile]:
             f"named like masks, but read as photos by their look ({found.kept.total():,}): "
             f"{_counts(found.kept)}"
         )
-    return found.photos
+    return files.without(found.left_out)
 
 
 def _find_in_list(path: Path) -> FoundImages:
@@ -167,22 +225,21 @@ def _find_in_list(path: Path) -> FoundImages:
     base = path.absolute().parent
     # Files are the same if their tidy paths are. They are opened by the path as given, because
     # `a/../b` is not `b` where `a` is a link.
-    given = {Path(os.path.normpath(base / line)): path.parent / line for line in lines if line}
+    given = {os.path.normpath(os.path.join(base, line)): line for line in lines if line}
     if not given:
         raise DataError(f"{path} lists no path. Expected one image path per line.")
-    if not any(file.exists() for file in given.values()):
+    if not any(Path(path.parent, line).exists() for line in given.values()):
         raise DataError(
             f"None of the {len(given)} paths in {path} exists; the first was looked for at "
             f"{next(iter(given))}. Paths are absolute or relative to the folder of the list."
         )
     repeated = sum(bool(line) for line in lines) - len(given)
     notes = [f"{path} repeats paths ({repeated})"] if repeated else []
-    inside = all(file.is_relative_to(base) for file in given)
-    root = base if inside else Path(os.path.commonpath([file.parent for file in given]))
-    files = [
-        ImageFile(file, _safe_name(PurePosixPath(tidy.relative_to(root).as_posix())))
-        for tidy, file in given.items()
-    ]
+    inside = os.path.join(base, "")
+    if not all(file.startswith(inside) for file in given):
+        inside = os.path.join(os.path.commonpath({os.path.dirname(file) for file in given}), "")
+    names = Texts.of(_safe_text(file[len(inside) :].replace(os.sep, "/")) for file in given)
+    files = Listing(path.parent, Texts.of(given.values()), names)
     if masks := sort_out(files).masks:
         notes.append(
             f"looks like masks or labels ({masks.total():,}): {_counts(masks)}; they are read, as "
@@ -191,29 +248,44 @@ def _find_in_list(path: Path) -> FoundImages:
     return FoundImages(_distinct(files, notes), tuple(notes))
 
 
-def _distinct(files: list[ImageFile], notes: list[str]) -> tuple[ImageFile, ...]:
+def _distinct(files: Listing, notes: list[str]) -> Listing:
     """Rename a.jpg and a.png to a_jpg.jpg and a_png.png, whose results would share a name.
 
     Names to which no suffix can be added are cut before; a folder in a list may have none.
     """
-    files = [replace(file, name=_fitting(file.name)) for file in files]
-    stems = [os.path.splitext(file.name)[0] for file in files]
+    long = {
+        index: cut
+        for index, name in enumerate(files.names())
+        if len(name) > _MAX_NAME // 4 and (cut := str(_fitting(PurePosixPath(name)))) != name
+    }
+    files = files.rename(long)
+    if files.names_are_paths and len({os.path.splitext(name)[1] for name in files.names()}) == 1:
+        return files  # paths differ, so what is before the one suffix does
+    stems = [os.path.splitext(name)[0] for name in files.names()]
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
     if len(taken) == len(files):
-        return tuple(files)
-    shared = [str(file.name) for file, stem in zip(files, stems, strict=True) if counts[stem] > 1]
+        return files
+    pairs = zip(files.names(), stems, strict=True)
+    shared = [name for name, stem in pairs if counts[stem] > 1]
     notes.append(f"results named after stem and suffix, to tell apart: {listed(shared)}")
-    result = []
-    for file, old in zip(files, stems, strict=True):
-        stem, suffix = old, file.name.suffix
+    renamed: dict[int, str] = {}
+    for index, (name, old) in enumerate(zip(files.names(), stems, strict=True)):
         if counts[old] > 1:
+            suffix = PurePosixPath(name).suffix
             stem = f"{old}_{suffix[1:]}"
             while stem in taken:
                 stem += "_"
             taken.add(stem)
-        result.append(replace(file, name=PurePosixPath(stem + suffix)))
-    return tuple(result)
+            renamed[index] = stem + suffix
+    return files.rename(renamed)
+
+
+def _safe_text(path: str) -> str:
+    """A relative path as the name of a result."""
+    if not _UNSAFE.search(path):
+        return path
+    return str(_fitting(_safe_name(PurePosixPath(path))))
 
 
 def _safe_name(path: PurePosixPath) -> PurePosixPath:

@@ -7,9 +7,10 @@ hold photos of people. What is left out is always said.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -21,6 +22,7 @@ from PIL import Image
 
 from iddc.images.decode import quiet_pillow
 from iddc.images.files import FORMATS, ImageFile
+from iddc.images.listing import name_at, names_of
 
 LABEL_FOLDERS = frozenset(
     {"labels", "annotations", "gtfine", "gtcoarse", "groundtruth", "stuffthingmaps"}
@@ -74,12 +76,12 @@ class Sorted:
     """What a source holds, sorted.
 
     Attributes:
-        photos: What is read.
+        left_out: The indices of masks and labels, in order.
         masks: How many files of each folder or pattern are left out.
         kept: How many files of folders or patterns are photos by their look, despite their names.
     """
 
-    photos: list[ImageFile] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
     masks: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
 
@@ -87,45 +89,49 @@ class Sorted:
 def sort_out(files: Sequence[ImageFile]) -> Sorted:
     """Sort the image files of a folder or a zip into photos and masks.
 
+    Only files whose names or stems ask for it cost more than a look at their names.
+
     Args:
         files: All of them, named by their paths in it.
     """
     result = Sorted()
-    groups: dict[str, list[ImageFile]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     sure: dict[str, bool] = {}
-    shared = _shared_parts(files)
-    partners = _stems(files)
-    of_folder = {folder: _folder_group(folder, shared) for folder in {f.name.parent for f in files}}
     # By name: a file belongs to the folder or to the pattern that marks it.
-    plain = []
-    for file in files:
-        group = of_folder[file.name.parent] or _name_group(file.name, partners)
-        if group is None:
-            plain.append(file)
-        else:
-            name, paired = group
-            groups[name].append(file)
-            sure[name] = sure.get(name, False) or paired
-    for name, members in groups.items():
-        if _never_photos(name) and sure[name]:
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in names_of(files))
+    shared = _shared_parts(folders)
+    of_folder = {name: _folder_group(PurePosixPath(name), shared) for name in folders}
+    named: list[tuple[int, PurePosixPath]] = []
+    for index, name in enumerate(names_of(files)):
+        folder, _, last = name.rpartition("/")
+        if group := of_folder[folder]:
+            groups[group[0]].append(index)
+            sure[group[0]] = sure.get(group[0], False) or group[1]
+        elif _MAYBE.search(last.lower()):
+            named.append((index, PurePosixPath(name)))
+    partners = _partners(files, [name for _, name in named])
+    for index, path in named:
+        if found := _name_group(path, partners):
+            groups[found[0]].append(index)
+            sure[found[0]] = sure.get(found[0], False) or found[1]
+    left_out: set[int] = set()
+    for group_name, members in sorted(groups.items(), key=lambda item: item[1][0]):
+        if _never_photos(group_name) and sure[group_name]:
             looks = {"label"}
         else:
-            looks = {look(file) for file in _spread(members)}
+            looks = {look(files[index]) for index in _spread(members)}
         # Without a photo that goes with it, a name is not enough.
-        if looks == {"photo"} or not (sure[name] or looks == {"label"}):
-            plain += members
-            result.kept[name] += len(members)
+        if looks == {"photo"} or not (sure[group_name] or looks == {"label"}):
+            result.kept[group_name] += len(members)
         else:
-            result.masks[name] += len(members)
+            result.masks[group_name] += len(members)
+            left_out.update(members)
     # By content: pictures of few values that share their stems with photos.
-    twins = _twins(plain)
-    for file in twins:
-        result.masks[
-            f"{_where(file.name)}*{file.name.suffix} of few values, named like photos"
-        ] += 1
-    left_out = set(twins)
-    chosen = {file.name for file in plain if file not in left_out}
-    result.photos = [file for file in files if file.name in chosen]
+    for index in _twins(files, left_out):
+        twin = files[index].name
+        result.masks[f"{_where(twin)}*{twin.suffix} of few values, named like photos"] += 1
+        left_out.add(index)
+    result.left_out = sorted(left_out)
     return result
 
 
@@ -186,7 +192,7 @@ def _folder_group(folder: PurePosixPath, shared: int) -> tuple[str, bool] | None
 
 
 def _name_group(
-    name: PurePosixPath, partners: Mapping[str, set[PurePosixPath]]
+    name: PurePosixPath, partners: Mapping[str, Sequence[str]]
 ) -> tuple[str, bool] | None:
     """The pattern of a name that may be a mask's, and whether there is a photo it goes with."""
     stem = name.stem
@@ -195,46 +201,67 @@ def _name_group(
     if match := _SUFFIX.fullmatch(stem) or _PREFIX.fullmatch(stem):
         end = match.re is _SUFFIX
         other = match["stem"].lower()
-        paired = bool(partners.get(other, set()) - {name}) if end else False
+        paired = end and any(found != str(name) for found in partners.get(other, ()))
         word = match["word"].lower()
         pattern = f"*_{word}" if end else f"{word}*"
         return f"{_where(name)}{pattern}{name.suffix}", paired
     if match := _BESIDE_ITS_PHOTO.fullmatch(stem):
-        beside = {other.parent for other in partners.get(match["stem"].lower(), set()) - {name}}
-        if name.parent in beside and name.suffix.lower() in _LOSSLESS:
+        others = (other for other in partners.get(match["stem"].lower(), ()) if other != str(name))
+        beside = {other.rpartition("/")[0] for other in others}
+        if name.suffix.lower() in _LOSSLESS and _folder(name) in beside:
             return f"{_where(name)}*_{match['word']}{name.suffix}", True
     return None
 
 
-def _twins(files: Sequence[ImageFile]) -> list[ImageFile]:
+def _twins(files: Sequence[ImageFile], left_out: Container[int]) -> list[int]:
     """Pictures of few values that have the stem of a photo, in another folder or another format."""
-    groups: dict[tuple[PurePosixPath, str], list[ImageFile]] = defaultdict(list)
-    by_stem: dict[str, list[ImageFile]] = defaultdict(list)
-    for file in files:
-        groups[file.name.parent, file.name.suffix.lower()].append(file)
-    keys: dict[ImageFile, str] = {}
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, name in enumerate(names_of(files)):
+        if index not in left_out:
+            groups[name.rpartition("/")[0], os.path.splitext(name)[1].lower()].append(index)
+    if not any(suffix in _LOSSLESS for _, suffix in groups):
+        return []
+    # The stems of millions are compared by numbers: few of them, or none, have a partner.
+    numbers = np.zeros(len(files), np.int64)
     for members in groups.values():
-        keys |= zip(members, _own_parts([_key(file.name) for file in members]), strict=True)
-    for file, key in keys.items():
-        by_stem[key].append(file)
-    found = []
+        numbers[members] = [hash(key) for key in _keys(files, members)]
+    every, counts = np.unique(
+        numbers[np.concatenate([*groups.values()])] if groups else numbers, return_counts=True
+    )
+    common = set(every[counts > 1].tolist())
+    keys: dict[int, str] = {}
+    by_stem: dict[str, list[int]] = defaultdict(list)
+    for members in groups.values():
+        if common.isdisjoint(numbers[members].tolist()):
+            continue
+        for index, key in zip(members, _keys(files, members), strict=True):
+            if int(numbers[index]) in common:
+                keys[index] = key
+                by_stem[key].append(index)
+
+    def is_twin(index: int) -> bool:
+        others = [files[other] for other in by_stem[keys[index]] if other != index]
+        return _is_twin(files[index], others)
+
+    found: list[int] = []
     for (folder, suffix), members in groups.items():
         if suffix not in _LOSSLESS:
             continue
-        paired = [
-            (file, [other for other in by_stem[keys[file]] if other is not file])
-            for file in members
-        ]
-        paired = [(file, others) for file, others in paired if others]
-        judged = [_is_twin(file, others) for file, others in _spread(paired)]
+        paired = [index for index in members if index in keys and len(by_stem[keys[index]]) > 1]
+        judged = [is_twin(index) for index in _spread(paired)]
         if not any(judged):
             continue
         if all(judged):
             mostly = 10 * len(paired) >= 9 * len(members)
-            found += members if mostly and folder.parts else [file for file, _ in paired]
+            found += members if mostly and folder else paired
         else:
-            found += [file for file, others in paired if _is_twin(file, others)]
+            found += [index for index in paired if is_twin(index)]
     return found
+
+
+def _keys(files: Sequence[ImageFile], members: Sequence[int]) -> list[str]:
+    """What files of one folder and suffix may have in common with others."""
+    return _own_parts([_key(_stem(name_at(files, index))) for index in members])
 
 
 def _own_parts(stems: Sequence[str]) -> list[str]:
@@ -287,28 +314,45 @@ def _spread(items: Sequence[T]) -> list[T]:
     return [items[index * (len(items) - 1) // (_SAMPLES - 1)] for index in range(_SAMPLES)]
 
 
-def _stems(files: Iterable[ImageFile]) -> dict[str, set[PurePosixPath]]:
-    result: dict[str, set[PurePosixPath]] = defaultdict(set)
-    for file in files:
-        result[_key(file.name)].add(file.name)
+def _partners(files: Sequence[ImageFile], masks: Sequence[PurePosixPath]) -> dict[str, list[str]]:
+    """The names of the files that masks may go with, by the stem that both have."""
+    wanted: set[str] = set()
+    for name in masks:
+        for pattern in (_SUFFIX, _PREFIX, _BESIDE_ITS_PHOTO):
+            if match := pattern.fullmatch(name.stem):
+                wanted.add(match["stem"].lower())
+    result: dict[str, list[str]] = defaultdict(list)
+    if wanted:
+        for text in names_of(files):
+            key = _key(_stem(text))
+            if key in wanted:
+                result[key].append(text)
     return result
 
 
-def _key(name: PurePosixPath) -> str:
+def _stem(name: str) -> str:
+    return os.path.splitext(name.rpartition("/")[2])[0]
+
+
+def _key(stem: str) -> str:
     """What a photo and its label have in common."""
-    return _CHANNEL.sub("", name.stem.lower())
+    return _CHANNEL.sub("", stem.lower())
 
 
-def _shared_parts(files: Sequence[ImageFile]) -> int:
+def _shared_parts(folders: Iterable[str]) -> int:
     """How many folders all files have in common, which say nothing of a single one."""
-    if not files:
+    parents = [PurePosixPath(folder).parts for folder in folders]
+    if not parents:
         return 0
-    parents = [file.name.parts[:-1] for file in files]
     first, last = min(parents), max(parents)
     return next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
         min(len(first), len(last)),
     )
+
+
+def _folder(name: PurePosixPath) -> str:
+    return str(name.parent) if name.parent.parts else ""
 
 
 def _never_photos(group: str) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 
 from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
-from iddc.images.check import Skipped, expand_pages, refuse_many, survey
+from iddc.images.check import SURVEYED, Skipped, expand_pages, refuse_many, sample, survey
 from iddc.images.decode import read_samples
 from iddc.images.files import ImageFile
+from iddc.images.listing import without
 from iddc.images.lookahead import ahead
 from iddc.images.meaning import (
     Layout,
@@ -38,13 +39,14 @@ class Collected:
     """Images that can be read, and how.
 
     Attributes:
-        files: The readable images; of files with several pages, those that are wanted.
+        files: The readable images; of files with several pages, those that are wanted. Of more
+            than `check.SURVEYED`, some may turn out to be unreadable when they are used.
         skipped: The others.
         reading: How all of them are shown.
         notes: One-line remarks for the user.
     """
 
-    files: list[ImageFile]
+    files: Sequence[ImageFile]
     skipped: list[Skipped]
     reading: ReadingConfig
     notes: tuple[str, ...]
@@ -53,7 +55,12 @@ class Collected:
 def collect(
     files: Sequence[ImageFile], reading: ReadingConfig, *, max_unreadable: float
 ) -> Collected:
-    """Read every header, take the pages that are wanted, and find one range for all images.
+    """Read headers, take the pages that are wanted, and find one range for all images.
+
+    Of more images than `check.SURVEYED`, an even sample is read, unless pages are asked for, which
+    only the header of each file can number. The others are read when they are used: those that
+    cannot be read, and those of a kind of values that no image of the sample has, are left out
+    then, and listed.
 
     Args:
         files: What was found. Order is kept.
@@ -63,12 +70,32 @@ def collect(
     Raises:
         DataError: More files cannot be read.
     """
+    if len(files) > SURVEYED and reading.pages == "first":
+        return _collect_sampled(files, reading, max_unreadable)
     pages = expand_pages(files, reading)
     found = survey(pages, reading)
     reasons = {str(item.file): item.reason for item in found.skipped}
     refuse_many(reasons, len(pages), max_unreadable)
     settled, notes = settle(found.files, found.layouts, reading)
     return Collected(found.files, found.skipped, settled, (*found.notes, *notes))
+
+
+def _collect_sampled(
+    files: Sequence[ImageFile], reading: ReadingConfig, max_unreadable: float
+) -> Collected:
+    chosen = sample(files)
+    found = survey([files[index] for index in chosen], reading)
+    unreadable = {item.file: item.reason for item in found.skipped}
+    reasons = {str(file): reason for file, reason in unreadable.items()}
+    refuse_many(reasons, len(chosen), max_unreadable, "sampled images", sampled=True)
+    settled, notes = settle(found.files, found.layouts, reading)
+    note = (
+        f"the headers of {len(chosen):,} of {len(files):,} images were read, evenly spread; the "
+        "others are read when they are used"
+    )
+    left_out = [index for index in chosen if files[index] in unreadable] if unreadable else []
+    readable = without(files, left_out)
+    return Collected(readable, found.skipped, settled, (note, *found.notes, *notes))
 
 
 def settle(

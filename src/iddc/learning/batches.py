@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,7 +23,7 @@ from iddc.images import ImageFile
 from iddc.learning.embeddings import EmbeddingCache, ViewKey, Wanted
 from iddc.processes import Processes
 from iddc.schedules import Plan
-from iddc.views import ViewBatch, ViewDataset, collate_views, epoch_batches
+from iddc.views import ViewBatch, ViewDataset, collate_views, epoch_arrays
 
 
 @contextmanager
@@ -54,14 +55,14 @@ def loaded_batches(
     asked: deque[Wanted] = deque()
 
     def missing() -> Iterator[list[ViewKey]]:
-        batches: list[list[int]] = []
+        batches: list[np.ndarray] = []
         shuffled = -1  # the epoch of `batches`
         for step in steps:
             epoch, number = plan.epoch_and_batch(step)
             if epoch != shuffled:
-                batches = epoch_batches(len(files), plan.batch_size, experiment.seed, epoch)
+                batches = epoch_arrays(len(files), plan.batch_size, experiment.seed, epoch)
                 shuffled = epoch
-            images = batches[number]
+            images: list[int] = batches[number].tolist()
             first, second = (
                 cache.keys(epoch, processes.split(row)) for row in (images, partners(images, step))
             )

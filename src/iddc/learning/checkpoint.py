@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from iddc.errors import DataError, IddcError
-from iddc.images import ImageFile
+from iddc.images import ImageFile, names_of
 from iddc.runs import WRITTEN, Run, disk_errors, refuse_newer, write_atomic
 
 
@@ -107,5 +107,5 @@ def _of_older(state: Any, run: Run) -> State:
 
 def digest(files: Sequence[ImageFile]) -> str:
     """A short text that differs if the names of the images, or their order, do."""
-    names = "\0".join(str(file.name) for file in files)
+    names = "\0".join(names_of(files))
     return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -111,7 +112,8 @@ class Session:
         if self.first:
             self._log = log
             self._closing.callback(log.close)
-        loaded = load_state(self._run, digest(self.files)) if self.first else None
+        there = self.first and self._run.checkpoint.exists()
+        loaded = load_state(self._run, self._digest) if there else None
         state = self.processes.broadcast(loaded)
         self._learner = learner  # from here on there is something to save
         if state:
@@ -127,13 +129,18 @@ class Session:
             self._log.open(learner.step)
         self.unreadable.write()
 
+    @cached_property
+    def _digest(self) -> str:
+        """That of the files, made once: of millions it takes seconds."""
+        return digest(self.files)
+
     def save(self) -> None:
         """Replace the checkpoint, if the last step was good."""
         if self.first and self._learner and self._guard and self._guard.good:
             state = State(
                 step=self._learner.step,
                 threads=torch.get_num_threads(),
-                files=digest(self.files),
+                files=self._digest,
                 left_out=self.unreadable.reasons,
                 learner=self._learner.state(),
             )

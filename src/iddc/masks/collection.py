@@ -198,6 +198,8 @@ class Collection:
         """Why images were left out, in the order of the images."""
         folder = self.folder / SKIPPED
         notes = {PurePosixPath(note.relative_to(folder)) for note in folder.rglob("*.txt")}
+        if not notes:
+            return {}
         names = [file.name for file in files if file.name.with_suffix(".txt") in notes]
         return {
             str(name): (folder / name.with_suffix(".txt")).read_text("utf-8", "surrogateescape")

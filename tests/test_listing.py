@@ -1,0 +1,155 @@
+"""Sources of millions of images: little memory, and headers that are read when they are needed."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from iddc.config import ReadingConfig, ViewsConfig
+from iddc.errors import DataError
+from iddc.images import ImageFile, collect, find_images, refuse_many, sample
+from iddc.images.listing import Listing, Texts, without
+from iddc.views import ViewDataset
+
+NAMES = ["a.png", "b/c.png", "b/ü x.jpg", "d.png", "e.png"]
+
+
+def listing() -> Listing:
+    return Listing(Path("photos"), Texts.of(NAMES), renamed={3: "other.png"})
+
+
+def files() -> list[ImageFile]:
+    names = [*NAMES[:3], "other.png", *NAMES[4:]]
+    return [
+        ImageFile(Path("photos", path), PurePosixPath(name))
+        for path, name in zip(NAMES, names, strict=True)
+    ]
+
+
+def photo(path: Path, kind: str = "L", value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dtype = np.uint16 if kind == "I;16" else np.uint8
+    pixels = np.arange(12 * 10, dtype=dtype).reshape(10, 12) + dtype(value)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=()))))
+def test_packed_texts_come_back_as_they_were(texts: list[str]) -> None:
+    packed = Texts.of(texts)
+    assert [*packed] == texts
+    assert [packed[index] for index in range(len(packed))] == texts
+
+
+@given(
+    st.builds(
+        slice,
+        *[st.none() | st.integers(-7, 7)] * 2,
+        st.none() | st.sampled_from([-3, -2, -1, 1, 2, 3]),
+    )
+)
+def test_a_slice_of_a_listing_has_the_images_of_a_slice_of_a_list(cut: slice) -> None:
+    assert [*listing()[cut]] == files()[cut]
+    assert [*listing()[cut].names()] == [str(file.name) for file in files()[cut]]
+
+
+@pytest.mark.parametrize("left_out", [[], [0], [1, 3], [0, 1, 2, 3, 4]])
+def test_images_that_are_left_out_of_a_listing_are_those_of_a_list(left_out: list[int]) -> None:
+    assert [*without(listing(), left_out)] == [*without(files(), left_out)]
+    assert len(without(listing(), left_out)) == 5 - len(left_out)
+
+
+def test_an_image_of_a_listing_that_is_not_there_is_an_index_error() -> None:
+    with pytest.raises(IndexError):
+        listing()[5]
+
+
+def test_a_hundred_thousand_images_take_less_than_four_megabytes() -> None:
+    tracemalloc.start()
+    kept = Listing(Path("photos"), Texts.of(f"{i // 1000:03}/{i:06}.jpg" for i in range(100_000)))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert str(kept[99_999].name) == "099/099999.jpg"
+    assert size < 4e6
+
+
+def test_a_folder_is_sorted_by_the_parts_of_paths(tmp_path: Path) -> None:
+    names = ["a-b.png", "a/c.png", "a/d/e.png", "a/z.png", "b.png", "a.d/f.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    found = [str(file.name) for file in find_images(tmp_path, include_masks=True).files]
+    assert found == sorted(names, key=lambda name: PurePosixPath(name).parts)
+
+
+# Headers
+
+
+def test_the_sample_is_spread_evenly_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iddc.images.check.SURVEYED", 4)
+    assert sample(files() * 2) == [0, 2, 5, 7]  # 10 * i / 4
+    assert sample(files()[:3]) == [0, 1, 2]
+
+
+@pytest.fixture
+def three_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers of 3 images are read before they are used: 0, 3 and 6 of 9."""
+    monkeypatch.setattr("iddc.images.check.SURVEYED", 3)
+    monkeypatch.setattr("iddc.images.measure.SURVEYED", 3)
+
+
+@pytest.mark.usefixtures("three_sampled")
+def test_of_many_images_those_of_the_sample_alone_are_opened_first(tmp_path: Path) -> None:
+    for index in range(9):
+        photo(tmp_path / f"{index}.png")
+    for index in (3, 4):
+        (tmp_path / f"{index}.png").write_bytes(b"no image")
+    found = collect(find_images(tmp_path).files, ReadingConfig(), max_unreadable=0.5)
+    assert [str(item.file.name) for item in found.skipped] == ["3.png"]
+    assert [str(file.name) for file in found.files] == [f"{i}.png" for i in range(9) if i != 3]
+    assert "the headers of 3 of 9 images were read, evenly spread" in found.notes[0]
+
+
+@pytest.mark.usefixtures("three_sampled")
+def test_an_image_whose_kind_of_values_the_sample_lacks_is_left_out_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    for index in range(9):
+        photo(tmp_path / f"{index}.png", "I;16" if index == 4 else "L")
+    found = collect(find_images(tmp_path).files, ReadingConfig(), max_unreadable=0.5)
+    views = ViewDataset(found.files, ViewsConfig(short_side=0), 0, found.reading)
+    assert "its values are uint16, and no image whose header" in (views[0, 4].reason or "")
+    assert views[0, 5].reason is None
+
+
+@pytest.mark.usefixtures("three_sampled")
+def test_the_range_of_the_sample_is_that_of_all_images(tmp_path: Path) -> None:
+    for index in range(9):
+        photo(tmp_path / f"{index}.png", "I;16", 100 * (index + 1))
+    found = collect(find_images(tmp_path).files, ReadingConfig(), max_unreadable=0.5)
+    # Of 120 values of each of the images 0, 3 and 6, from 100 and 700 on; 0.1 and 99.9 percent.
+    assert found.reading.measured == {"uint16": (100, 819)}
+    views = ViewDataset(found.files, ViewsConfig(short_side=0), 0, found.reading)
+    assert [views[0, index].reason for index in range(9)] == [None] * 9
+
+
+@pytest.mark.parametrize(("unreadable", "refused"), [(100, False), (138, False), (139, True)])
+def test_a_sample_is_refused_beyond_four_standard_errors(unreadable: int, refused: bool) -> None:
+    # 5 % of 2000 are 100, and 4 * sqrt(2000 * 0.05 * 0.95) = 38.99.
+    reasons = {str(index): "damaged" for index in range(unreadable)}
+    if not refused:
+        refuse_many(reasons, 2000, 0.05, sampled=True)
+        return
+    with pytest.raises(DataError, match="139 of 2000 sampled images cannot be read"):
+        refuse_many(reasons, 2000, 0.05, "sampled images", sampled=True)
+
+
+def test_where_none_may_be_unreadable_one_in_the_sample_is_refused() -> None:
+    with pytest.raises(DataError):
+        refuse_many({"a": "damaged"}, 2000, 0.0, sampled=True)
