@@ -11,19 +11,20 @@ scores are close to those of `iddc evaluate`, not equal to them. Labels are in `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from scipy.special import xlogy
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize
 
-from iddc.backbones import load_backbone
+from iddc.backbones import Backbone, load_backbone
 from iddc.datasets import open_dataset
 from iddc.device import autocast
 from iddc.images import ImageFile, find_images, open_image
@@ -136,27 +137,52 @@ def load(
     return Pictures(items, tuple(dataset.class_names), files, backbone, short_side)
 
 
-@torch.no_grad()
 def _embed(root: Path, split: str, name: str, short_side: int) -> list[tuple[Tensor, ...]]:
     torch.manual_seed(0)
     backbone = load_backbone(name)
+    return [embed(backbone, image, short_side) for image in images_of(root, split, short_side)]
+
+
+def images_of(root: Path, split: str, short_side: int, most: int = 0) -> Iterator[Image.Image]:
+    """The images of a split, in order; with `most`, so many, evenly spaced."""
     if split == "val":
         dataset = open_dataset("folder", root, "val")
-        images = (dataset[i].image for i in range(len(dataset)))
+        yield from (dataset[i].image for i in spaced(len(dataset), most))
     else:
         files = find_images(root / split / "images").files
-        images = (open_image(file, short_side) for file in files)
-    rows = []
-    for image in images:
-        pixels = to_working_size(image, short_side, 0)[None]
-        both = torch.cat([pixels, pixels.flip(-1)])
-        with autocast(torch.device("cpu"), "auto"):
-            features = backbone(both.contiguous(memory_format=torch.channels_last))
-        features[1] = features[1].flip(-1)
-        grid = features.shape[2:]
-        colours = patch_colours(pixels[0], grid)
-        rows.append((features.half(), appearance(pixels[0] / 255, grid).half(), colours.half()))
-    return rows
+        yield from (open_image(files[i], short_side) for i in spaced(len(files), most))
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most so many of the first `count` numbers, evenly spaced; 0: all of them."""
+    kept = min(most or count, count)
+    return [i * count // kept for i in range(kept)]
+
+
+@torch.no_grad()
+def embed(
+    backbone: Backbone | Callable[[Tensor], Tensor],
+    image: Image.Image,
+    short_side: int,
+    *,
+    mirrored: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, appearance and colours of an image, as a `Picture` has them.
+
+    Args:
+        backbone: On the CPU, or another map from images to features.
+        image: Of any size.
+        short_side: A larger image is reduced to this shorter side.
+        mirrored: Whether the mirror image is embedded too.
+    """
+    pixels = to_working_size(image, short_side, 0)[None]
+    both = torch.cat([pixels, pixels.flip(-1)]) if mirrored else pixels
+    with autocast(torch.device("cpu"), "auto"):
+        features = backbone(both.contiguous(memory_format=torch.channels_last))
+    features[1:] = features[1:].flip(-1)
+    grid = features.shape[2:]
+    colours = patch_colours(pixels[0], grid)
+    return features.half(), appearance(pixels[0] / 255, grid).half(), colours.half()
 
 
 def appearance(

@@ -16,13 +16,17 @@ from iddc.images import ImageFile
 PATH = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def develop() -> Any:
+def benchmark(name: str) -> Any:
     sys.path.insert(0, str(PATH))
     try:
-        return importlib.import_module("develop")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(PATH))
+
+
+@pytest.fixture(scope="module")
+def develop() -> Any:
+    return benchmark("develop")
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +145,36 @@ def test_both_crops_lie_where_their_boxes_say(develop: Any) -> None:
 def test_an_unknown_recipe_is_refused_with_the_known_ones(develop: Any) -> None:
     with pytest.raises(SystemExit, match=r"method:steg.* Known: .*kmeans.*method:stego"):
         develop.find_recipe("method:steg")
+
+
+def test_scores_of_backbones_are_those_of_the_recipes(
+    develop: Any, embedded: Any, planted: Any
+) -> None:
+    backbones = benchmark("backbones")
+    found = backbones.measure(planted, planted, [0, 1], ["kmeans", "probe", "oracle-K"])
+    for seed in (0, 1):
+        alone = embedded.score(planted, develop.kmeans(planted, 3, seed), 3)
+        assert found["kmeans"]["miou"][seed] == alone.miou
+    assert found["probe"]["accuracy"] == [develop.linear_probe(planted).accuracy]
+    assert found["oracle-K"]["miou"] == [develop.oracle(planted, 3, planted, 0)[1]]
+
+
+def test_appearance_beside_embeddings_is_standardised_and_as_long_on_average(
+    embedded: Any, planted: Any
+) -> None:
+    backbones = benchmark("backbones")
+    generator = torch.Generator().manual_seed(0)
+    items = [
+        embedded.Picture(
+            one.features, 3 + torch.randn(27, 8, 12, generator=generator), one.lab, None
+        )
+        for one in planted.items
+    ]
+    some = embedded.Pictures(tuple(items), planted.classes)
+    both = backbones.with_appearance(some, backbones.standardised(some), alone=False)
+    rows = torch.cat([one.features[0].float().flatten(1) for one in both.items], 1)
+    assert torch.equal(
+        rows[:3], torch.cat([one.features[0].float().flatten(1) for one in items], 1)
+    )
+    assert rows[3:].mean(1).numpy() == pytest.approx(np.zeros(27), abs=1e-3)
+    assert float(rows[3:].square().sum(0).mean()) == pytest.approx(1, abs=0.01)

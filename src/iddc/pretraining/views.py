@@ -150,7 +150,7 @@ class Crops:
 
 
 def cut(
-    photos: Photos,
+    photos: Photos | Sequence[UInt8[Tensor, "_ _ 3"]],
     ids: Sequence[int],
     boxes: Float64[np.ndarray, "b v 4"],
     flips: Bool[np.ndarray, "b v"],

@@ -1,0 +1,128 @@
+"""Trials of pretraining, and parts of sets, in benchmarks, on images small enough to check."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iddc.images import find_images
+from iddc.pretraining.photos import Photos, decode_photos
+from tiny import photo
+
+PATH = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name: str) -> Any:
+    sys.path.insert(0, str(PATH))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(PATH))
+
+
+@pytest.fixture(scope="module")
+def trials() -> Any:
+    return benchmark("pretrain_trials")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(10):
+        photo(i, (110, 100)).save(folder / f"{i}.png")
+    files = find_images(folder).files
+    return decode_photos(
+        [files], tmp_path / "cache", "", short_side=144, min_side=28, threads=1, check=lambda: None
+    )
+
+
+def test_a_mean_counts_the_points_of_a_region_and_small_regions_are_left_out(trials: Any) -> None:
+    rows = torch.zeros(2, 2, 4, 1)
+    rows[0, 0, :, 0] = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    rows[0, 1, :, 0] = torch.tensor([4.0, 5.0, 6.0, 20.0])
+    rows[1, :, :, 0] = 8.0
+    regions = torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]])
+    means, owners = trials.region_rows(rows, regions)
+    assert means[..., 0].tolist() == [[2.0, 8.0], [5.0, 8.0]]  # region 1 of photo 0 has one point
+    assert owners.tolist() == [0, 1]
+
+
+def test_regions_of_the_same_photo_are_no_negatives(trials: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(2, 3, 4, generator=generator), dim=-1)
+    owners = [0, 0, 1]
+    expected = 0.0
+    for a, b in ((rows[0], rows[1]), (rows[1], rows[0])):
+        for i in range(3):
+            scores = {
+                j: math.exp(float(a[i] @ b[j]) / 0.2)
+                for j in range(3)
+                if j == i or owners[i] != owners[j]
+            }
+            expected -= math.log(scores[i] / sum(scores.values())) / 6
+    found = trials.region_nce(rows, torch.tensor(owners), 0.2)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_points_of_a_crop_have_the_regions_that_they_lie_in(trials: Any, flip: bool) -> None:
+    image = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    image[:, 40:] = 255
+    # The crop shows the columns 20 to 60: a quarter from its left is 30, three quarters 50.
+    points = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.0]])
+    box = np.array([20.0, 10.0, 40.0, 40.0])
+    found = trials.regions_at(image, points, box, flip)
+    assert found[0] == found[1] != found[2]
+    whole = trials.regions_at(image, torch.tensor([[-0.9, 0.0]]), np.array([0.0, 0, 64, 64]), False)
+    dark = found[2] if flip else found[0]
+    assert dark == whole[0]
+
+
+@pytest.mark.parametrize("objective", ["swav", "regions", "contrast", "points", "whole"])
+def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
+    trials: Any, photos: Photos, tmp_path: Path, objective: str
+) -> None:
+    choices = trials.Choices(
+        objective=objective,
+        init="untrained:test_resnet",
+        batch=4,
+        prototypes=4,
+        large=1.0,
+        textures=0.25,
+    )
+
+    class Stopping(trials.Pool):  # type: ignore[misc,name-defined]
+        def batch(self, step: int) -> Any:
+            if step == 2:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
+    def go(pool: Any, out: str) -> bytes:
+        trials.run(trials.Trial(choices), pool, tmp_path / out, 0, 3, every=0)
+        return (tmp_path / out / "backbone.safetensors").read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        go(Stopping(photos, choices), "two")
+    assert go(trials.Pool(photos, choices), "two") == go(trials.Pool(photos, choices), "one")
+
+
+def test_a_trial_of_other_choices_is_refused(trials: Any, photos: Photos, tmp_path: Path) -> None:
+    torch.save({"choices": {"objective": "whole"}}, tmp_path / "state.pt")
+    choices = trials.Choices(init="untrained:test_resnet")
+    pool = trials.Pool(photos, choices)
+    with pytest.raises(SystemExit, match="a trial of other choices"):
+        trials.run(trials.Trial(choices), pool, tmp_path, 0, 1)
+
+
+def test_some_images_are_evenly_spaced(trials: Any) -> None:
+    spaced = benchmark("embedded").spaced
+    assert spaced(10, 4) == [0, 2, 5, 7]
+    assert spaced(3, 0) == spaced(3, 9) == [0, 1, 2]
