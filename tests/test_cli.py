@@ -411,8 +411,9 @@ def test_a_run_says_where_it_is_and_what_to_do_next(
 ) -> None:
     run = tmp_path / "my run"
     assert main(["train", str(photos), "--out", str(run), *tiny]) == 0
-    first, *_, last = capsys.readouterr().out.splitlines()
+    first, *between, last = capsys.readouterr().out.splitlines()
     assert first.startswith("4 images · ")
+    assert any(line.startswith("Verdict: ") for line in between)
     assert " · 3 clusters · 2 steps · cpu · about 1 min · " in first
     assert first.endswith(str(run.resolve()))
     assert last.startswith(f"{run / 'model.safetensors'}    next: iddc report '{run}'")

@@ -40,10 +40,15 @@ def both_regions(
         colours: The CIELAB colour of each patch.
     """
     directions = normalize(features.float(), dim=0)
-    colour = tuple((a - b).norm(dim=0) / _LIGHTNESS for a, b in _neighbours(colours.float()))
+    colour = _colour_steps(colours)
     meaning = tuple(1 - (a * b).sum(0) for a, b in _neighbours(directions))
     mixed = tuple(one + other for one, other in zip(colour, meaning, strict=True))
     return grid_regions(*mixed), grid_regions(*colour)
+
+
+def colour_regions(colours: Float[Tensor, "3 h w"]) -> Int64[Tensor, "h w"]:
+    """The regions by colour alone, from the CIELAB colour of each patch."""
+    return grid_regions(*_colour_steps(colours))
 
 
 def patch_colours(pixels: UInt8[Tensor, "3 H W"], grid: tuple[int, int]) -> Float[Tensor, "3 h w"]:
@@ -131,6 +136,12 @@ def grid_regions(
     roots = np.array([_root(parent, patch) for patch in range(height * width)])
     ids = np.unique(roots, return_inverse=True)[1]
     return torch.from_numpy(ids.reshape(height, width))
+
+
+def _colour_steps(colours: Float[Tensor, "3 h w"]) -> tuple[Tensor, Tensor]:
+    """How far the colours of neighbours are apart, from left to right and from top to bottom."""
+    across, down = ((a - b).norm(dim=0) / _LIGHTNESS for a, b in _neighbours(colours.float()))
+    return across, down
 
 
 def _neighbours(maps: Float[Tensor, "d h w"]) -> tuple[tuple[Tensor, Tensor], ...]:

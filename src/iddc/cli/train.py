@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from iddc.cli.options import (
     say,
 )
 from iddc.config import DatasetName, Experiment, MethodName, Runtime
-from iddc.errors import DataError
+from iddc.errors import DataError, IddcError
 from iddc.methods import completed, find_method, used
 from iddc.runs import Run
 
@@ -90,6 +91,7 @@ class MakesRun(ReadsPhotos):
             line = filter(None, (work, str(device), cost, out))
             say(describe(files, skipped, experiment, self.out), *line)
             fit(files, experiment, run, self.runtime, skipped=skipped, progress=Progress())
+        say_verdict(self.out, files, self.runtime)
         say_next(self.out, self.images, self.dataset)
         return 0
 
@@ -197,6 +199,21 @@ def describe(
         f"{len(files):,} images{left_out} · {experiment.backbone} · "
         f"{experiment.num_clusters} clusters{hint}"
     )
+
+
+def say_verdict(out: Path, files: Sequence[ImageFile], runtime: Runtime) -> None:
+    """Say in plain words what the run is worth. The run is complete, whatever happens here."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from iddc.report import judge_run
+
+    try:
+        verdict = judge_run(Run.open(out), files, device=runtime.device)
+    except (IddcError, MemoryError) as error:
+        say(f"There is no verdict: {error}")
+        return
+    if verdict:
+        say("\n".join(verdict.lines()))
 
 
 def say_next(run: Path, images: Path, dataset: DatasetName = "folder") -> None:

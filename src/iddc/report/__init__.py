@@ -4,6 +4,7 @@ Everything is inside: pictures as data, charts as SVG, style and script. The pag
 it fetch nothing. Names are escaped wherever they stand.
 """
 
-from iddc.report.writing import REPORT, write_report
+from iddc.report.verdict import Finding, Verdict
+from iddc.report.writing import REPORT, judge_run, write_report
 
-__all__ = ["REPORT", "write_report"]
+__all__ = ["REPORT", "Finding", "Verdict", "judge_run", "write_report"]

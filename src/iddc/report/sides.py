@@ -26,7 +26,9 @@ _METHODS = {"iddc": "IDDC", "kmeans": "k-means", "stego": "STEGO"}
 """How methods are called in prose; others by their name on the command line."""
 _POINTS = 120
 _HUGE = 1e300
-_NO_CURVES = frozenset({"step", "epoch", "images", "seconds", "learning_rate", "gradient_norm"})
+_NO_CURVES = frozenset(
+    {"step", "epoch", "images", "seconds", "learning_rate", "gradient_norm", "agreement"}
+)
 """What a line of the log says beside the numbers that are drawn."""
 
 
@@ -63,6 +65,15 @@ class Side:
         positive, negative = found
         known = self.method == "IDDC" and "auto" not in found
         return (positive, negative) if known else None
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of patches on which what was learned several times agrees, if the log has it.
+
+        They are heads of one training, or groupings of one consensus.
+        """
+        found = [line["agreement"] for line in self.log if isinstance(line.get("agreement"), float)]
+        return found[-1] if found else None
 
     def title(self, cluster: int) -> str:
         """What a person called a cluster, with its number; or the number alone."""

@@ -14,11 +14,13 @@ from markupsafe import Markup
 
 from iddc import __version__
 from iddc.datasets.samples import find_samples
+from iddc.images import ImageFile
 from iddc.masks.ids import write_file
 from iddc.progress import SILENT, Progress
 from iddc.report import drawings, gallery, tables
 from iddc.report.look import look_at
 from iddc.report.sides import Match, Side, colours_of_partners, match, open_side
+from iddc.report.verdict import Verdict, judge
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
 
@@ -77,8 +79,34 @@ def write_report(
         why = "None of the images can be read."
     own = f"report-{compare.path.resolve().name}.html" if compare else REPORT
     path = out or run.path / own
-    write_file(path, _page(sides, matched, why).encode("utf-8", "surrogateescape"))
+    verdicts = [_verdict(side, len(found)) for side in sides]
+    write_file(path, _page(sides, matched, why, verdicts).encode("utf-8", "surrogateescape"))
     return Written(path, why)
+
+
+def judge_run(
+    run: Run, images: Sequence[ImageFile], *, device: str = "auto", progress: Progress = SILENT
+) -> Verdict | None:
+    """Say in plain words what a finished run is worth. None if no image can be read.
+
+    Args:
+        run: The run.
+        images: Those of the training.
+        device: See `pick_device`.
+        progress: Shows how far the work is.
+    """
+    segmenter = Segmenter.load(run.path, device)
+    look = look_at(segmenter, images, samples=0, progress=progress)
+    colours = segmenter.labels.cluster_colours
+    return _verdict(open_side(run, "", segmenter, look, colours), len(images))
+
+
+def _verdict(side: Side, images: int) -> Verdict | None:
+    if not side.look:
+        return None
+    return judge(
+        side.look, side.experiment, side.labels.names, images=images, agreement=side.agreement
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -90,7 +118,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [f"{path.name} ({number})" for number, path in enumerate(paths, start=1)]
 
 
-def _page(sides: Sequence[Side], matched: Match | None, why: str) -> str:
+def _page(
+    sides: Sequence[Side], matched: Match | None, why: str, verdicts: Sequence[Verdict | None]
+) -> str:
     environment = Environment(
         loader=PackageLoader("iddc.report", "page"),
         autoescape=True,
@@ -110,6 +140,7 @@ def _page(sides: Sequence[Side], matched: Match | None, why: str) -> str:
         two=len(sides) > 1,
         why=why,
         agreement=matched and matched.agreement,
+        verdicts=verdicts,
         facts=[tables.facts(side) for side in sides],
         summary=tables.summary(sides),
         figures=gallery.figures(sides),

@@ -1,0 +1,276 @@
+"""Whether a run is worth keeping, in plain words: what its own numbers say. No label is read.
+
+The score is how well clusters follow the images: colours divide an image into regions, and the
+patches of one region should have one cluster. It is the share of patches that have the cluster of
+most patches of their region, less what one cluster for everything would have. Of the numbers that
+need no label it goes best with mIoU where there are labels (docs/verdict.md). It cannot know what a
+person wants to tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+
+from iddc.config import Experiment
+from iddc.learning.guards import LIVE_SHARE
+from iddc.regions import colour_regions, patch_colours
+from iddc.report.look import Look
+
+GOOD, FAIR = 0.6, 0.4
+"""The least score of a good and of a fair run. A lower one is poor."""
+CONFUSED = 0.5
+"""Two clusters are hard to tell apart if each has this part of the other's probability."""
+POSITION = 0.6
+"""The share of a cluster that its position in the image explains, from which on it is named."""
+UNSURE = 0.5
+"""A mean confidence below it is called low."""
+LARGE = 0.6
+"""The share of the patches from which on a cluster is called too large."""
+FEW = 50
+"""Fewer images than these are called few."""
+_GRID = 12
+"""The side of the grid on which positions of different images are compared."""
+_LEAST = 8
+"""The fewest images that can tell position from content."""
+_PAIRS = 3
+"""How many pairs or clusters a sentence names."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number, and what to do about it."""
+
+    text: str
+    """The number in a sentence."""
+    advice: str = ""
+    """What to try; nothing where all is well."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers of a run say of it."""
+
+    grade: Literal["good", "fair", "poor"]
+    score: float
+    """How well the clusters follow the images, at most 1."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence, with its number."""
+        return (
+            f"Verdict: {self.grade}. Clusters follow the colours of the images to "
+            f"{100 * max(0.0, self.score):.0f} % ({100 * GOOD:.0f} % is good, below "
+            f"{100 * FAIR:.0f} % is poor)."
+        )
+
+    def lines(self) -> Iterator[str]:
+        """The verdict as text, a finding in each line."""
+        yield self.headline
+        for finding in self.findings:
+            yield f"  - {finding.text}" + (f" Try: {finding.advice}" if finding.advice else "")
+
+
+def judge(
+    look: Look,
+    experiment: Experiment,
+    names: Sequence[str],
+    *,
+    images: int,
+    agreement: float | None = None,
+) -> Verdict:
+    """Judge a run by what it does on some of its images.
+
+    Args:
+        look: What it does there.
+        experiment: What was trained.
+        names: What the clusters are called.
+        images: How many images it was trained on.
+        agreement: The share of patches on which its heads or groupings agree, if that is known.
+    """
+    score = follows_colours(look)
+    grade: Literal["good", "fair", "poor"] = (
+        "good" if score >= GOOD else "fair" if score >= FAIR else "poor"
+    )
+    findings = [
+        *_sizes(look, names),
+        *_pairs(look, names),
+        *_positions(look, names),
+        *_confidence(look),
+        *_agreement(agreement),
+        *_causes(experiment, grade, images),
+    ]
+    return Verdict(grade, score, tuple(findings))
+
+
+def follows_colours(look: Look) -> float:
+    """How well clusters follow the regions of like colour, see the module; at most 1."""
+    regions = []
+    for seen in look.seen:
+        height, width = seen.clusters.shape
+        pixels = torch.from_numpy(np.array(seen.image)).permute(2, 0, 1)
+        regions.append(colour_regions(patch_colours(pixels, (height, width))).numpy())
+    return follows_regions([seen.clusters for seen in look.seen], regions, len(look.counts))
+
+
+def follows_regions(
+    clusters: Sequence[Integer[np.ndarray, "_ _"]],
+    regions: Sequence[Integer[np.ndarray, "_ _"]],
+    k: int,
+) -> float:
+    """The share of patches with the cluster of most patches of their region, less chance.
+
+    Chance is what one cluster for everything would have if it were the largest one: its share.
+
+    Args:
+        clusters: The cluster of each patch of each image.
+        regions: The region of each patch, numbered from 0 in each image.
+        k: K.
+    """
+    same, counts = 0, np.zeros(k, np.int64)
+    for ids, areas in zip(clusters, regions, strict=True):
+        pairs, sizes = np.unique(areas.ravel() * k + ids.ravel(), return_counts=True)
+        most = np.zeros(areas.max() + 1, np.int64)
+        np.maximum.at(most, pairs // k, sizes)
+        same += int(most.sum())
+        counts += np.bincount(ids.ravel(), minlength=k)
+    total, largest = counts.sum(), counts.max()
+    return float((same - largest) / (total - largest)) if largest < total else 0.0
+
+
+def position_shares(
+    clusters: Sequence[Integer[np.ndarray, "_ _"]], k: int
+) -> Float[np.ndarray, " k"]:
+    """The part of each cluster that its position in the image explains, in [0, 1].
+
+    It is the variance between positions of whether a patch has the cluster, over the whole
+    variance, without the part that chance gives to few images. 1: the cluster is at the same place
+    in every image, whatever is there.
+    """
+    rows = []
+    for ids in clusters:
+        height, width = ids.shape
+        down = ((np.arange(_GRID) + 0.5) * height / _GRID).astype(int)
+        across = ((np.arange(_GRID) + 0.5) * width / _GRID).astype(int)
+        rows.append(ids[down[:, None], across].ravel())
+    grid = np.stack(rows)  # images x positions
+    count = len(grid)
+    shares: np.ndarray = np.zeros(k)
+    for cluster in np.unique(grid):
+        mean = (grid == cluster).mean(0)
+        within = (mean * (1 - mean)).mean() * count / max(1, count - 1)
+        whole = mean.mean() * (1 - mean.mean())
+        shares[cluster] = max(0.0, 1 - within / whole) if whole > 0 else 0.0
+    return shares
+
+
+def confused_pairs(look: Look) -> list[tuple[int, int, float]]:
+    """Pairs of clusters that are hard to tell apart, the hardest first.
+
+    Each has at least `CONFUSED` of the other's probability where the other wins; the number is the
+    smaller one of the two ratios.
+    """
+    live = [int(c) for c in np.flatnonzero(look.counts)]
+    near: dict[tuple[int, int], float] = {}
+    for c in live:
+        row = look.given[[c]].tocoo()
+        own = float(look.given[c, c])
+        for other, share in zip(row.col.tolist(), row.data.tolist(), strict=True):
+            if other != c and share >= CONFUSED * own:
+                near[c, int(other)] = share / own
+    pairs = [
+        (one, other, min(near[one, other], near[other, one]))
+        for one, other in combinations(live, 2)
+        if (one, other) in near and (other, one) in near
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def _sizes(look: Look, names: Sequence[str]) -> Iterator[Finding]:
+    k = len(look.counts)
+    live = int((look.shares * k >= LIVE_SHARE).sum())
+    few = 4 * live < 3 * k
+    advice = f"-k {max(2, live)}, or leave it: rare clusters do no harm." if few else ""
+    yield Finding(
+        f"{live} of {k} clusters are in use: they have a tenth of an even share or more.", advice
+    )
+    largest = int(look.counts.argmax())
+    if look.shares[largest] >= LARGE:
+        yield Finding(
+            f"{_called(names, largest)} covers {_percent(look.shares[largest])} of the patches.",
+            f"-k {2 * k}; `iddc sweep IMAGES` shows several at once.",
+        )
+
+
+def _pairs(look: Look, names: Sequence[str]) -> Iterator[Finding]:
+    if not (pairs := confused_pairs(look)):
+        return
+    told = [
+        f"{_called(names, one)} and {_called(names, other)} ({_percent(ratio)})"
+        for one, other, ratio in pairs[:_PAIRS]
+    ]
+    more = f" and {len(pairs) - _PAIRS} other pairs" if len(pairs) > _PAIRS else ""
+    one, other, _ = pairs[0]
+    yield Finding(
+        f"Hard to tell apart: {', '.join(told)}{more}. The number is the probability of the second "
+        "over that of the first.",
+        f"look at both in the report, and merge them: iddc label RUN --set {one}=NAME {other}=NAME",
+    )
+
+
+def _positions(look: Look, names: Sequence[str]) -> Iterator[Finding]:
+    if len(look.seen) < _LEAST:
+        return
+    shares = position_shares([seen.clusters for seen in look.seen], len(look.counts))
+    found = [int(c) for c in np.argsort(-shares, kind="stable") if shares[c] >= POSITION]
+    if not found:
+        return
+    told = [f"{_called(names, c)} ({_percent(shares[c])})" for c in found[:_PAIRS]]
+    more = f" and {len(found) - _PAIRS} others" if len(found) > _PAIRS else ""
+    yield Finding(
+        f"Always at the same place: {', '.join(told)}{more}. The number is the part that the "
+        "position in the image explains.",
+        "nothing if the images are so (sky above, road below); else another backbone or "
+        "`iddc pretrain`.",
+    )
+
+
+def _confidence(look: Look) -> Iterator[Finding]:
+    sure = float((look.given.diagonal() * look.shares).sum())
+    advice = "a smaller -k, more images or a stronger backbone." if sure < UNSURE else ""
+    yield Finding(f"The mean confidence is {_percent(sure)}.", advice)
+
+
+def _agreement(agreement: float | None) -> Iterator[Finding]:
+    if agreement is None:
+        return
+    advice = "`iddc sweep IMAGES`, which shows at which K they agree." if agreement < 0.6 else ""
+    yield Finding(
+        f"What was learned several times agrees on {_percent(agreement)} of the patches.", advice
+    )
+
+
+def _causes(experiment: Experiment, grade: str, images: int) -> Iterator[Finding]:
+    if images < FEW:
+        yield Finding(f"There were {images:,} images.", f"{FEW} or more, of different scenes.")
+    if grade != "good" and experiment.backbone == "bundled":
+        yield Finding(
+            "The backbone is the small one that comes with the package.",
+            "--backbone dino-vits16, or one of your own images: iddc pretrain IMAGES --out DIR",
+        )
+
+
+def _called(names: Sequence[str], cluster: int) -> str:
+    name, number = names[cluster], f"cluster {cluster}"
+    return number if name == number else f"{name} ({cluster})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

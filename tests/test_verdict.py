@@ -1,0 +1,119 @@
+"""The verdict on a run: planted images and clusters whose numbers are known by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.sparse import csr_array
+
+from iddc.config import Experiment
+from iddc.report.look import Look, Seen
+from iddc.report.verdict import confused_pairs, follows_colours, judge, position_shares
+from iddc.thresholds import Affinities
+
+NONE = np.zeros(100)
+OWN = Experiment(backbone="dino-vits16", num_clusters=2)
+
+
+def look(
+    clusters: Sequence[np.ndarray], k: int, given: np.ndarray | None = None, *, split: bool = True
+) -> Look:
+    """Images of 8 x 12 patches, the left half red and the right half blue."""
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, : 48 if split else 96, 0] = 200
+    pixels[:, 48 if split else 96 :, 2] = 200
+    image = Image.fromarray(pixels)
+    seen = tuple(Seen(str(n), image, ids, None) for n, ids in enumerate(clusters))
+    counts = np.bincount(np.concatenate([ids.ravel() for ids in clusters]), minlength=k)
+    table = np.eye(k) if given is None else given
+    return Look(
+        seen, counts, (counts > 0).astype(np.int64), counts / counts.sum(),
+        csr_array(table.astype(np.float32)), (), np.zeros(0), Affinities(NONE, NONE),
+    )  # fmt: skip
+
+
+def halves() -> np.ndarray:
+    ids = np.zeros((8, 12), np.int64)
+    ids[:, 6:] = 1
+    return ids
+
+
+def test_clusters_that_are_the_regions_of_colour_follow_them_fully() -> None:
+    assert follows_colours(look([halves()] * 3, 2)) == 1
+
+
+def test_clusters_that_cut_every_region_in_half_follow_nothing() -> None:
+    crosswise = np.zeros((8, 12), np.int64)
+    crosswise[4:] = 1
+    # Of each region half has the cluster of most; one cluster for all would have half, too.
+    assert follows_colours(look([crosswise] * 3, 2)) == pytest.approx(0)
+
+
+def test_one_cluster_for_everything_follows_nothing() -> None:
+    assert follows_colours(look([np.zeros((8, 12), np.int64)], 2)) == 0
+
+
+def test_a_part_that_is_cut_counts_as_that_part() -> None:
+    ids = halves()
+    ids[6:, :6] = 1  # 12 of 96 patches are in a region of the other cluster
+    # (84/96 - 60/96) / (1 - 60/96)
+    assert follows_colours(look([ids], 2)) == pytest.approx(24 / 36)
+
+
+def test_what_is_at_the_same_place_everywhere_is_explained_by_its_position() -> None:
+    assert position_shares([halves()] * 9, 3) == pytest.approx([1, 1, 0])
+
+
+def test_what_is_anywhere_is_not_explained_by_its_position() -> None:
+    rng = np.random.default_rng(0)
+    clusters = [rng.integers(0, 2, (12, 12)) for _ in range(200)]
+    assert position_shares(clusters, 2) == pytest.approx([0, 0], abs=0.03)
+
+
+def test_images_that_are_mirrored_half_of_the_time_leave_nothing_to_the_position() -> None:
+    # Each patch is 1 in half of the images: no variance between positions.
+    assert position_shares([halves(), 1 - halves()] * 5, 2) == pytest.approx([0, 0])
+
+
+def test_two_clusters_are_hard_to_tell_apart_if_each_nearly_has_the_others_probability() -> None:
+    given = np.array([[0.5, 0.4, 0.1], [0.3, 0.5, 0.2], [0.4, 0.1, 0.5]])
+    ids = np.arange(96).reshape(8, 12) % 3
+    # 0 and 1: 0.4 / 0.5 and 0.3 / 0.5. Of 0 and 2, only one has half of the other's.
+    assert confused_pairs(look([ids], 3, given)) == [(0, 1, pytest.approx(0.6))]
+
+
+def test_a_verdict_names_the_number_behind_every_advice() -> None:
+    given = np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [0.3, 0.3, 0.4]])
+    found = judge(
+        look([halves()] * 8, 3, given), OWN, ("cluster 0", "sky", "cluster 2"), images=8,
+        agreement=0.25,
+    )  # fmt: skip
+    text = "\n".join(found.lines())
+    assert found.grade == "good"
+    assert "follow the colours of the images to 100 %" in text
+    assert "2 of 3 clusters are in use" in text
+    assert "cluster 0 and sky (1) (75 %)" in text
+    assert "iddc label RUN --set 0=NAME 1=NAME" in text
+    assert "Always at the same place: cluster 0 (100 %), sky (1) (100 %)" in text
+    assert "The mean confidence is 40 %." in text
+    assert "agrees on 25 % of the patches" in text
+    assert "There were 8 images." in text
+
+
+def test_a_run_without_fault_is_given_no_advice() -> None:
+    mixed = [halves(), 1 - halves()] * 5
+    found = judge(look(mixed, 2), OWN, ("cluster 0", "cluster 1"), images=100)
+    assert found.grade == "good"
+    assert not [finding for finding in found.findings if finding.advice]
+
+
+def test_a_poor_run_on_the_bundled_backbone_is_told_of_a_better_one() -> None:
+    crosswise = np.zeros((8, 12), np.int64)
+    crosswise[4:] = 1
+    experiment = OWN.model_copy(update={"backbone": "bundled"})
+    found = judge(look([crosswise], 2), experiment, ("a", "b"), images=100)
+    assert found.grade == "poor"
+    assert "dino-vits16" in found.findings[-1].advice
