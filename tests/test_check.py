@@ -107,6 +107,21 @@ def test_more_work_takes_more_time(change: Callable[[Experiment], Experiment]) -
     assert training_minutes(change(usual), 300, 0.01) > training_minutes(usual, 300, 0.01)
 
 
+def test_the_consensus_looks_at_each_image_once_and_at_600_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("iddc.cli.check._gflops", lambda: 100.0)
+    usual = Experiment(method="consensus")
+
+    def decoding(images: int) -> float:
+        return training_minutes(usual, images, 1.0) - training_minutes(usual, images, 0.0)
+
+    assert decoding(300) == pytest.approx(300 / 60)
+    assert decoding(5000) == pytest.approx(600 / 60)
+    better = usual.model_copy(update={"backbone": "dino-vitb8"})
+    assert training_minutes(better, 300, 0.01) > training_minutes(usual, 300, 0.01)
+
+
 def test_decoding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iddc.cli.check._gflops", lambda: 100.0)
     usual = Experiment(epochs=2)

@@ -20,12 +20,14 @@ import yaml
 from PIL import Image
 
 import iddc
-from iddc import demo, learning
+import iddc.methods.consensus
+from iddc import demo, learning, methods
 from iddc.backbones import save_backbone, untrained_backbone
 from iddc.cli import COMMANDS, listings, main
 from iddc.config import PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.datasets.fake import write_fake
 from iddc.errors import Interrupted
+from iddc.methods import completed, used
 from iddc.recipes import RECIPES
 from iddc.runs import Run
 from iddc.runs.configfile import differences
@@ -262,9 +264,75 @@ def test_a_recipe_sets_every_number(photos: Path, capsys: pytest.CaptureFixture[
 def test_without_a_recipe_it_is_the_one_for_a_folder(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert planned(capsys, str(photos)) == RECIPES["folder"].experiment().model_dump(
+    expected = used(completed(RECIPES["folder"].experiment()))
+    assert planned(capsys, str(photos)) == json.loads(json.dumps(expected))
+    iddc = RECIPES["folder"].experiment().model_copy(update={"method": "iddc"})
+    assert planned(capsys, str(photos), "--method", "iddc") == iddc.model_dump(
         mode="json", exclude={"options"}
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--epochs", "3"),
+        ("--head", "linear"),
+        ("--training.heads=2",),
+        ("--training.end-to-end",),
+        ("--objective.regularizer", "none"),
+    ],
+)
+def test_an_option_of_iddc_trains_iddc_and_says_so(
+    words: tuple[str, ...], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(photos), "--out", "nowhere", "--print-config", *words]) == 0
+    captured = capsys.readouterr()
+    assert "\nmethod: iddc\n" in captured.out
+    assert f"note: {words[0].partition('=')[0]} is an option of --method iddc" in captured.err
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--training.precision", "fp32"), ("--seed", "3"), ("--consensus.groupings", "2")]
+)
+def test_without_one_the_method_is_the_consensus(
+    words: tuple[str, ...], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(capsys, str(photos), *words)
+    assert (plan["method"], plan["head"]) == ("consensus", "linear")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "consensus", "--training.heads", "2"),
+        ("--method", "consensus", "--training.end-to-end"),
+        ("--consensus.groupings", "0"),
+        ("--consensus.lengths", "long"),
+    ],
+)
+def test_what_the_consensus_cannot_do_is_exit_2_and_names_the_option(
+    words: tuple[str, ...], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(photos), "--out", "nowhere", *words]) == 2
+    assert words[-2 if len(words) != 3 else -1].lstrip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("views: {short_side: 256}", "consensus"),
+        ("training: {precision: fp32}", "consensus"),
+        ("training: {heads: 2}", "iddc"),
+        ("objective: {regularizer: none}", "iddc"),
+        ("epochs: 3", "iddc"),
+    ],
+)
+def test_a_file_that_says_how_iddc_trains_is_for_iddc(
+    text: str, method: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"recipe: folder\n{text}\n")
+    assert planned(capsys, str(photos), "--config", str(file))["method"] == method
 
 
 def test_recipe_and_config_together_are_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,7 +404,8 @@ def test_an_empty_folder_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_one_image_is_too_few_to_train_on(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(photos / "0.jpg"), "--out", str(tmp_path / "run")]) == 3
+    argv = ["train", str(photos / "0.jpg"), "--out", str(tmp_path / "run")]
+    assert main([*argv, "--method", "iddc"]) == 3
     assert "at least 2" in error(capsys)
     assert not (tmp_path / "run").exists()
 
@@ -880,27 +949,24 @@ def small_demo(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_demo_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write, steps = Run.log, 0
+    found, images = methods.consensus.both_regions, 0
 
-    def log(run: Run, **entry: object) -> None:
-        nonlocal steps
-        steps += "seconds" in entry  # a refit notes its step too, but no seconds
-        write(run, **entry)
-
-    def stopped(run: Run, **entry: object) -> None:
-        log(run, **entry)
-        if entry.get("step") == 2:
+    def stopped(*args: Any) -> Any:
+        nonlocal images
+        images += 1
+        if images == 2:
             signal.raise_signal(signal.SIGTERM)
+        return found(*args)
 
     out = tmp_path / "demo"
-    monkeypatch.setattr(Run, "log", stopped)
-    assert main(["demo", "--out", str(out)]) == 143
-    line = "Stopped after step 2 of 4. Give the same command again to resume."
+    with monkeypatch.context() as patch:
+        patch.setattr(methods.consensus, "both_regions", stopped)
+        assert main(["demo", "--out", str(out)]) == 143
+    line = "Stopped before the end. Give the same command again to start this run anew."
     assert stopped_line(capsys) == line
+    assert images == 2
     before = tree(out / "k-means")
-    monkeypatch.setattr(Run, "log", log)
     assert main(["demo", "--out", str(out)]) == 0
-    assert steps == 4  # two before, and two after
     assert {name: data for name, data in tree(out / "k-means").items() if name in before} == before
 
 
@@ -915,16 +981,17 @@ def test_the_demo_scores_both_methods_and_shows_them(
     assert "k-means" in text
     assert f"{out / 'contact-sheet.png'}    next: " in text
     with Image.open(out / "contact-sheet.png") as sheet:
-        assert sheet.size == (4 * 320, 20 + 240)  # image, truth, k-means, IDDC of one scene
-    assert len(list((out / "iddc" / "overlays").iterdir())) == 1
+        assert sheet.size == (4 * 320, 20 + 240)  # image, truth, k-means, consensus of one scene
+    assert len(list((out / "consensus" / "overlays").iterdir())) == 1
 
 
 def test_the_demo_learns_as_the_default_recipe_does() -> None:
     folder, experiment = RECIPES["folder"].experiment(), demo.demo_experiment()
     changes = differences(folder.model_dump(), experiment.model_dump())
     assert {change.partition(":")[0] for change in changes} == {
-        "num-clusters", "backbone", "views.crop-size", "training.batch-size",
-    }  # fmt: skip
+        "num-clusters",
+        "backbone",
+    }
 
 
 def test_the_demo_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:

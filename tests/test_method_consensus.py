@@ -16,7 +16,7 @@ from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
 from iddc.images import find_images
 from iddc.learning import fit
-from iddc.methods.consensus import Consensus, ConsensusConfig
+from iddc.methods.consensus import Consensus, ConsensusConfig, _spread
 from iddc.network import LinearHead
 from iddc.regions import colour_share
 from iddc.runs import Run
@@ -94,6 +94,35 @@ def test_lengths_are_free_where_colours_do_not_explain_embeddings() -> None:
     assert method(lengths="free").refit(Planted(noise=0.1), 0, 0)["unit_length"] == 0
 
 
+def test_colours_count_where_the_backbone_does_not_know_the_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Embeddings are noise, and the colours are the things."""
+    blind = Planted(noise=0.3)
+    generator = torch.Generator().manual_seed(1)
+    blind.images = [
+        (OFFSET + torch.randn(2, 6, 16, 20, generator=generator), pixels)
+        for _, pixels in blind.images
+    ]
+    assert method().refit(blind, 0, 0)["colour_weight"] == 1
+    assert method().refit(Planted(noise=0.1), 0, 0)["colour_weight"] == 0
+    consensus, taught = method(colour=2), []
+    monkeypatch.setattr(consensus, "teach", lambda _, targets: taught.append(targets) or 0.0)
+    assert consensus.refit(blind, 0, 0)["colour_weight"] == 2
+    sizes = (taught[0].argmax(1).bincount() / len(taught[0])).sort().values
+    assert sizes.numpy() == pytest.approx([0.05, 0.2, 0.75], abs=0.02)
+
+
+def test_one_grey_level_has_no_colour_to_tell_apart() -> None:
+    grey = torch.full((3, 4, 5), 41.0)
+    shift, scale = _spread([grey, grey + 1e-3])
+    assert shift.flatten().tolist() == pytest.approx([41.0, 41.0, 41.0], abs=1e-2)
+    assert scale == 1
+    # Half of the patches 3 and 4 away from the others in two channels: 2.5 from the mean.
+    two = torch.stack([grey, grey + torch.tensor([3.0, 4.0, 0.0])[:, None, None]])
+    assert _spread([*two])[1] == pytest.approx(2.5)
+
+
 def test_the_colour_share_is_the_variance_between_regions() -> None:
     # Two regions with means -1 and 2 about the mean 0, in each a deviation of 1.
     maps = torch.tensor([[[0.0, -2, 0, -2, 3, 1]]])
@@ -112,8 +141,10 @@ def test_images_with_fewer_things_than_clusters_are_an_error_that_counts_them() 
 
 def test_clusters_that_win_no_patch_are_told() -> None:
     planted, consensus = Planted(), method(num_clusters=4)
-    targets = torch.eye(4)[torch.tensor([0, 0, 0, 2])]
-    numbers = consensus._counted(planted, targets)
+    with torch.no_grad():  # the first four numbers of a patch are the scores
+        consensus.head.weight.copy_(torch.eye(4, 6)[:, :, None, None])
+        consensus.head.bias.zero_()
+        numbers = consensus._counted(planted, torch.eye(6)[[0, 0, 0, 2]])
     assert numbers == {"groups": 2, "largest": 0.75, "smallest": 0}
     assert "found 2 distinct groups: 2 of the 4 clusters win no patch" in planted.notes[0]
 

@@ -156,8 +156,9 @@ def test_the_defaults_of_training_and_views_are_those_of_section_4_2_2() -> None
 
 
 def test_the_recipe_for_folders_has_the_numbers_of_its_decisions() -> None:
-    """Decisions 001, 002, 007 and 009; a change of one is a decision, and new results."""
+    """Decisions 001, 002, 007, 009 and 013; a change of one is a decision, and new results."""
     found = RECIPES["folder"].experiment()
+    assert found.method == "consensus"
     objective, training = found.objective, found.training
     assert (objective.negative_weight, objective.regularizer_weight) == (1.4, 0.3)
     assert (objective.regularizer, objective.centering) == ("weibull", "batch")

@@ -331,6 +331,49 @@ SPEEDS: dict[Speed, dict[str, int | bool | str]] = {
 """The fields of PredictionConfig that each speed sets (decision 011)."""
 
 
+CONSENSUS_USES = frozenset({"training.precision"})
+"""What the consensus reads of the groups of an Experiment, beside its own numbers."""
+
+
+class ConsensusConfig(Frozen):
+    """The numbers of the consensus. Recipe selected on IDD-Lite, LabelMeFacade and digital rock."""
+
+    groupings: int = Field(6, ge=1, le=64)
+    """M, how many over-clusterings vote."""
+    prototypes: int = Field(200, ge=2, le=5000)
+    """K', the centroids of an over-clustering; at least 2 K are used."""
+    vectors: int = Field(20_000, ge=2, le=2**24)
+    """How many patches each over-clustering sees, drawn anew."""
+    iterations: int = Field(10, ge=1)
+    """Updates of the centroids of an over-clustering."""
+    temperature: float = Field(0.03, gt=0)
+    """What cosines to centroids are divided by: lower values give harder groupings."""
+    class_temperature: float = Field(0.05, gt=0)
+    """What the agreement with each class is divided by in the final probabilities."""
+    images: int = Field(600, ge=2)
+    """The most images that are looked at, spread evenly over the collection."""
+    sample: int = Field(60_000, ge=2)
+    """Patches of these images from which the over-clusterings draw, and the head learns."""
+    regions: bool = True
+    """Whether embeddings are averaged over regions of their image."""
+    lengths: Literal["auto", "unit", "free"] = "auto"
+    """The length of a region's mean embedding. unit: 1. free: as it comes, so that regions in which
+    embeddings differ lie near the mean of all. auto: free where the backbone does not know such
+    images, that is where colours explain less than `known_share` of how embeddings vary."""
+    colour: Annotated[float, Field(ge=0, le=8)] | Literal["auto"] = "auto"
+    """The weight of a region's colour beside its embedding while the classes are found. auto: 1
+    where the backbone does not know such images, as for lengths, else 0."""
+    known_share: float = Field(0.27, ge=0, le=1)
+    """The part of the variance within images between regions of like colour below which the
+    backbone does not know such images; see lengths and colour."""
+    steps: int = Field(300, ge=1)
+    """Steps in which the head learns the classes."""
+    batch_size: int = Field(4096, ge=1)
+    """Patches in such a step."""
+    learning_rate: float = Field(1e-2, gt=0)
+    """The learning rate of the head at the start (Adam); it falls to 0."""
+
+
 class Experiment(Frozen):
     """All choices of a run: one row of a table, or a user's own folder."""
 

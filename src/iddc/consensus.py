@@ -16,32 +16,14 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from iddc.config import Frozen
+from iddc.config import ConsensusConfig
 from iddc.errors import DataError, NumericError
 
 _ROWS = 8192
 """Vectors compared with all centroids at once: 1200 cosines each are 39 MB."""
-
-
-class ConsensusConfig(Frozen):
-    """The numbers of the consensus. Recipe selected on IDD-Lite, LabelMeFacade and digital rock."""
-
-    groupings: int = Field(6, ge=1, le=64)
-    """M, how many over-clusterings vote."""
-    prototypes: int = Field(200, ge=2, le=5000)
-    """K', the centroids of an over-clustering; at least 2 K are used."""
-    vectors: int = Field(20_000, ge=2, le=2**24)
-    """How many patches each over-clustering sees, drawn anew."""
-    iterations: int = Field(10, ge=1)
-    """Updates of the centroids of an over-clustering."""
-    temperature: float = Field(0.03, gt=0)
-    """What cosines to centroids are divided by: lower values give harder groupings."""
-    class_temperature: float = Field(0.05, gt=0)
-    """What the agreement with each class is divided by in the final probabilities."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from iddc.cli.options import Flat, ImagesPath, Informing, ReadsPhotos
 from iddc.cli.printing import print_json, print_table
-from iddc.config import Experiment, Runtime
+from iddc.config import ConsensusConfig, Experiment, Runtime
 from iddc.methods import completed, find_method
 from iddc.schedules import Plan
 
@@ -40,6 +40,12 @@ _TENSORS = 10
 """Tensors of the size of a batch that a head and its loss hold at once."""
 _WHOLE = 1000
 """The shorter side of images that are not reduced, if nothing is known of them."""
+_ASPECT = 4 / 3
+"""The longer side of an image over the shorter one."""
+_REGIONS = 0.006
+"""Seconds that the regions of an image take."""
+_MERGING = 12.0
+"""Seconds in which the consensus is found and taught, whatever the number of images."""
 _EFFICIENCY = 0.5
 """The share of the speed of a product of matrices that training reaches. CamVid with the bundled
 backbone, 4 min 45 s on two cores (README), is 15 * 10^12 of these operations."""
@@ -123,6 +129,15 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
     """
     if not num_images:
         return 0.0
+    name = experiment.backbone.replace("-", "")
+    crop = next((work for key, work in _GFLOP.items() if key in name), _OTHER_GFLOP)
+    if experiment.method == "consensus":  # each image and its mirror image, once, as a whole
+        options = ConsensusConfig(**experiment.options)
+        images = min(num_images, options.images)
+        side = experiment.views.short_side or 448
+        embedding = 2 * images * crop * _ASPECT * (side / 224) ** 2
+        work = embedding / (_EFFICIENCY * _gflops()) + images * (decoding + _REGIONS)
+        return (work + _MERGING) / 60
     if experiment.method == "iddc":  # whose plan takes no torch
         plan = Plan.of(experiment, num_images)
     else:
@@ -131,8 +146,6 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
     views, training = experiment.views, experiment.training
     epochs = max(1, plan.steps // max(1, plan.steps_per_epoch))
     new_views = min(epochs, views.repeat or epochs) * num_images
-    name = experiment.backbone.replace("-", "")
-    crop = next((work for key, work in _GFLOP.items() if key in name), _OTHER_GFLOP)
     embedding = 2 * new_views * crop * (views.crop_size / 224) ** 2
     patches = training.patches or (views.crop_size // 8) ** 2
     pairs = 2 * patches**2 * (128 + training.heads * experiment.num_clusters) / 1e9
@@ -156,6 +169,10 @@ def training_memory(experiment: Experiment, num_images: int) -> float:
     side = 16 if name.endswith("16") else 8
     crop = (views.crop_size // side) ** 2
     kept = 2 * num_images * views.repeat * crop * width * 2  # both crops, in half precision
+    if experiment.method == "consensus":  # whole images and their mirror images, no crops
+        images = min(num_images, ConsensusConfig(**experiment.options).images)
+        whole = 4 * ((views.short_side or _WHOLE) // side) ** 2 // 3
+        return _PROGRAM + 2 * images * whole * width * 2
     if experiment.method == "iddc":
         batch = min(training.batch_size, num_images) * 2 * (training.patches or crop)
         step = training.heads * batch * width * 4 * _TENSORS

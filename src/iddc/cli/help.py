@@ -47,7 +47,7 @@ TEXTS = {
             "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
             "--recipe NAME": "a recipe of `iddc recipes` (default: folder, for your own images)",
             "--config FILE": "take every number from this file, such as RUN/config.yaml",
-            "--epochs N": "passes over the images (default: enough for a small collection too)",
+            "--method M": "consensus (default), iddc, kmeans, stego or another: docs/methods.md",
             "--seed N": "everything random follows from it (default: 0)",
             **_DEVICE,
             "--limit N": "use the first N images only",

@@ -28,9 +28,12 @@ from tyro.constructors import (
 )
 
 from iddc.config import (
+    CONSENSUS_USES,
+    ConsensusConfig,
     DatasetName,
     Experiment,
     Frozen,
+    MethodName,
     ObjectiveConfig,
     ReadingConfig,
     Runtime,
@@ -161,9 +164,27 @@ def _starting_point(command: str, args: Sequence[str]) -> Experiment:
     method = given.method
     if command == "baseline":
         method = next((word for word in args if word in METHODS), None)
+    if not method and not given.config and (word := _names_iddc(experiment.method, args)):
+        print(f"note: {word} is an option of --method iddc, which trains here", file=sys.stderr)
+        method = "iddc"
     if method in METHODS and method != experiment.method:
         experiment = experiment.model_copy(update={"method": method, "options": {}})
     return experiment
+
+
+def _names_iddc(method: MethodName, args: Sequence[str]) -> str | None:
+    """The first option that IDDC has and the default method has not.
+
+    Commands from before the default was the consensus go on to mean IDDC.
+    """
+    if method != "consensus":
+        return None
+    for arg_ in args:
+        word = arg_.partition("=")[0].replace("_", "-")
+        group = word.startswith(("--objective.", "--training."))
+        if word in ("--epochs", "--head") or (group and word != "--training.precision"):
+            return word
+    return None
 
 
 def _type(name: str, field: FieldInfo) -> Any:
@@ -211,6 +232,8 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
             if model in parts:
                 return values  # checked as a part of the whole, so that its full name is known
             own = [values.pop(name) for name in shown.options if name in values]
+            if "consensus" in shown.options and own:
+                own = [_checked_consensus(own[0])]
             try:
                 built = model(**_merged(defaults.model_dump(), values))
             except ValidationError as error:
@@ -218,12 +241,20 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
                     f"--{explain(error).removeprefix('reading.').removeprefix('reading: ')}"
                 ) from None
             if isinstance(built, Experiment) and own:
-                return completed(built.model_copy(update={"options": own[0]}))
+                built = built.model_copy(update={"options": own[0]})
+                return built if "consensus" in shown.options else completed(built)
             return built
 
         return StructConstructorSpec(build, tuple(fields))
 
     return registry
+
+
+def _checked_consensus(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return ConsensusConfig(**values).model_dump()
+    except ValidationError as error:
+        raise ConfigError(f"--consensus.{explain(error)}") from None
 
 
 def find_readable(
@@ -308,8 +339,12 @@ class _Shown:
 
     @classmethod
     def of(cls, start: Experiment, choices: Collection[str]) -> _Shown:
-        if start.method == "iddc":  # its numbers are those of config.py: no need for torch
+        # The numbers of these two are in config.py: no need for torch.
+        if start.method == "iddc":
             return cls(choices, None, {}, True)
+        if start.method == "consensus":
+            own = ConsensusConfig(**start.options)
+            return cls(choices, CONSENSUS_USES, {"consensus": own}, False)
         method = find_method(start.method)
         whole = completed(start)
         options: dict[str, Frozen] = {start.method: method.Config(**whole.options)}

@@ -225,6 +225,9 @@ class Session:
     def _interrupt(self, signum: int) -> None:
         where = "before the first step"
         if self._learner:
+            if not self._learner.plan.steps:  # nothing is kept of what is fitted at once
+                text = "Stopped before the end. Give the same command again to start this run anew."
+                raise Interrupted(text, signum=signum)
             where = f"after step {self._learner.step} of {self._learner.plan.steps}"
         raise Interrupted(f"Stopped {where}. Give the same command again to resume.", signum=signum)
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from pydantic import Field
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from iddc.config import Experiment
-from iddc.consensus import ConsensusConfig as MergingConfig
+from iddc.config import CONSENSUS_USES, ConsensusConfig, Experiment
 from iddc.consensus import fit_consensus
 from iddc.errors import DataError
 from iddc.methods.method import Collection, Group, Method
@@ -28,31 +25,10 @@ from iddc.network import LinearHead
 from iddc.regions import both_regions, colour_share, patch_colours, region_means
 from iddc.schedules import Plan
 
+_ROWS = 8192
+"""Patches that the head sees at once when its clusters are counted."""
 _PATCHES, _TEACHING = range(2)
 """The independent streams of random numbers."""
-
-
-class ConsensusConfig(MergingConfig):
-    """The numbers of the method. Recipe selected on IDD-Lite, LabelMeFacade and digital rock."""
-
-    images: int = Field(600, ge=2)
-    """The most images that are looked at, spread evenly over the collection."""
-    sample: int = Field(60_000, ge=2)
-    """Patches of these images from which the over-clusterings draw, and the head learns."""
-    regions: bool = True
-    """Whether embeddings are averaged over regions of their image."""
-    lengths: Literal["auto", "unit", "free"] = "auto"
-    """The length of a region's mean embedding. unit: 1. free: as it comes, so that regions in which
-    embeddings differ lie near the mean of all. auto: free where the backbone does not know such
-    images, that is where colours explain less than `known_share` of how embeddings vary."""
-    known_share: float = Field(0.27, ge=0, le=1)
-    """The part of the variance within images between regions of like colour; see lengths."""
-    steps: int = Field(300, ge=1)
-    """Steps in which the head learns the classes."""
-    batch_size: int = Field(4096, ge=1)
-    """Patches in such a step."""
-    learning_rate: float = Field(1e-2, gt=0)
-    """The learning rate of the head at the start (Adam); it falls to 0."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +37,8 @@ class _Picture:
 
     maps: Float[Tensor, "2 d h w"]
     """The raw embeddings of the image and of its mirror image, mirrored back; half precision."""
+    colours: Float[Tensor, "3 h w"]
+    """The CIELAB colour of each patch."""
     divisions: tuple[Int64[Tensor, "h w"], ...]
     """The regions by embedding and colour, and those by colour alone; none if they are off."""
 
@@ -76,6 +54,7 @@ class Consensus(Method):
     about = "Consensus of over-clusterings of image regions, taught to one head."
     Config = ConsensusConfig
     heads = ("linear",)
+    uses = CONSENSUS_USES
     head: LinearHead
     options: ConsensusConfig
 
@@ -88,21 +67,22 @@ class Consensus(Method):
         """Embed some images, find the classes, teach the head."""
         options = self.options
         pictures = [
-            _Picture(maps.half().cpu(), _divide(maps.cpu(), pixels) if options.regions else ())
+            _picture(maps.cpu(), pixels.cpu(), divided=options.regions)
             for _, maps, pixels in collection.pictures(options.images)
         ]
         if not pictures:
             raise DataError("Found no image that can be read; the consensus needs at least one.")
 
-        # Whether the backbone knows such images decides what the length of a mean says.
+        # Whether the backbone knows such images decides what lengths and colours say.
         mean = torch.stack([one.directions().mean((1, 2)) for one in pictures]).mean(0)
         share = 1.0
         if options.regions:
             shares = [colour_share(one.directions(), one.divisions[-1]) for one in pictures]
             share = float(np.mean(shares))
-        unit = options.lengths == "unit" or (
-            options.lengths == "auto" and share >= options.known_share
-        )
+        known = share >= options.known_share
+        unit = known if options.lengths == "auto" else options.lengths == "unit"
+        weight = float(not known) if options.colour == "auto" else options.colour
+        shift, scale = _spread([one.colours for one in pictures])
 
         # The same patches are clustered and teach the head, which sees either mirror image.
         rng = self._rng(_PATCHES)
@@ -110,7 +90,11 @@ class Consensus(Method):
         averaged, seen = [], []
         for one in pictures:
             drawn = torch.from_numpy(rng.permutation(one.maps[0, 0].numel())[:each])
-            averaged.append(_view(one, mean, unit).flatten(1).T[drawn])
+            view = _view(one, mean, unit)
+            if weight:
+                colours = ((one.colours - shift) * (weight / scale)).clamp(-4 * weight, 4 * weight)
+                view = torch.cat([view, _means(colours, one)])
+            averaged.append(view.flatten(1).T[drawn])
             seen.append(one.maps.flatten(2)[:, :, drawn].transpose(1, 2))
         order = torch.from_numpy(rng.permutation(sum(map(len, averaged))))
         vectors = torch.cat(averaged)[order]
@@ -118,24 +102,29 @@ class Consensus(Method):
         found = fit_consensus(
             vectors, self.experiment.num_clusters, options, seed=self.experiment.seed
         )
-        targets = found.probs(vectors)
-        loss = self.teach(torch.cat(seen, 1)[:, order].float(), targets)
+        rows = torch.cat(seen, 1)[:, order].float()
+        loss = self.teach(rows, found.probs(vectors))
         return {
             "pictures": float(len(pictures)),
             "colour_share": share,
             "unit_length": float(unit),
+            "colour_weight": weight,
             "loss": loss,
-            **self._counted(collection, targets),
+            **self._counted(collection, rows[0]),
         }
 
     def groups(self, progress: float) -> Sequence[Group]:
         """Nothing learns by steps of the loop."""
         return []
 
-    def _counted(self, collection: Collection, targets: Float[Tensor, "n k"]) -> dict[str, float]:
-        """How many patches each class has; says so where one has none."""
-        clusters = targets.shape[1]
-        sizes = targets.argmax(1).bincount(minlength=clusters) / len(targets)
+    def _counted(self, collection: Collection, rows: Float[Tensor, "n d"]) -> dict[str, float]:
+        """How many patches each cluster of the head wins; says so where one wins none."""
+        clusters, device = self.experiment.num_clusters, self.head.weight.device
+        winners = [
+            self.head(part.T[None, :, :, None].to(device))[0, :, :, 0].argmax(0).cpu()
+            for part in torch.split(rows, _ROWS)
+        ]
+        sizes = torch.cat(winners).bincount(minlength=clusters) / len(rows)
         if empty := int((sizes == 0).sum()):
             collection.note(
                 f"found {clusters - empty} distinct groups: {empty} of the {clusters} clusters win "
@@ -181,16 +170,31 @@ class Consensus(Method):
         return np.random.default_rng((self.experiment.seed, stream))
 
 
-def _divide(maps: Float[Tensor, "2 d h w"], pixels: Tensor) -> tuple[Tensor, ...]:
+def _picture(
+    maps: Float[Tensor, "2 d h w"], pixels: UInt8[Tensor, "3 H W"], *, divided: bool
+) -> _Picture:
     height, width = maps.shape[2:]
+    colours = patch_colours(pixels, (height, width))
     directions = normalize(maps, dim=1).mean(0)
-    return both_regions(directions, patch_colours(pixels.cpu(), (height, width)))
+    return _Picture(maps.half(), colours, both_regions(directions, colours) if divided else ())
+
+
+def _spread(colours: Sequence[Float[Tensor, "3 h w"]]) -> tuple[Float[Tensor, "3 1 1"], float]:
+    """The mean colour, and the root mean square of the distance to it; 1 if there is but one."""
+    rows = torch.cat([one.flatten(1) for one in colours], 1).double()
+    mean = rows.mean(1, keepdim=True)
+    deviation = float((rows - mean).square().sum(0).mean().sqrt())
+    # Less than a step of 8 bits is rounding.
+    return mean[..., None].float(), deviation if deviation > 0.1 else 1.0
 
 
 def _view(picture: _Picture, mean: Float[Tensor, " d"], unit: bool) -> Float[Tensor, "d h w"]:
     """Centred embeddings, averaged over regions."""
     centred = normalize(picture.directions() - mean[:, None, None], dim=0)
-    if not picture.divisions:
-        return centred
-    averaged = region_means(centred, picture.divisions)
+    averaged = _means(centred, picture)
     return normalize(averaged, dim=0) if unit else averaged
+
+
+def _means(maps: Float[Tensor, "c h w"], picture: _Picture) -> Float[Tensor, "c h w"]:
+    """Averages over the regions of a picture, if it has been divided."""
+    return region_means(maps, picture.divisions) if picture.divisions else maps

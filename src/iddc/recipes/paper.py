@@ -67,16 +67,19 @@ PAPER = {row[0]: _experiment(*row) for row in rows_of(NUMBERS)}
 
 
 def folder() -> Experiment:
-    """Your own images: enough steps for any number of them, and nothing to tune to a backbone.
+    """Your own images, any number of them, and nothing to tune to a backbone.
 
-    Embeddings are centred on their mean, and thresholds come from the images. Weibull as printed
-    keeps clusters alive within a few hundred steps, where the released form is too weak. Four pairs
-    of crops of an image and 256 patches of a crop are a fraction of the work, and so few steps ask
-    for a higher learning rate than the paper's thousands (decision 007). Of four heads the one of
-    the lowest loss is kept (decision 009). Windows are few and feathered (decision 011).
+    The consensus of over-clusterings finds the clusters (decision 013). With `method` iddc the
+    other numbers count. Embeddings are centred on their mean, and thresholds come from the images.
+    Weibull as printed keeps clusters alive within a few hundred steps, where the released form is
+    too weak. Four pairs of crops of an image and 256 patches of a crop are a fraction of the work,
+    and so few steps ask for a higher learning rate than the paper's thousands (decision 007). Of
+    four heads the one of the lowest loss is kept (decision 009). Windows are few and feathered
+    (decision 011).
     """
     return Experiment(
         recipe="folder",
+        method="consensus",
         objective=ObjectiveConfig(
             centering="batch",
             positive_threshold="auto",

@@ -49,8 +49,18 @@ def load_config(
     return changed(base, fields, path)
 
 
+def _for_iddc(fields: Mapping[Any, Any]) -> bool:
+    """Whether fields are of IDDC and not of the consensus."""
+    training = fields.get("training")
+    beyond = isinstance(training, dict) and training.keys() - {"precision"}
+    return bool({"objective", "epochs", "head"} & fields.keys() or beyond)
+
+
 def changed(base: Experiment, fields: Mapping[Any, Any], source: object) -> Experiment:
     """An experiment with other values of some fields; of a group, the given fields alone change.
+
+    Where fields say how IDDC trains and name no method, as before the default was the consensus,
+    the method is IDDC.
 
     Args:
         base: Where all other values come from.
@@ -60,6 +70,8 @@ def changed(base: Experiment, fields: Mapping[Any, Any], source: object) -> Expe
     Raises:
         ConfigError: There is no such field, or a value is wrong.
     """
+    if base.method == "consensus" and "method" not in fields and _for_iddc(fields):
+        base = base.model_copy(update={"method": "iddc", "options": {}})
     try:
         return Experiment.model_validate(_merged(base.model_dump(), fields))
     except ValidationError as error:
