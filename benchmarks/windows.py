@@ -36,10 +36,10 @@ from iddc.network import Network
 from iddc.segmenter import Segmenter
 from iddc.windows import (
     Request,
+    argmax_clusters,
     cluster_map,
     probability_strips,
     to_working_size,
-    winners,
 )
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ def confusions(
                     row += strip.shape[1]
                     parts = torch.split(strip, heads.sizes)
                     for head, probs in enumerate(parts):
-                        pairs = winners(probs).numpy()[label != IGNORE].astype(np.int64)
+                        pairs = argmax_clusters(probs).numpy()[label != IGNORE].astype(np.int64)
                         pairs = pairs * dataset.num_classes + label[label != IGNORE]
                         found = np.bincount(pairs, minlength=tables[head].size)
                         tables[head] += found.reshape(tables[head].shape)

@@ -35,12 +35,12 @@ from iddc.pretraining.folder import WeightsFolder, write_card
 from iddc.pretraining.learner import Learner, build_method
 from iddc.pretraining.losses import (
     GlobalBatch,
-    balanced,
     cross_view_entropy,
+    koleo,
     masked_entropy,
     nt_xent,
     point_nce,
-    spread,
+    sinkhorn,
 )
 from iddc.pretraining.photos import Photos, decode_photos, find_photos
 from iddc.pretraining.views import (
@@ -143,7 +143,7 @@ def test_the_negatives_of_a_point_are_points_of_other_images() -> None:
     assert point_nce(z, 0.2).item() == pytest.approx(total / 24)
 
 
-def sinkhorn(logits: Tensor) -> list[list[float]]:
+def sinkhorn_by_loops(logits: Tensor) -> list[list[float]]:
     """Three rounds: every cluster, then every row, to the same sum."""
     rows, columns = logits.shape
     q = [[math.exp(float(logits[i, j])) for j in range(columns)] for i in range(rows)]
@@ -158,16 +158,16 @@ def sinkhorn(logits: Tensor) -> list[list[float]]:
     return q
 
 
-def test_balanced_is_three_rounds_of_sinkhorn() -> None:
+def test_sinkhorn_is_three_rounds_of_loops() -> None:
     logits = some(6, 3)
-    torch.testing.assert_close(balanced(logits), torch.tensor(sinkhorn(logits)).double())
+    torch.testing.assert_close(sinkhorn(logits), torch.tensor(sinkhorn_by_loops(logits)).double())
 
 
 @given(rows=st.integers(2, 30), clusters=st.integers(2, 6), seed=st.integers(0, 99))
 def test_balanced_rows_are_probabilities_and_no_cluster_is_empty(
     rows: int, clusters: int, seed: int
 ) -> None:
-    probs = balanced(some(rows, clusters, seed=seed))
+    probs = sinkhorn(some(rows, clusters, seed=seed))
     torch.testing.assert_close(probs.sum(1), torch.ones(rows).double())
     assert (probs.sum(0) > 0.25 * rows / clusters).all()
 
@@ -198,7 +198,7 @@ def test_spread_is_the_mean_log_distance_to_the_nearest() -> None:
     rows = normalize(tokens, dim=1)
     nearest = [min(float((rows[i] - rows[j]).norm()) for j in range(5) if j != i) for i in range(5)]
     expected = -sum(map(math.log, nearest)) / 5
-    assert spread(tokens).item() == pytest.approx(expected)
+    assert koleo(tokens).item() == pytest.approx(expected)
 
 
 # What a step sees ---------------------------------------------------------------------------------
@@ -550,7 +550,7 @@ def test_koleo_is_the_mean_over_both_large_crops(photos: Photos) -> None:
     with torch.no_grad():
         images, masks = batch.large.recoloured(CPU), batch.masks.flatten(0, 1)
         tokens = student.tokens(images, masks)[0].unflatten(0, (-1, 2))
-        expected = 0.5 * (spread(tokens[:, 0]) + spread(tokens[:, 1])) / 2
+        expected = 0.5 * (koleo(tokens[:, 0]) + koleo(tokens[:, 1])) / 2
     numbers = learner.learn(batch, [len(batch.ids)])
     assert numbers["koleo"] == pytest.approx(float(expected), rel=1e-4)
 

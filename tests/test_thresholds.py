@@ -53,19 +53,19 @@ def test_histograms_are_densities_of_all_pairs_counted_by_hand() -> None:
 def test_the_crossing_of_two_known_densities_is_found() -> None:
     centres = (np.arange(BINS) + 0.5) * 2 / BINS - 1
     same, different = (np.exp(-(((centres - m) / 0.15) ** 2) / 2) for m in (0.5, 0.1))
-    assert Affinities(same, different).crossing() == pytest.approx(0.3, abs=0.011)
+    assert Affinities(same, different).equal_error_threshold() == pytest.approx(0.3, abs=0.011)
 
 
 def test_between_separate_densities_the_threshold_is_the_middle_of_the_gap() -> None:
     same, different = np.zeros(BINS), np.zeros(BINS)
     same[90], different[50] = 1, 1  # 0.80 to 0.82, and 0.00 to 0.02
-    assert Affinities(same, different).crossing() == pytest.approx(0.41, abs=0.011)
+    assert Affinities(same, different).equal_error_threshold() == pytest.approx(0.41, abs=0.011)
 
 
 @given(st.integers(0, 99))
 def test_no_other_threshold_makes_fewer_errors(seed: int) -> None:
     same, different = np.random.default_rng(seed).random((2, BINS))
-    best = round((Affinities(same, different).crossing() + 1) * BINS / 2)
+    best = round((Affinities(same, different).equal_error_threshold() + 1) * BINS / 2)
     errors = [same[:i].sum() + different[i:].sum() for i in range(1, BINS)]
     assert errors[best - 1] == pytest.approx(min(errors))
 
@@ -73,7 +73,7 @@ def test_no_other_threshold_makes_fewer_errors(seed: int) -> None:
 @pytest.mark.parametrize("spread", [0.3, 1.0])
 def test_the_estimate_tells_pairs_of_one_group_from_pairs_of_two(spread: float) -> None:
     vectors, ids = gathered(spread), torch.arange(600) % 4
-    known = Affinities.of(vectors, ids).crossing()
+    known = Affinities.of(vectors, ids).equal_error_threshold()
     assert estimate_threshold(vectors, 4) == pytest.approx(known, abs=0.06)
 
 

@@ -20,12 +20,12 @@ from iddc.config import PredictionConfig
 from iddc.windows import (
     Predictor,
     Request,
+    argmax_clusters,
     cluster_ids,
     cluster_map,
     predict_probs,
     probability_rows,
     size_for_windows,
-    winners,
 )
 
 CPU = torch.device("cpu")
@@ -333,14 +333,14 @@ def test_short_memory_halves_the_batch_and_changes_no_probability() -> None:
 def test_the_winner_is_the_first_of_the_largest(number: int) -> None:
     generator = torch.Generator().manual_seed(number)
     probs = torch.randint(0, 50, (number, 9, 11), generator=generator).float()
-    assert np.array_equal(winners(probs).numpy(), probs.numpy().argmax(0))
+    assert np.array_equal(argmax_clusters(probs).numpy(), probs.numpy().argmax(0))
     reverse = torch.zeros(number, 1, 1)
     reverse[-1] = 1
-    assert winners(reverse).item() == number - 1
+    assert argmax_clusters(reverse).item() == number - 1
 
 
 def test_a_pixel_that_is_no_number_gets_a_cluster_that_exists() -> None:
-    assert winners(torch.full((27, 1, 1), torch.nan)).item() == 26
+    assert argmax_clusters(torch.full((27, 1, 1), torch.nan)).item() == 26
 
 
 def test_predictions_build_no_graph_and_can_be_changed_by_the_caller() -> None:

@@ -46,12 +46,12 @@ class Analysis:
     @property
     def threshold(self) -> float:
         """t+ = t- without labels, as `auto` estimates it, but from other pixels than training."""
-        return round(self.clusters.crossing(), 2)
+        return round(self.clusters.equal_error_threshold(), 2)
 
     @property
     def crossing(self) -> float | None:
         """Where the densities of the classes cross: what the estimate stands for."""
-        return round(self.classes.crossing(), 2) if self.classes else None
+        return round(self.classes.equal_error_threshold(), 2) if self.classes else None
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, for affinities.json. Densities are over BINS steps from -1 to 1."""
@@ -183,13 +183,13 @@ def draw(analysis: Analysis, path: Path) -> bool:
     centres = (np.arange(BINS) + 0.5) * 2 / BINS - 1
     panels = {"clusters of k-means": (analysis.clusters, analysis.threshold)}
     if analysis.classes:
-        panels["annotated classes"] = (analysis.classes, analysis.classes.crossing())
+        panels["annotated classes"] = (analysis.classes, analysis.classes.equal_error_threshold())
     figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
-    for number, (title, (pairs, crossing)) in enumerate(panels.items(), start=1):
+    for number, (title, (pairs, threshold)) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number)
         axes.plot(centres, pairs.same, color="tab:red", label="of the same")
         axes.plot(centres, pairs.different, color="tab:blue", label="of different ones")
-        axes.axvline(crossing, color="grey", linestyle="--", label=f"{crossing:.2f}")
+        axes.axvline(threshold, color="grey", linestyle="--", label=f"{threshold:.2f}")
         axes.set(xlabel="affinity", ylabel="density", title=f"Pairs of pixels: {title}")
         axes.set_xticks(np.linspace(-1, 1, 5))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)

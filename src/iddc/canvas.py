@@ -106,7 +106,7 @@ def _mixed(
     """The rows of the result from `row` to `stop`: one product of matrices."""
     weights, cells = [], []
     for band, wide in held:
-        start, end = (max(0, place - band.first) for place in (row, stop))
+        start, end = (max(0, edge - band.first) for edge in (row, stop))
         part = band.weights[start:end]
         (used,) = part.any(dim=0).nonzero(as_tuple=True)
         if len(used):
@@ -230,8 +230,8 @@ def _mixed_pairs(
     shape = [1, 1, 1]
     shape[axis] = -1
     return sum(  # type: ignore[return-value]  # two tensors: not the int 0
-        values.index_select(axis, place.to(values.device)) * share.to(values).view(shape)
-        for place, share in pairs
+        values.index_select(axis, index.to(values.device)) * share.to(values).view(shape)
+        for index, share in pairs
     )
 
 
@@ -306,11 +306,11 @@ def _bands(size: int, grid: int, out: int, config: PredictionConfig) -> list[_Ba
         end = int(torch.searchsorted(near, window.end))
         weights = torch.zeros(end - first, grid, dtype=torch.float64)
         for position, share in sources:
-            place = position[first:end] - window.start
-            inside = (place >= 0) & (place < len(window.cells))
-            place = place.clamp(0, len(window.cells) - 1)
-            part = share[first:end] * inside * window.share[place]
-            weights += part[:, None] * window.cells[place]
+            index = position[first:end] - window.start
+            inside = (index >= 0) & (index < len(window.cells))
+            index = index.clamp(0, len(window.cells) - 1)
+            part = share[first:end] * inside * window.share[index]
+            weights += part[:, None] * window.cells[index]
         bands.append(_Band(first, weights.float()))
     return bands
 

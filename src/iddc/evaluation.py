@@ -182,7 +182,7 @@ def evaluate(
         save_masks: Write here, for each image, a PNG of the image, the truth and the prediction
             side by side as they were scored, in the colours of the classes. Ignored pixels are
             black, clusters that are matched to no class grey.
-        saved: The places in the data set of the images that have one; None: all.
+        saved: The positions in the data set of the images that have one; None: all.
         progress: Shows how far the work is.
 
     Raises:
@@ -199,10 +199,10 @@ def evaluate(
         kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
     # The colours are known when all images are counted, so the clusters wait on the disk.
     with kept as folder:
-        places = range(len(dataset)) if saved is None else saved
-        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), places, progress)
+        positions = range(len(dataset)) if saved is None else saved
+        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), positions, progress)
         shown = evaluation.by_name or evaluation.scores
-        for index in places:
+        for index in positions:
             sample = dataset[index]
             panel = _panel(
                 *_before_network(sample.image, sample.label, protocol),
@@ -221,10 +221,10 @@ def _count(
     protocol: EvalProtocol,
     named: Int64[np.ndarray, " k"] | None,
     keep: Path | None,
-    places: Sequence[int],
+    positions: Sequence[int],
     progress: Progress,
 ) -> Evaluation:
-    """Evaluate; `named` gives clusters their classes too, `keep` gets those of some places."""
+    """Evaluate; `named` gives clusters their classes too, `keep` gets those of some positions."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
     each = ImageCounts((segmenter.num_clusters, dataset.num_classes))
 
@@ -251,7 +251,7 @@ def _count(
                 raise DataError(f"{name}: {error}") from None
             confusion += one
             each.add(one)
-            if keep and index in places:
+            if keep and index in positions:
                 write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
             progress.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
     matched = confusion.scores(confusion.match(protocol.matching_rows))

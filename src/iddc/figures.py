@@ -35,12 +35,12 @@ def compare(
         segmenters: What is compared, by the titles of the columns.
         dataset: Images with labels.
         protocol: How they are seen and scored.
-        shown: The places in the data set of the images to draw.
+        shown: The positions in the data set of the images to draw.
         progress: Shows how far the work is.
     """
-    names = [Path(dataset[place].name).with_suffix(".png") for place in shown]
+    names = [Path(dataset[position].name).with_suffix(".png") for position in shown]
     with TemporaryDirectory() as folder:
-        folders = [Path(folder, str(place)) for place in range(len(segmenters))]
+        folders = [Path(folder, str(number)) for number in range(len(segmenters))]
         for masks, segmenter in zip(folders, segmenters.values(), strict=True):
             evaluate(segmenter, dataset, protocol, save_masks=masks, saved=shown, progress=progress)
         return contact_sheet(folders, ("image", "truth", *segmenters), names)
@@ -71,6 +71,6 @@ def contact_sheet(
         sheet.paste(row, (0, top))
         top += row.height
     for index, title in enumerate(titles):
-        place = (index * sheet.width // len(titles) + 6, 4)
-        ImageDraw.Draw(sheet).text(place, title, fill="black")
+        corner = (index * sheet.width // len(titles) + 6, 4)
+        ImageDraw.Draw(sheet).text(corner, title, fill="black")
     return sheet

@@ -33,13 +33,13 @@ class ImageCounts:
     parts: list[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]] = field(
         default_factory=list
     )
-    """The places in the flattened table and their counts, for each image."""
+    """The cells in the flattened table and their counts, for each image."""
 
     def add(self, confusion: Confusion) -> None:
         """Add an image."""
         flat = confusion.counts.ravel()
-        places = np.flatnonzero(flat)
-        self.parts.append((places, flat[places]))
+        cells = np.flatnonzero(flat)
+        self.parts.append((cells, flat[cells]))
 
     def by_class(
         self, matching: Sequence[int]
@@ -48,8 +48,8 @@ class ImageCounts:
         classes = self.shape[1]
         given = np.array(matching)
         hits, true, found = np.zeros((3, len(self.parts), classes))
-        for image, (places, counts) in enumerate(self.parts):
-            cluster, label = np.divmod(places, classes)
+        for image, (cells, counts) in enumerate(self.parts):
+            cluster, label = np.divmod(cells, classes)
             predicted = given[cluster]
             right, known = predicted == label, predicted != UNMATCHED
             np.add.at(true[image], label, counts)

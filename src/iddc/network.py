@@ -290,9 +290,9 @@ def build_head(
     index: int,
     head_options: Mapping[str, int] = MappingProxyType({}),
 ) -> nn.Module:
-    """The head at this place among several, 1 or more, which differ in their random weights.
+    """The head at this position among several, 1 or more, which differ in their random weights.
 
-    The one at place 0 is that of `build_network`.
+    The one at position 0 is that of `build_network`.
     """
     with torch.random.fork_rng(devices=[]):
         own = np.random.SeedSequence((experiment.seed, index)).generate_state(1)

@@ -46,8 +46,8 @@ class Progress:
             left = (now - self._started) / max(1, done - self._first) * (self._total - done)
         eta = "" if left is None else f"eta {_minutes(left)}"
         if self._bar:
-            room = self._bar.console.width - len(where) - _BAR - len("100%") - len(eta) - 4
-            text = _whole_terms(text, room)  # or rich shortens every column
+            width = self._bar.console.width - len(where) - _BAR - len("100%") - len(eta) - 4
+            text = _whole_terms(text, width)  # or rich shortens every column
             self._bar.update(self._task, completed=done, description=where, text=text, eta=eta)
         elif now - self._shown >= INTERVAL or done == self._total:
             self._shown = now
@@ -90,10 +90,10 @@ SILENT = _Silent()
 """What functions take for a Progress where they are given none."""
 
 
-def _whole_terms(text: str, room: int) -> str:
-    """As many terms, which two spaces part, as there is room for; none is cut."""
+def _whole_terms(text: str, width: int) -> str:
+    """As many terms, which two spaces part, as there is width for; none is cut."""
     terms = text.split("  ")
-    while terms and len("  ".join(terms)) > room:
+    while terms and len("  ".join(terms)) > width:
         terms.pop()
     return "  ".join(terms)
 

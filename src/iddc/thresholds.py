@@ -50,7 +50,7 @@ class Affinities:
         ]
         return cls(*(count / max(1, count.sum()) * BINS / 2 for count in counts))
 
-    def crossing(self) -> float:
+    def equal_error_threshold(self) -> float:
         """The affinity above which a pair is rather of one class than of two, all else equal.
 
         It is the threshold with the fewest errors when pairs of both kinds are equally frequent;
@@ -86,7 +86,7 @@ def estimate_threshold(
     embeddings: Float[Tensor, "n d"], num_clusters: int, *, seed: int = 0
 ) -> float:
     """Estimate t+ = t- without labels: where the `cluster_affinities` cross, rounded to 0.01."""
-    return round(cluster_affinities(embeddings, num_clusters, seed=seed).crossing(), 2)
+    return round(cluster_affinities(embeddings, num_clusters, seed=seed).equal_error_threshold(), 2)
 
 
 def thresholds_of(config: ObjectiveConfig) -> tuple[float | str, float | str]:

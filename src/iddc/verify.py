@@ -343,10 +343,10 @@ def _slow_cubic(values: Float64[np.ndarray, "n ..."], length: int) -> Float64[np
 
     side, lines = len(values), []
     for i in range(length):
-        place = (i + 0.5) * side / (length + 0.1) - 0.5
-        low = math.floor(place)
+        source = (i + 0.5) * side / (length + 0.1) - 0.5
+        low = math.floor(source)
         taps = range(low - 1, low + 3)
-        lines.append(sum(kernel(place - j) * values[min(max(j, 0), side - 1)] for j in taps))
+        lines.append(sum(kernel(source - j) * values[min(max(j, 0), side - 1)] for j in taps))
     return np.stack(lines)
 
 

@@ -202,14 +202,14 @@ def cluster_ids(
     batch_size: int = 0,
     note: Callable[[str], object] = warnings.warn,
 ) -> Iterator[tuple[Request, Integer[Tensor, "_ _"]]]:
-    """The most probable cluster of every pixel of each image, on the device; see `winners`."""
+    """The most probable cluster of every pixel of each image, on the device (`argmax_clusters`)."""
     for request, strips in probability_strips(
         predictor, requests, config, device=device, batch_size=batch_size, note=note
     ):
         ids = torch.empty(request.out_size, dtype=_kind(predictor.num_clusters), device=device)
         row = 0
         for strip in request.refine(strips):
-            ids[row : row + strip.shape[1]] = winners(strip)
+            ids[row : row + strip.shape[1]] = argmax_clusters(strip)
             row += strip.shape[1]
         yield request, ids
 
@@ -232,10 +232,10 @@ def cluster_map(
 
 def most_probable(probs: Float[Tensor, "k H W"]) -> Integer[np.ndarray, "H W"]:
     """The cluster of every pixel, of the type `id_type` says."""
-    return as_array(winners(probs), len(probs))
+    return as_array(argmax_clusters(probs), len(probs))
 
 
-def winners(probs: Float[Tensor, "k H W"]) -> Integer[Tensor, "H W"]:
+def argmax_clusters(probs: Float[Tensor, "k H W"]) -> Integer[Tensor, "H W"]:
     """The most probable cluster of every pixel, the first of several: uint8, or int32 above 256.
 
     On a CPU PyTorch finds the largest value many times faster than where it is, so the place is

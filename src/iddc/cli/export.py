@@ -106,8 +106,8 @@ def _choose(run: Run, given: Sequence[Path]) -> list[ImageFile]:
         found, why = find_samples(run, None)
         if why:
             source, _ = recorded_source(run)
-            place = f" Looked for {source}." if source else ""
-            raise DataError(f"{why}{place} Give others: --check IMAGES.")
+            where = f" Looked for {source}." if source else ""
+            raise DataError(f"{why}{where} Give others: --check IMAGES.")
         files = [*found]
     return files[:: max(1, len(files) // NUM_CHECKED)]
 

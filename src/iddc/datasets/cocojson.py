@@ -49,7 +49,7 @@ def read_coco(record: dict[str, Any], source: Path, background: str | None) -> A
             f"{source} has boxes only ({boxes:,}). Scores need regions: masks, polygons."
         )
     first = 0 if background is None else 1
-    index = {number: first + place for place, (number, _) in enumerate(categories)}
+    index = {number: first + position for position, (number, _) in enumerate(categories)}
     names = tuple(name for _, name in categories)
     return Annotations(
         names if background is None else (background, *names),

@@ -31,7 +31,7 @@ _UNKNOWN = 254
 class Files:
     """Where the files of one kind lie below a root."""
 
-    places: tuple[str, ...]
+    locations: tuple[str, ...]
     """Folders, the first that holds any is read. "a.zip!b" is b in a.zip; {split} is filled in."""
     suffix: str
     """How their names end; what comes before, with the folders, is the stem that makes pairs."""
@@ -39,8 +39,8 @@ class Files:
 
     def find(self, root: Path, split: str) -> tuple[str, dict[str, ImageFile]]:
         """The place that was read, and its files by stem; ("", {}) if there is none."""
-        for place in self.places:
-            where = place.format(split=split)
+        for location in self.locations:
+            where = location.format(split=split)
             files = {
                 name.removesuffix(self.suffix): self.opened_as(path, PurePosixPath(name), member)
                 for path, name, member in _walk(root, where)
@@ -126,12 +126,12 @@ class Published:
         return images
 
     def _not_found(self, files: Files, kind: str, root: Path, split: str) -> DataError:
-        places = ", ".join(place.format(split=split) for place in files.places)
+        locations = ", ".join(location.format(split=split) for location in files.locations)
         _, folders, names = next(os.walk(root), ("", [], []))
         return DataError(
             f"No {kind} of {self.title} ({split}) in {root}: looked for *{files.suffix} in "
-            f"{places}; found {listed(sorted(folders + names)) or 'nothing'}. Give the folder that "
-            "holds the download (docs/protocols.md, Data sets)."
+            f"{locations}; found {listed(sorted(folders + names)) or 'nothing'}. Give the folder "
+            "that holds the download (docs/protocols.md, Data sets)."
         )
 
 
@@ -182,9 +182,9 @@ def ranges(ids: Collection[int]) -> str:
     return ", ".join("-".join(map(str, piece)) for piece in pieces)
 
 
-def _walk(root: Path, place: str) -> Iterator[tuple[Path, str, str | None]]:
-    """Each file of a place: where it is, its name below the place, its member in a zip."""
-    archive, _, folder = place.rpartition("!")
+def _walk(root: Path, location: str) -> Iterator[tuple[Path, str, str | None]]:
+    """Each file of a location: where it is, its name below the location, its member in a zip."""
+    archive, _, folder = location.rpartition("!")
     if not archive:
         for here, _, names in os.walk(root / folder, followlinks=True):
             below = Path(here).relative_to(root / folder).as_posix()

@@ -101,10 +101,10 @@ def find_examples(samples: Sequence[Sample], num_clusters: int) -> list[list[Exa
     for index, sample in enumerate(samples):
         height, width = sample.clusters.shape
         rows, columns = -(-height // _CELL), -(-width // _CELL)
-        present, place = np.unique(sample.clusters, return_inverse=True)
+        present, which = np.unique(sample.clusters, return_inverse=True)
         cell = np.arange(height)[:, None] // _CELL * columns + np.arange(width) // _CELL
         counts = np.bincount(
-            (cell * len(present) + place.reshape(height, width)).ravel(),
+            (cell * len(present) + which.reshape(height, width)).ravel(),
             minlength=rows * columns * len(present),
         ).reshape(rows, columns, len(present))
         # Sums of 5, then of 4 neighbours: 8 cells, with the weights 1 2 3 4 4 3 2 1.

@@ -49,7 +49,7 @@ def check(classes: Classes) -> None:
 
 
 def class_mask(ids: Integer[np.ndarray, "H W"], classes: Classes) -> Image.Image:
-    """The mask in the colours of the classes: class + 1 is the place in labelmap.txt."""
+    """The mask in the colours of the classes: class + 1 is the line in labelmap.txt."""
     black = np.zeros((1, 3), np.uint8)
     return with_palette(_shifted(ids), np.concatenate([black, classes.colours]))
 
@@ -62,7 +62,7 @@ def object_mask(ids: Integer[np.ndarray, "H W"]) -> Image.Image:
 def voc_colours() -> UInt8[np.ndarray, "256 3"]:
     """Pascal VOC's colours: from the lowest bit of the index on, red, green, blue, red, ..."""
     index = np.arange(256)[:, None] >> np.arange(3)
-    bits = [((index >> 3 * place) & 1) << (7 - place) for place in range(3)]
+    bits = [((index >> 3 * bit) & 1) << (7 - bit) for bit in range(3)]
     colours: np.ndarray = np.bitwise_or.reduce(bits).astype(np.uint8)
     return colours
 

@@ -108,5 +108,5 @@ def assemble(path: Path, parts: Path, names: Sequence[PurePosixPath], classes: C
 def _packed(codes: Int64[np.ndarray, " n"], widths: Int64[np.ndarray, " n"]) -> list[int]:
     """Write each code with its number of bits, the highest first; the last byte is filled up."""
     ends = np.cumsum(widths)
-    place = np.repeat(ends, widths) - 1 - np.arange(ends[-1])
-    return np.packbits((np.repeat(codes, widths) >> place & 1).astype(np.uint8)).tolist()
+    shift = np.repeat(ends, widths) - 1 - np.arange(ends[-1])
+    return np.packbits((np.repeat(codes, widths) >> shift & 1).astype(np.uint8)).tolist()

@@ -146,13 +146,13 @@ class Primaps(Method):
     def _masks(self, images: Images, grid: torch.Size) -> Int64[Tensor, "b h w"]:
         """The mask under the centre of each patch of the first crop."""
         sizes = self.sizes.cpu()[images.ids].clamp(min=1)
-        places = []
+        positions = []
         for axis, (start, end, size) in enumerate(((1, 3, grid[0]), (0, 2, grid[1]))):
             low, high = images.boxes[:, 0, start, None], images.boxes[:, 0, end, None]
             centres = low + (torch.arange(size) + 0.5) / size * (high - low)
             limit = sizes[:, axis, None]
-            places.append((centres * limit).long().clamp(min=0).minimum(limit - 1))
-        rows, columns = places
+            positions.append((centres * limit).long().clamp(min=0).minimum(limit - 1))
+        rows, columns = positions
         chosen = self.masks.cpu()[images.ids[:, None, None], rows[:, :, None], columns[:, None]]
         return chosen.long()
 

@@ -1,7 +1,7 @@
 """Contrast of images and of matched points, for networks with stages.
 
 NT-Xent on the last stage's mean teaches what an image shows; at points that both crops show, every
-stage learns to tell places apart. The result is the moving average of the weights, with batch norms
+stage learns to tell points apart. The result is the moving average of the weights, with batch norms
 measured anew.
 """
 
@@ -122,7 +122,7 @@ class Contrast(nn.Module):
     def after_update(self, step: int) -> None:
         """Move the average. It forgets the first weights fast."""
         momentum = min(self.config.contrast.momentum, (1 + step) / (10 + step))
-        move(self.average, self.online, momentum)
+        ema_update(self.average, self.online, momentum)
 
     @torch.no_grad()
     def result(self, photos: Photos) -> Backbone:
@@ -166,7 +166,7 @@ def _projection(width: int, hidden: int, out: int) -> nn.Module:
 
 
 @torch.no_grad()
-def move(average: nn.Module, towards: nn.Module, momentum: float) -> None:
+def ema_update(average: nn.Module, towards: nn.Module, momentum: float) -> None:
     """Move every parameter of a moving average."""
     for slow, fast in zip(average.parameters(), towards.parameters(), strict=True):
         slow.lerp_(fast, 1 - momentum)

@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 from iddc.backbones import Backbone
 from iddc.config import DinoConfig, PretrainConfig
 from iddc.errors import ConfigError
-from iddc.pretraining.contrast import move
-from iddc.pretraining.losses import GlobalBatch, cross_view_entropy, masked_entropy, spread
+from iddc.pretraining.contrast import ema_update
+from iddc.pretraining.losses import GlobalBatch, cross_view_entropy, koleo, masked_entropy
 from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import MultiCrops, MultiCropViews
 from iddc.processes import Processes
@@ -51,7 +51,7 @@ class Head(nn.Module):
             return functional.linear(points, normalize(self.prototypes, dim=-1))
 
 
-class Pupil(nn.Module):
+class MaskedViT(nn.Module):
     """A ViT with the heads of its class token and of its patches, and a token for masked ones."""
 
     def __init__(self, backbone: Backbone, config: DinoConfig) -> None:
@@ -105,7 +105,7 @@ class Dino(nn.Module):
                 )
         self.config = config
         self.gradient_clip = config.dino.gradient_clip
-        self.student = Pupil(backbone, config.dino)
+        self.student = MaskedViT(backbone, config.dino)
         self.teacher = deepcopy(self.student).requires_grad_(False).eval()
         for name in ("whole_center", "patch_center"):
             self.register_buffer(name, torch.zeros(config.dino.prototypes))
@@ -154,7 +154,7 @@ class Dino(nn.Module):
             terms["patches"] = config.patch_weight * entropy / batch.num_masked
         if config.koleo_weight:
             views = by_image(whole).unbind(1)
-            parts = [everyone.loss(spread, view) for view in views]
+            parts = [everyone.loss(koleo, view) for view in views]
             terms["koleo"] = config.koleo_weight * torch.stack(parts).mean()
         return terms
 
@@ -167,7 +167,7 @@ class Dino(nn.Module):
         first, last = config.first_teacher_temperature, config.teacher_temperature
         temperature = first + (last - first) * min(1, everyone.step / warmup)
         if config.centering == "sinkhorn":
-            return everyone.balanced(scores / temperature)
+            return everyone.sinkhorn(scores / temperature)
         self._means[name] = everyone.mean(scores)
         center: Tensor = getattr(self, f"{name}_center")
         return ((scores - center) / temperature).softmax(-1)
@@ -194,7 +194,7 @@ class Dino(nn.Module):
         """Move the teacher, and its centers."""
         config = self.config.dino
         momentum = _cosine(config.momentum, 1.0, step / self._steps)
-        move(self.teacher, self.student, momentum)
+        ema_update(self.teacher, self.student, momentum)
         for name, mean in self._means.items():
             center: Tensor = getattr(self, f"{name}_center")
             center.lerp_(mean, 1 - config.center_momentum)

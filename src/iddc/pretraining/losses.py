@@ -55,10 +55,10 @@ class GlobalBatch:
         total = self.processes.gather(sums[None], [1] * self.processes.size).sum(0)
         return total[:-1] / total[-1]
 
-    def balanced(self, logits: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
-        """`balanced` over the rows of all processes."""
+    def sinkhorn(self, logits: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        """`sinkhorn` over the rows of all processes."""
         counts = [row[0] for row in self.processes.exchange([len(logits)])]
-        return self.processes.local(balanced(self.processes.gather(logits, counts)), counts)
+        return self.processes.local(sinkhorn(self.processes.gather(logits, counts)), counts)
 
 
 def nt_xent(embeddings: Float[Tensor, "n 2 d"], temperature: float) -> Float[Tensor, ""]:
@@ -82,13 +82,13 @@ def point_nce(embeddings: Float[Tensor, "n 2 p d"], temperature: float) -> Float
     same = image[:, None] == image
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, float("-inf"))
-    place = torch.arange(len(logits), device=logits.device)
-    ways = (functional.cross_entropy(way, place) for way in (logits, logits.T))
+    own = torch.arange(len(logits), device=logits.device)
+    ways = (functional.cross_entropy(way, own) for way in (logits, logits.T))
     return torch.stack([*ways]).mean()
 
 
 @torch.no_grad()
-def balanced(logits: Float[Tensor, "m k"], iterations: int = 3) -> Float[Tensor, "m k"]:
+def sinkhorn(logits: Float[Tensor, "m k"], iterations: int = 3) -> Float[Tensor, "m k"]:
     """Probabilities that use all k clusters about equally (Sinkhorn-Knopp; SwAV, Eq. 3)."""
     probs = (logits - logits.max()).exp()
     for _ in range(iterations):
@@ -126,7 +126,7 @@ def masked_entropy(
     return -((targets * log_probs).sum(1) / hidden.sum(1)[crop]).sum()
 
 
-def spread(tokens: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+def koleo(tokens: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Push each image away from its nearest neighbour: KoLeo (Sablayrolles et al., 2019)."""
     tokens = normalize(tokens, dim=1)
     cosines = (tokens @ tokens.T).fill_diagonal_(-1)

@@ -98,9 +98,9 @@ def draw_points(
         x and y from -1 to 1, edge to edge, as `grid_sample` takes them without align_corners.
     """
     cells = np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), axis=-1).reshape(1, -1, 2)
-    places = (cells + rng.random((len(boxes), grid**2, 2))) / grid
+    points = (cells + rng.random((len(boxes), grid**2, 2))) / grid
     shared = overlap(boxes[:, 0], boxes[:, 1])[:, None]
-    pixels = (shared[..., :2] + places * shared[..., 2:])[:, None]
+    pixels = (shared[..., :2] + points * shared[..., 2:])[:, None]
     seen = 2 * (pixels - boxes[:, :, None, :2]) / boxes[:, :, None, 2:] - 1
     seen[..., 0] *= np.where(flips, -1, 1)[..., None]
     return torch.from_numpy(seen.astype(np.float32))
@@ -332,8 +332,8 @@ class MultiCropViews:
 
     def __getitem__(self, step: int) -> MultiCrops:
         config = self.config
-        epoch, place = divmod(step, math.ceil(len(self.photos) / self.batch_size))
-        ids = epoch_batches(len(self.photos), self.batch_size, self.seed, epoch)[place]
+        epoch, number = divmod(step, math.ceil(len(self.photos) / self.batch_size))
+        ids = epoch_batches(len(self.photos), self.batch_size, self.seed, epoch)[number]
         rng = np.random.default_rng((self.seed, step))
         rows = [*self.processes.split(range(len(ids)))]
         own = [ids[row] for row in rows]

@@ -242,10 +242,10 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
 
 def _point(outcome: Outcome, panel: Panel, shown: bool) -> tuple[str, ...]:
     """A line of a figure's table."""
-    place = outcome.x(panel) if shown else None
+    x = outcome.x(panel) if shown else None
     return (
         *outcome.cells,
-        *(("auto" if place is None else f"{place:g}",) if shown else ()),
+        *(("auto" if x is None else f"{x:g}",) if shown else ()),
         spread(outcome.values("accuracy")),
         spread(outcome.values("miou")),
         spread(outcome.values("live"), 1.0),

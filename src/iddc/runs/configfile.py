@@ -160,13 +160,13 @@ def explain(error: ValidationError) -> str:
     return f"{sentence}{f' (and {more} more)' if more else ''}."
 
 
-def option(place: tuple[int | str, ...]) -> str:
+def option(path: tuple[int | str, ...]) -> str:
     """Write a field as the command line spells it: objective.negative-weight."""
-    return ".".join(str(part)[:60].replace("_", "-") for part in place)
+    return ".".join(str(part)[:60].replace("_", "-") for part in path)
 
 
 def _fields(title: str, problem: Any) -> list[str]:
-    """The names that the model at the place of a problem knows."""
+    """The names that the model at the path of a problem knows."""
     model: Any = getattr(config, title, None)
     for part in problem["loc"][:-1]:
         model = model.model_fields[part].annotation if model else None
@@ -183,9 +183,9 @@ def differences(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(record: Mapping[str, Any], *place: str) -> Iterator[tuple[str, Any]]:
+def _flat(record: Mapping[str, Any], *path: str) -> Iterator[tuple[str, Any]]:
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, *place, key)
+            yield from _flat(value, *path, key)
         else:
-            yield option((*place, key)), value
+            yield option((*path, key)), value
