@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import iddc
-from iddc import config
+from iddc import backbones, config, network
 from iddc.cli import main
 from iddc.losses import objective
 from tiny import write_photos
@@ -126,11 +126,30 @@ def test_seven_calls_lead_from_the_command_to_equation_1(
         return equation_1(*pixels, **options)
 
     monkeypatch.setattr(objective, "positive_loss", watched)
-    write_photos(tmp_path / "photos", 2)
-    words = f"train {tmp_path}/photos --out {tmp_path}/run --backbone untrained:test_vit"
-    words += " --epochs 1 --views.crop-size 64 --training.heads 1 --device cpu --workers 0"
-    assert main(words.split()) == 0
+    assert main(train(tmp_path)) == 0
     assert seen[0] == ["main", "__call__", "fit", "learn", "loss", "__call__"]  # and itself
+
+
+def test_training_loads_its_backbone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = network.load_backbone
+
+    def watched(name: str) -> Any:
+        loaded.append(name)
+        return load(name)
+
+    for module in (network, backbones):
+        monkeypatch.setattr(module, "load_backbone", watched)
+    assert main(train(tmp_path)) == 0
+    assert loaded == ["untrained:test_vit"]
+
+
+def train(folder: Path) -> list[str]:
+    """The words of a short training on two photos."""
+    write_photos(folder / "photos", 2)
+    words = f"train {folder}/photos --out {folder}/run --backbone untrained:test_vit"
+    words += " --epochs 1 --views.crop-size 64 --training.heads 1 --device cpu --workers 0"
+    return words.split()
 
 
 def test_importing_the_package_imports_no_heavy_library_and_offers_its_names() -> None:

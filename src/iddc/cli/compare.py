@@ -74,6 +74,7 @@ class Compare(ReadsPhotos):
             include_masks=self.include_masks,
             reading=self.experiment.reading,
         )
+        from iddc.backbones import load_backbone
         from iddc.comparison import LEGEND, compare
         from iddc.datasets import open_dataset
         from iddc.evaluation import PROTOCOLS
@@ -82,6 +83,7 @@ class Compare(ReadsPhotos):
         dataset = open_dataset("folder", self.data, self.split)
         experiment = self.experiment.model_copy(update={"reading": images.reading})
         experiment = ready(experiment, self.runtime)
+        load_backbone(experiment.backbone)  # one that is missing would fail every method
         found = compare(
             images.files,
             experiment,

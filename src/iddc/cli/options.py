@@ -295,12 +295,8 @@ def refuse_inside(out: Path, images: Path) -> None:
 
 
 def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
-    """The experiment with a backbone of this machine in place of auto.
-
-    Device and backbone are tried before the run's folder is touched: --overwrite must not cost an
-    earlier model because of a misspelt name.
-    """
-    from iddc.backbones import BACKBONES, licence_of, load_backbone, resolve
+    """The experiment with a backbone of this machine in place of auto; the device is there."""
+    from iddc.backbones import BACKBONES, licence_of, resolve
     from iddc.device import pick_device
 
     pick_device(runtime.device)
@@ -314,7 +310,6 @@ def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
             f"github.com/{better.source}",
             file=sys.stderr,
         )
-    load_backbone(backbone)
     return experiment.model_copy(update={"backbone": backbone})
 
 

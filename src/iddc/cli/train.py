@@ -26,7 +26,7 @@ from iddc.cli.options import (
 )
 from iddc.config import DatasetName, Experiment, MethodName, Runtime
 from iddc.errors import DataError, IddcError
-from iddc.methods import completed, find_method, used
+from iddc.methods import completed, find_method, new_network, used
 from iddc.runs import Run
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class MakesRun(ReadsPhotos):
             say("Nothing is written. Leave out --dry-run to train.")
             return 0
         experiment = ready(experiment, self.runtime)
+        # Before the folder is touched: a misspelt name must not cost an earlier model.
+        network = new_network(experiment)
         with self.start(experiment) as run:
             from iddc.learning import fit
             from iddc.progress import Progress
@@ -90,7 +92,15 @@ class MakesRun(ReadsPhotos):
             cost = estimate(files, experiment, device.type)
             line = filter(None, (work, str(device), cost, out))
             say(describe(files, skipped, experiment, self.out), *line)
-            fit(files, experiment, run, self.runtime, skipped=skipped, progress=Progress())
+            fit(
+                files,
+                experiment,
+                run,
+                self.runtime,
+                network=network,
+                skipped=skipped,
+                progress=Progress(),
+            )
         say_verdict(self.out, files, self.runtime)
         say_next(self.out, self.images, self.dataset)
         return 0

@@ -19,9 +19,9 @@ from iddc.learning.batches import loaded_batches
 from iddc.learning.embeddings import EmbeddingCache, Embeddings, Inputs
 from iddc.learning.gradients import Pieces, StepResult, images_at_once
 from iddc.learning.guards import RECENT, live_clusters, not_finite
-from iddc.methods import build_method, completed, find_method
+from iddc.methods import build_method, completed, find_method, new_network
 from iddc.methods.method import Collection, Group, Images, Method
-from iddc.network import build_network
+from iddc.network import Network
 from iddc.processes import Processes
 from iddc.schedules import backbone_trains, poly
 from iddc.views import draw_patches
@@ -42,6 +42,7 @@ class Learner:
         micro_batch_size: int = 0,
         shared: Embeddings | None = None,
         note: Callable[[str], object] = warnings.warn,
+        network: Network | None = None,
     ) -> None:
         self.experiment = experiment = completed(experiment)
         kind, training = find_method(experiment.method), experiment.training
@@ -55,8 +56,7 @@ class Learner:
 
         # The backbone never updates batch statistics or drops anything, even when it trains: a
         # step must not depend on how its batch is cut.
-        options = kind.head_options(kind.Config(**experiment.options))
-        self.network = build_network(experiment, options).to(processes.device)
+        self.network = (network or new_network(experiment)).to(processes.device)
         processes.sync(self.network)
         self.network.train().backbone.eval()
         self.network.backbone.requires_grad_(training.end_to_end)

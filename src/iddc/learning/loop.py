@@ -31,6 +31,7 @@ def fit(
     run: Run,
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
+    network: Network | None = None,
     skipped: Sequence[Skipped] = (),
     shared: Embeddings | None = None,
     progress: Progress = SILENT,
@@ -45,6 +46,7 @@ def fit(
         experiment: Every choice of the run, among them the method.
         run: The folder; see `Run.start`.
         runtime: How this machine works; it does not change the result.
+        network: What trains, as `new_network` gives it, which makes it where none is given.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
         shared: Embeddings of repeated views, kept for further runs like this one.
         progress: Shows how far the work is.
@@ -81,6 +83,7 @@ def fit(
             runtime.micro_batch_size,
             shared,
             session.note if session.first else warnings.warn,
+            network,
         )
         session.resume(learner, log, advice=method.calming())
         overlays = Overlays(run, files, experiment, plan.steps)
@@ -99,10 +102,10 @@ def fit(
                     session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
         if len(learner.methods) > 1:
             session.note(learner.describe_choice())
-        network = learner.network.eval()
+        trained = learner.network.eval()
         if session.first:
             if not plan.steps:
-                overlays.after(0, network)
-            save_model(run.path, network, experiment)
+                overlays.after(0, trained)
+            save_model(run.path, trained, experiment)
             run.finish()
-        return network
+        return trained

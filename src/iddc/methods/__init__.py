@@ -78,6 +78,20 @@ def used(experiment: Experiment) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in unused}
 
 
+def new_network(experiment: Experiment) -> Network:
+    """The network of a method before the first step. Its random weights follow from the seed.
+
+    Raises:
+        DataError: The backbone's weights cannot be read.
+        SetupError: They are not there, or the timm of this machine cannot build it.
+    """
+    from iddc.network import build_network
+
+    experiment = completed(experiment)
+    kind = find_method(experiment.method)
+    return build_network(experiment, kind.head_options(kind.Config(**experiment.options)))
+
+
 def build_method(experiment: Experiment, network: Network, index: int = 0) -> Method:
     """A method before the first step, with random weights that follow from the seed.
 
