@@ -16,10 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from safetensors.torch import load_file
 from iddc.cli import COMMANDS, main
 from iddc.cli.help import GROUPS, TEXTS
 from iddc.errors import ConfigError, DataError, Interrupted, NumericError, SetupError
+from torchrun import exit_codes
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -251,42 +250,13 @@ def test_a_run_has_the_same_files_keys_and_weights(name: str, photos: Path, tmp_
     assert digest_of(out) == digests.get(machine(), digest_of(out))
 
 
-def in_processes(size: int, work: Callable[[], int]) -> list[int | None]:
-    """Run `work` in forked processes that find each other as under torchrun: their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def member(rank: int) -> None:
-        os.environ.update(
-            RANK=str(rank),
-            WORLD_SIZE=str(size),
-            LOCAL_WORLD_SIZE=str(size),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        os._exit(work())
-
-    context = multiprocessing.get_context("fork")
-    members = [context.Process(target=member, args=(rank,)) for rank in range(size)]
-    try:
-        for process in members:
-            process.start()
-        for process in members:
-            process.join(300)
-        return [process.exitcode for process in members]
-    finally:
-        for process in members:
-            process.kill()  # one that waits for another hears no other signal
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TOGETHER))
 def test_two_processes_do_what_one_does(name: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     kept = json.loads((CONTRACT / "runs" / f"{name}.json").read_text())
     argv = run(name, photos, out)
-    assert in_processes(2, lambda: main(argv)) == [0, 0]
+    assert exit_codes(2, lambda _rank: main(argv)) == [0, 0]
     for key, values in numbers_of(out).items():
         assert all(starmap(close, zip(values, kept["numbers"][key], strict=True))), key
     found = layout(out)
