@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 
 from iddc.config import Experiment, Runtime
 from iddc.errors import DataError
@@ -88,18 +90,17 @@ def fit(
         session.resume(learner, log, advice=method.calming())
         overlays = Overlays(run, files, experiment, plan.steps)
         collection = EmbeddedCollection(session, learner)
-        for epoch, steps in learner.stages():
-            # What is fitted to all images: codebooks, neighbours, or all there is to learn.
-            session.fitted(epoch, {} if epoch is None else learner.refit(collection, epoch))
-            with learner.batches(files, runtime.workers, steps) as batches:
-                for _ in steps:
-                    session.begin_step()
-                    batch = next(batches)  # this process's images
-                    counts = session.exchange(batch.ids, batch.failures)
-                    numbers = learner.learn(batch, counts)
-                    if session.first:
-                        overlays.after(learner.step, learner.network)
-                    session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
+        left = session.steps(
+            learner.stages(),
+            partial(learner.batches, files, runtime.workers),
+            partial(learner.refit, collection),
+        )
+        with closing(left):
+            for batch, counts in left:
+                numbers = learner.learn(batch, counts)
+                if session.first:
+                    overlays.after(learner.step, learner.network)
+                session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
         if len(learner.methods) > 1:
             session.note(learner.describe_choice())
         trained = learner.network.eval()

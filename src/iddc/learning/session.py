@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -22,6 +22,21 @@ from iddc.processes import Processes, joined
 from iddc.progress import SILENT, Progress
 from iddc.runs import Run
 from iddc.schedules import Plan
+
+
+class StepBatch(Protocol):
+    """What a process has for a step."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The indices of its images among the files of the run."""
+
+    @property
+    def failures(self) -> Sequence[tuple[int, str]]:
+        """The index and the reason of each image that could not be read."""
+
+
+B = TypeVar("B", bound=StepBatch)
 
 
 @runtime_checkable
@@ -170,9 +185,31 @@ class Session:
 
     # A step --------------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """Start the clock."""
-        self._begun = time.monotonic()
+    def steps(
+        self,
+        stages: Iterable[tuple[int | None, range]],
+        batches: Callable[[range], AbstractContextManager[Iterator[B]]],
+        refit: Callable[[int], Mapping[str, float | int]] = lambda _epoch: {},
+    ) -> Generator[tuple[B, Sequence[int]], None, None]:
+        """Every step that is left. Whoever takes it learns, and then calls `end_step`.
+
+        Args:
+            stages: The epoch before which something is fitted to all images, or None; and the
+                steps that follow.
+            batches: Makes what this process has for each of these steps.
+            refit: Fits, and gives what the log says of it.
+
+        Yields:
+            What this process has for the step, and how many images each process has.
+        """
+        for epoch, steps in stages:
+            # What is fitted to all images: codebooks, neighbours, or all there is to learn.
+            self.fitted(epoch, {} if epoch is None else refit(epoch))
+            with batches(steps) as made:
+                for _ in steps:
+                    self._begun = time.monotonic()
+                    batch = next(made)
+                    yield batch, self.exchange(batch.ids, batch.failures)
 
     def exchange(
         self, ids: Sequence[int], failures: Sequence[tuple[int, str]] = ()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from iddc.backbones import Backbone, load_backbone, save_backbone
 from iddc.config import PretrainConfig, Runtime
 from iddc.errors import ConfigError, DataError, Interrupted
-from iddc.images import ImageFile, Skipped
+from iddc.images import ImageFile, Skipped, ahead
 from iddc.learning.checkpoint import digest
 from iddc.learning.log import StepLog
 from iddc.learning.session import Session, running
@@ -84,17 +85,16 @@ def pretrain(
         log = StepLog(folder, learner.plan, progress)
         advice = f"--precision fp32 or a lower --{config.method}.learning-rate"
         session.resume(learner, log, advice=advice)
-        session.fitted(None, {})
         failed = {index for index, _ in photos.failures}
         readable = [index for index in range(len(files)) if index not in failed]
-        steps = range(learner.step, learner.plan.steps)
-        batches = _batches(learner, steps, _threads(runtime))
-        for _ in steps:
-            session.begin_step()
-            batch = next(batches)  # this process's images
-            counts = session.exchange([readable[index] for index in batch.ids])
-            numbers = learner.learn(batch, counts)
-            session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
+        left = session.steps(
+            [(None, range(learner.step, learner.plan.steps))],
+            partial(_batches, learner, readable, _threads(runtime)),
+        )
+        with closing(left):
+            for batch, counts in left:
+                numbers = learner.learn(batch, counts)
+                session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
         if session.first:
             backbone = learner.method.result(photos)
             backbone.half()
@@ -144,18 +144,17 @@ def _decoded(
     return photos
 
 
-def _batches(learner: Learner, steps: range, threads: int) -> Iterator[Any]:
+@contextmanager
+def _batches(
+    learner: Learner, readable: Sequence[int], threads: int, steps: range
+) -> Iterator[Iterator[Any]]:
     """This process's part of the batch of each step, made by threads ahead of time."""
-    if not threads:
-        yield from (learner.views[step] for step in steps)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque(pool.submit(learner.views.__getitem__, step) for step in steps[:threads])
-        for step in steps:
-            batch = waiting.popleft().result()
-            if step + threads < steps.stop:
-                waiting.append(pool.submit(learner.views.__getitem__, step + threads))
-            yield batch
+
+    def made(step: int) -> Any:
+        batch: Any = learner.views[step]
+        return replace(batch, ids=[readable[index] for index in batch.ids])
+
+    yield (batch for _, batch in ahead(made, steps, threads))
 
 
 def _threads(runtime: Runtime) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -203,6 +204,8 @@ def draw_colours(
 class Pairs:
     """Two crops of each of some images, and points that both show."""
 
+    failures: ClassVar[tuple[()]] = ()
+    """All images were read when they were decoded."""
     ids: list[int]
     crops: Crops
     points: Float[Tensor, "b 2 p 2"]
@@ -308,6 +311,8 @@ def _drawn(rng: np.random.Generator, kind: _Kind, count: int) -> Int64[np.ndarra
 class MultiCrops:
     """Global and local crops of each of some images, and what the student does not see."""
 
+    failures: ClassVar[tuple[()]] = ()
+    """All images were read when they were decoded."""
     ids: list[int]
     large: Crops
     small: Crops
