@@ -19,8 +19,12 @@ from PIL import Image
 from iddc.backbones import load_backbone
 from iddc.cli import main
 from iddc.datasets.synthetic import write_scenes
+from iddc.errors import DataError
+from iddc.learning import learner
+from iddc.pretraining import learner as pretrained
 from iddc.runs import FORMAT_VERSION, Run
 from iddc.segmenter import Segmenter
+from tiny import write_photos
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RUN, WEIGHTS, PHOTO, MASK = (
@@ -33,6 +37,48 @@ FOREIGN = {"coco.json"}
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+# What was interrupted -----------------------------------------------------------------------------
+
+INTERRUPTED = {
+    "stego": "baseline stego {photos} --out {out} --num-clusters 3 --backbone untrained:test_vit"
+    " --stego.steps 4 --stego.batch-size 4",
+    "contrast": "pretrain {photos} --out {out} --network test_resnet --steps 4 --batch-size 16"
+    " --contrast.small-size 32 --contrast.large-size 64",
+}
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_what_older_code_left_undone_is_refused_with_the_way_to_start_anew(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_photos(tmp_path / "photos", 16)
+    words = INTERRUPTED[name].format(photos=tmp_path / "photos", out=tmp_path / "out").split()
+    words += ["--device", "cpu", "--workers", "0"]
+
+    def stopped(*_: object) -> None:
+        raise DataError("The disk was taken out.")
+
+    with monkeypatch.context() as patch:
+        for kind in (learner.Learner, pretrained.Learner):
+            patch.setattr(kind, "learn", stopped)
+        assert main(words) == 3
+    # As it was written before there was one loop.
+    path = tmp_path / "out" / "checkpoint" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["learner"]
+    torch.save(state | {"head": {}, "optimizer": {}}, path)
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert main(words) == 3
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert "by an older iddc" in said
+    assert "Start it anew with --overwrite." in said
+    assert path.read_bytes() == before
 
 
 # The first release --------------------------------------------------------------------------------

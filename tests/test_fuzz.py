@@ -48,7 +48,7 @@ from iddc.losses import Objective, Pixels
 from iddc.masks import LABELS, edit_labels, read_labels
 from iddc.methods.stego import StegoConfig
 from iddc.network import Network
-from iddc.pretraining.photos import find_photos
+from iddc.pretraining.cache import find_cache
 from iddc.runs import Run, changed, explain, load_config
 from iddc.runs.configfile import option
 from iddc.schedules import Plan
@@ -573,7 +573,7 @@ def test_a_damaged_cache_is_one_or_none(
     folder = tmp_path_factory.mktemp("cache")
     (folder / "index.npz").write_bytes(data.draw(damaged(index())))
     (folder / "pixels.u8").write_bytes(bytes(12))
-    photos = find_photos(folder, "x")
+    photos = find_cache(folder, "x")
     assert photos is None or photos[0].shape == (2, 2, 3)
 
 

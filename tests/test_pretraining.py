@@ -30,6 +30,7 @@ from iddc.config import Experiment, PretrainConfig, Runtime
 from iddc.errors import ConfigError, DataError, Interrupted, SetupError
 from iddc.images import ImageFile, find_images
 from iddc.pretraining import pretrain, write_scores
+from iddc.pretraining.cache import ImageCache, fill_cache, find_cache
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.folder import WeightsFolder, write_card
 from iddc.pretraining.learner import Learner, build_method
@@ -42,7 +43,6 @@ from iddc.pretraining.losses import (
     point_nce,
     sinkhorn,
 )
-from iddc.pretraining.photos import Photos, decode_photos, find_photos
 from iddc.pretraining.views import (
     Crops,
     cut,
@@ -98,13 +98,13 @@ def files(tmp_path: Path) -> list[ImageFile]:
 
 
 @pytest.fixture
-def photos(files: list[ImageFile], tmp_path: Path) -> Photos:
+def photos(files: list[ImageFile], tmp_path: Path) -> ImageCache:
     return decoded([files[:10], files[10:]], tmp_path / "cache")
 
 
-def decoded(sources: Sequence[Sequence[ImageFile]], cache: Path, **options: Any) -> Photos:
+def decoded(sources: Sequence[Sequence[ImageFile]], cache: Path, **options: Any) -> ImageCache:
     settings = {"short_side": 200, "min_side": 28, "threads": 2, "check": lambda: None}
-    return decode_photos(sources, cache, "key", **settings | options)
+    return fill_cache(sources, cache, "key", **settings | options)
 
 
 # Losses, against loops over their definitions -----------------------------------------------------
@@ -303,7 +303,7 @@ def test_grey_crops_have_equal_channels_and_values_stay_in_range() -> None:
     assert after.max() <= 1
 
 
-def views_of(photos: Photos, config: PretrainConfig, processes: Processes = ONE) -> Any:
+def views_of(photos: ImageCache, config: PretrainConfig, processes: Processes = ONE) -> Any:
     return build_method(config).views(photos, processes)
 
 
@@ -317,7 +317,7 @@ def tensors(batch: Any) -> list[Tensor]:
 @pytest.mark.parametrize("method", ["contrast", "dino"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_batch_follows_from_the_seed_and_the_step_whoever_cuts_it(
-    photos: Photos, method: str, step: int
+    photos: ImageCache, method: str, step: int
 ) -> None:
     config = tiny(method)
     whole = views_of(photos, config)[step]
@@ -329,7 +329,7 @@ def test_a_batch_follows_from_the_seed_and_the_step_whoever_cuts_it(
     assert other.ids != whole.ids
 
 
-def test_every_second_batch_has_large_crops_of_large_images(photos: Photos) -> None:
+def test_every_second_batch_has_large_crops_of_large_images(photos: ImageCache) -> None:
     views = views_of(photos, tiny("contrast"))
     batches = [views[step] for step in range(6)]
     assert [batch.large for batch in batches] == [False, True] * 3
@@ -340,17 +340,17 @@ def test_every_second_batch_has_large_crops_of_large_images(photos: Photos) -> N
     assert all(len({*batch.ids}) == len(batch.ids) for batch in batches)
 
 
-def test_without_large_images_all_crops_are_small(photos: Photos) -> None:
+def test_without_large_images_all_crops_are_small(photos: ImageCache) -> None:
     views = views_of(photos, tiny("contrast", contrast={"large_min_side": 300}))
     assert not any(views[step].large for step in range(6))
 
 
-def test_shares_say_how_many_images_of_each_source_are_in_a_batch(photos: Photos) -> None:
+def test_shares_say_how_many_images_of_each_source_are_in_a_batch(photos: ImageCache) -> None:
     views = views_of(photos, tiny("contrast", contrast={"small_shares": (1.0, 3.0)}))
     assert np.bincount(photos.sources[views[0].ids]).tolist() == [4, 12]
 
 
-def test_batches_keep_their_shares_where_a_source_has_few_images(photos: Photos) -> None:
+def test_batches_keep_their_shares_where_a_source_has_few_images(photos: ImageCache) -> None:
     views = views_of(photos, tiny("contrast", contrast={"small_shares": (3.0, 1.0)}))
     assert np.bincount(photos.sources[views[0].ids]).tolist() == [10, 3]
 
@@ -372,7 +372,7 @@ def test_small_shares_of_nothing_are_refused(files: list[ImageFile], tmp_path: P
         views_of(photos, tiny("contrast", contrast={"small_shares": (0.0, 1.0)}))
 
 
-def test_an_epoch_of_dino_shows_every_image_once(photos: Photos) -> None:
+def test_an_epoch_of_dino_shows_every_image_once(photos: ImageCache) -> None:
     views = views_of(photos, tiny("dino"))
     assert sorted(views[0].ids + views[1].ids) == list(range(24))
 
@@ -403,15 +403,15 @@ def test_what_cannot_be_used_is_named_and_the_sources_of_the_others_stay(
 
 
 @pytest.mark.parametrize("name", ["index.npz", "pixels.u8"])
-def test_a_cache_that_is_cut_short_is_none(photos: Photos, tmp_path: Path, name: str) -> None:
-    assert find_photos(tmp_path / "cache", "key") is not None
+def test_a_cache_that_is_cut_short_is_none(photos: ImageCache, tmp_path: Path, name: str) -> None:
+    assert find_cache(tmp_path / "cache", "key") is not None
     path = tmp_path / "cache" / name
     path.write_bytes(path.read_bytes()[:-50])
-    assert find_photos(tmp_path / "cache", "key") is None
+    assert find_cache(tmp_path / "cache", "key") is None
 
 
-def test_a_cache_of_other_images_is_none(photos: Photos, tmp_path: Path) -> None:
-    assert find_photos(tmp_path / "cache", "other") is None
+def test_a_cache_of_other_images_is_none(photos: ImageCache, tmp_path: Path) -> None:
+    assert find_cache(tmp_path / "cache", "other") is None
 
 
 def test_a_disk_without_room_is_said_before_anything_is_written(
@@ -464,7 +464,7 @@ def test_the_center_is_the_mean_over_all_processes() -> None:
 # A step -------------------------------------------------------------------------------------------
 
 
-def learner_of(photos: Photos, config: PretrainConfig) -> Learner:
+def learner_of(photos: ImageCache, config: PretrainConfig) -> Learner:
     return Learner(build_method(config), photos, config, ONE)
 
 
@@ -482,14 +482,16 @@ def step_of(learner: Learner) -> dict[str, float]:
     ],
     ids=["small crops", "large crops", "dino with a teacher that stays"],
 )
-def test_the_loss_of_a_batch_falls(photos: Photos, method: str, changes: dict[str, Any]) -> None:
+def test_the_loss_of_a_batch_falls(
+    photos: ImageCache, method: str, changes: dict[str, Any]
+) -> None:
     learner = learner_of(photos, tiny(method, steps=30, **{method: changes}))
     batch = learner.views[0]
     losses = [learner.learn(batch, [len(batch.ids)])["loss"] for _ in range(30)]
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_without_points_the_whole_is_all_that_is_contrasted(photos: Photos) -> None:
+def test_without_points_the_whole_is_all_that_is_contrasted(photos: ImageCache) -> None:
     config = tiny("contrast", contrast={"small_grid": 0, "large_every": 0})
     learner = learner_of(photos, config)
     numbers = step_of(learner)
@@ -498,7 +500,9 @@ def test_without_points_the_whole_is_all_that_is_contrasted(photos: Photos) -> N
     assert learner.method.result(photos).embed_dim == config.components
 
 
-def test_dino_holds_its_prototypes_in_the_first_epoch_and_moves_the_rest(photos: Photos) -> None:
+def test_dino_holds_its_prototypes_in_the_first_epoch_and_moves_the_rest(
+    photos: ImageCache,
+) -> None:
     learner = learner_of(photos, tiny("dino", steps=8))
     student = learner.method.student
     seen = []
@@ -510,7 +514,7 @@ def test_dino_holds_its_prototypes_in_the_first_epoch_and_moves_the_rest(photos:
     assert seen == [[True, False], [True, False], [False, False], [False, False]]
 
 
-def test_the_teacher_is_the_moving_average_of_the_student(photos: Photos) -> None:
+def test_the_teacher_is_the_moving_average_of_the_student(photos: ImageCache) -> None:
     config = tiny("dino", dino={"momentum": 0.75})
     learner = learner_of(photos, config)
     method = learner.method
@@ -521,7 +525,7 @@ def test_the_teacher_is_the_moving_average_of_the_student(photos: Photos) -> Non
         torch.testing.assert_close(teacher, 0.75 * old + 0.25 * student)
 
 
-def test_the_average_of_contrast_forgets_its_first_weights_fast(photos: Photos) -> None:
+def test_the_average_of_contrast_forgets_its_first_weights_fast(photos: ImageCache) -> None:
     """The momentum is (1 + t) / (10 + t) at first: 1/10, then 2/11."""
     learner = learner_of(photos, tiny("contrast"))
     method = learner.method
@@ -533,7 +537,7 @@ def test_the_average_of_contrast_forgets_its_first_weights_fast(photos: Photos) 
             torch.testing.assert_close(average, momentum * old + (1 - momentum) * online)
 
 
-def test_all_stages_together_weigh_as_much_as_the_whole(photos: Photos) -> None:
+def test_all_stages_together_weigh_as_much_as_the_whole(photos: ImageCache) -> None:
     """A network that knows nothing pays about the logarithm of the choices, once for each part."""
     contrast = {"large_every": 0, "temperature": 1e3}  # so that all choices look alike
     numbers = step_of(learner_of(photos, tiny("contrast", contrast=contrast)))
@@ -544,7 +548,7 @@ def test_all_stages_together_weigh_as_much_as_the_whole(photos: Photos) -> None:
     assert sum(points) == pytest.approx(math.log(1 + (images - 1) * grid), abs=0.01)
 
 
-def test_koleo_is_the_mean_over_both_large_crops(photos: Photos) -> None:
+def test_koleo_is_the_mean_over_both_large_crops(photos: ImageCache) -> None:
     learner = learner_of(photos, tiny("dino", dino={"koleo_weight": 0.5}))
     batch, student = learner.views[0], learner.method.student
     with torch.no_grad():
@@ -555,7 +559,7 @@ def test_koleo_is_the_mean_over_both_large_crops(photos: Photos) -> None:
     assert numbers["koleo"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_center_follows_the_teachers_scores(photos: Photos) -> None:
+def test_the_center_follows_the_teachers_scores(photos: ImageCache) -> None:
     learner = learner_of(photos, tiny("dino"))
     method = learner.method
     batch = learner.views[0]
@@ -566,7 +570,7 @@ def test_the_center_follows_the_teachers_scores(photos: Photos) -> None:
     torch.testing.assert_close(method.whole_center, 0.1 * mean)
 
 
-def test_the_student_does_not_see_masked_patches(photos: Photos) -> None:
+def test_the_student_does_not_see_masked_patches(photos: ImageCache) -> None:
     method = build_method(tiny("dino"))
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     changed = images.clone()
@@ -598,7 +602,7 @@ def test_schedules_of_dino_are_cosines_after_the_warmup() -> None:
     assert decays[50] == pytest.approx(0.22)
 
 
-def test_the_result_of_contrast_has_batch_norms_of_its_own_images(photos: Photos) -> None:
+def test_the_result_of_contrast_has_batch_norms_of_its_own_images(photos: ImageCache) -> None:
     learner = learner_of(photos, tiny("contrast"))
     step_of(learner)
     backbone = learner.method.result(photos)
@@ -608,7 +612,7 @@ def test_the_result_of_contrast_has_batch_norms_of_its_own_images(photos: Photos
     assert not backbone.net.training
 
 
-def test_the_mean_of_a_batch_norm_is_that_of_all_its_batches_alike(photos: Photos) -> None:
+def test_the_mean_of_a_batch_norm_is_that_of_all_its_batches_alike(photos: ImageCache) -> None:
     learner = learner_of(photos, tiny("contrast", contrast={"recalibration_steps": 3}))
     norms = [m for m in learner.method.average.net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     seen = []

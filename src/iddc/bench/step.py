@@ -78,6 +78,7 @@ def step_part(inputs: Inputs, case: Case, *, again: bool = False) -> Part:
 
     if again:
         fast(learn=False)
+    # What is kept, or computed in bf16, is rounded.
     exact = pick_precision(experiment.training.precision, device) == "fp32"
     return Part(
         name=f"step, {case.name}{', views seen before' if again else ''}",

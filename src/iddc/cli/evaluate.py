@@ -65,6 +65,7 @@ class Evaluate(Informing, Limited):
         from iddc.progress import Progress
         from iddc.segmenter import Segmenter
 
+        # The model, and what it is scored on.
         run = Run.open(self.run)
         stamp = run.stamp
         segmenter = Segmenter.load(self.run, self.runtime.device)
@@ -79,6 +80,7 @@ class Evaluate(Informing, Limited):
         )
         for note in getattr(dataset, "notes", ()):
             print(f"note: {note}", file=sys.stderr)
+        # The labels are opened here, for the first time.
         refined = "" if self.refine == "none" else f"-{self.refine}"
         masks = self.run / "evaluation" / f"{self.dataset}-{self.split}-{self.protocol}{refined}"
         evaluation = evaluate(
@@ -89,6 +91,7 @@ class Evaluate(Informing, Limited):
             save_masks=masks if self.save_masks else None,
             progress=Progress(),
         )
+        # A score of some images is shown and not kept: it would be read as one of all.
         entry = {
             "data": str(self.data.resolve()),
             "dataset": self.dataset,

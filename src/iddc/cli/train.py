@@ -52,6 +52,7 @@ class MakesRun(ReadsPhotos):
 
             print(yaml.safe_dump(used(completed(self.experiment)), sort_keys=False), end="")
             return 0
+        # The images, and the numbers that follow from them.
         refuse_inside(self.out, self.images)
         experiment = self.chosen()
         found = find_readable(
@@ -70,6 +71,7 @@ class MakesRun(ReadsPhotos):
                 f"Found {len(files)} readable image in {self.images}; training compares images "
                 "with each other and needs at least 2."
             )
+        # What will be done, said before it is.
         steps = f"{plan.steps:,} steps" if plan.steps else ""
         method = "" if experiment.method == "iddc" else f"{experiment.method} · "
         work = f"{method}{steps}".strip(" ·")

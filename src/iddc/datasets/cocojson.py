@@ -25,6 +25,7 @@ def read_coco(record: dict[str, Any], source: Path, background: str | None) -> A
     Raises:
         DataError: It is damaged, or has boxes alone.
     """
+    # Everything is read before anything is used: a wrong type may stand anywhere.
     try:
         categories = sorted((int(c["id"]), str(c["name"])) for c in record["categories"])
         images = [
@@ -48,6 +49,7 @@ def read_coco(record: dict[str, Any], source: Path, background: str | None) -> A
         raise DataError(
             f"{source} has boxes only ({boxes:,}). Scores need regions: masks, polygons."
         )
+    # Ids may have gaps, classes have none.
     first = 0 if background is None else 1
     index = {number: first + position for position, (number, _) in enumerate(categories)}
     names = tuple(name for _, name in categories)

@@ -178,6 +178,7 @@ def _mask_of(file: Any, plane: Plane) -> Any:
 
 
 def _layout(file: Any, plane: Plane, pages: int, notes: tuple[str, ...]) -> Layout:
+    # What no picture can be made of.
     frame = plane.series.keyframe
     colours = getattr(frame.photometric, "name", str(frame.photometric))
     if colours in _REFUSED:
@@ -193,6 +194,7 @@ def _layout(file: Any, plane: Plane, pages: int, notes: tuple[str, ...]) -> Layo
     count = frame.samplesperpixel * len(plane.numbers)
     if count < known[colours]:
         raise Refused(f"it has {count} samples a pixel, {colours} takes {known[colours]}")
+    # Which sample is transparency: what GDAL wrote of bands goes before what TIFF says.
     extra = tuple(map(int, frame.extrasamples or ()))
     first = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     alpha = None if first is None else frame.samplesperpixel - len(extra) + first
@@ -201,6 +203,7 @@ def _layout(file: Any, plane: Plane, pages: int, notes: tuple[str, ...]) -> Layo
         alpha = roles.index("alpha") if "alpha" in roles else alpha
         if alpha is not None and roles[alpha] not in ("alpha", ""):
             alpha = None
+    # Which samples are colours, and of which kind.
     rgb = None
     if {"red", "green", "blue"} <= set(roles):
         rgb = (roles.index("red"), roles.index("green"), roles.index("blue"))

@@ -207,6 +207,7 @@ def sum_fused(
     """
     u, other_u = first.embeddings, other.embeddings
     v, other_v = first.probs.float().contiguous(), other.probs.float().contiguous()
+    # Several programs share an image where there are few of them.
     images, pixels, clusters = v.shape
     other_pixels, channels = other_u.shape[1:]
     interpreted = not isinstance(_kernel, triton.JITFunction)
@@ -214,6 +215,7 @@ def sum_fused(
     rows = triton.cdiv(pixels, SIDE)
     blocks = triton.cdiv(rows, min(rows, max(1, PROGRAMS // images)))
     parts = triton.cdiv(rows, blocks)
+    # Memory of its own for the sums of each program: their order does not matter.
     costs = v.new_empty(parts, images)
     counts = v.new_empty(parts, images, dtype=torch.int32)
     gradient = torch.zeros_like(v) if needs_grad else v

@@ -45,6 +45,7 @@ class Objective:
         Returns:
             The terms; `total` is the loss.
         """
+        # What both terms of pairs have in common. Sums are in single precision at least.
         config = self.config
         zero = first.probs.new_zeros(
             (), dtype=torch.promote_types(first.probs.dtype, torch.float32)
@@ -53,6 +54,7 @@ class Objective:
         common: dict[str, Any] = {"penalty": config.penalty, "log_offset": config.log_offset}
         if config.centering == "batch":
             common["centre"] = _mean_embedding(first, second)
+        # Terms of weight 0 are not computed: Eq. (1), Eq. (2), and Eq. (6) or (7).
         if config.positive_weight:
             positive = positive_loss(
                 first,

@@ -22,8 +22,8 @@ from iddc.backbones import Backbone, reduced_backbone
 from iddc.config import PretrainConfig
 from iddc.device import autocast
 from iddc.errors import ConfigError
+from iddc.pretraining.cache import ImageCache
 from iddc.pretraining.losses import GlobalBatch, nt_xent, point_nce
-from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import Pairs, PairViews
 from iddc.processes import Processes
 
@@ -60,7 +60,7 @@ class Contrast(nn.Module):
         """Set how long the schedules are."""
         self._steps = steps
 
-    def views(self, photos: Photos, processes: Processes) -> PairViews:
+    def views(self, photos: ImageCache, processes: Processes) -> PairViews:
         """The batches, as this process sees them.
 
         Raises:
@@ -125,7 +125,7 @@ class Contrast(nn.Module):
         ema_update(self.average, self.online, momentum)
 
     @torch.no_grad()
-    def result(self, photos: Photos) -> Backbone:
+    def result(self, photos: ImageCache) -> Backbone:
         """The average, with statistics of its batch norms, and components, from fresh crops."""
         device, contrast = self.average.mean.device, self.config.contrast
         changes = {

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 from iddc.backbones import Backbone
 from iddc.config import DinoConfig, PretrainConfig
 from iddc.errors import ConfigError
+from iddc.pretraining.cache import ImageCache
 from iddc.pretraining.contrast import ema_update
 from iddc.pretraining.losses import GlobalBatch, cross_view_entropy, koleo, masked_entropy
-from iddc.pretraining.photos import Photos
 from iddc.pretraining.views import MultiCrops, MultiCropViews
 from iddc.processes import Processes
 
@@ -117,7 +117,7 @@ class Dino(nn.Module):
         self._steps = steps
         self._frozen_steps = min(steps // 4, self.config.dino.frozen_epochs * steps_per_epoch)
 
-    def views(self, photos: Photos, processes: Processes) -> MultiCropViews:
+    def views(self, photos: ImageCache, processes: Processes) -> MultiCropViews:
         """The batches, as this process sees them."""
         return MultiCropViews(photos, self.config, processes, self.student.backbone.patch_size)
 
@@ -199,7 +199,7 @@ class Dino(nn.Module):
             center: Tensor = getattr(self, f"{name}_center")
             center.lerp_(mean, 1 - config.center_momentum)
 
-    def result(self, _photos: Photos) -> Backbone:
+    def result(self, _photos: ImageCache) -> Backbone:
         """The teacher."""
         return self.teacher.backbone
 

@@ -14,10 +14,10 @@ from iddc.config import PretrainConfig
 from iddc.device import autocast
 from iddc.errors import ConfigError, SetupError
 from iddc.learning.guards import not_finite
+from iddc.pretraining.cache import ImageCache
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.dino import Dino
 from iddc.pretraining.losses import GlobalBatch
-from iddc.pretraining.photos import Photos
 from iddc.processes import Processes
 from iddc.schedules import Plan
 
@@ -72,7 +72,7 @@ class Learner:
     def __init__(
         self,
         method: Contrast | Dino,
-        photos: Photos,
+        photos: ImageCache,
         config: PretrainConfig,
         processes: Processes,
     ) -> None:

@@ -22,9 +22,9 @@ from iddc.images import ImageFile, Skipped, ahead
 from iddc.learning.checkpoint import digest
 from iddc.learning.log import StepLog
 from iddc.learning.session import Session, running
+from iddc.pretraining.cache import ImageCache, fill_cache, find_cache
 from iddc.pretraining.folder import WeightsFolder, hardware, write_card
 from iddc.pretraining.learner import Learner, build_method
-from iddc.pretraining.photos import Photos, decode_photos, find_photos
 from iddc.progress import SILENT, Progress
 
 MIN_IMAGES = 16
@@ -114,7 +114,7 @@ def pretrain(
 
 def _decoded(
     sources: Sequence[Sequence[ImageFile]], config: PretrainConfig, cache: Path, session: Session
-) -> Photos:
+) -> ImageCache:
     """The decoded images: of an earlier call, or of the first process while the others wait."""
     names = digest([file for source in sources for file in source])
     key = f"{names} {config.short_side} {config.min_side} {config.reading!r}"
@@ -126,10 +126,10 @@ def _decoded(
                 signum=session.stop.signum,
             )
 
-    while (photos := find_photos(cache, key)) is None:
+    while (photos := find_cache(cache, key)) is None:
         check()
         if session.first:
-            return decode_photos(
+            return fill_cache(
                 sources,
                 cache,
                 key,

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from iddc.config import PretrainConfig
 from iddc.errors import ConfigError
-from iddc.pretraining.photos import Photos
+from iddc.pretraining.cache import ImageCache
 from iddc.processes import Processes
 from iddc.views import epoch_batches
 
@@ -151,7 +151,7 @@ class Crops:
 
 
 def cut(
-    photos: Photos | Sequence[UInt8[Tensor, "_ _ 3"]],
+    photos: ImageCache | Sequence[UInt8[Tensor, "_ _ 3"]],
     ids: Sequence[int],
     boxes: Float64[np.ndarray, "b v 4"],
     flips: Bool[np.ndarray, "b v"],
@@ -232,7 +232,7 @@ class _Kind:
 class PairViews:
     """The batches of `contrast`: `views[step]` is this process's part of one."""
 
-    def __init__(self, photos: Photos, config: PretrainConfig, processes: Processes) -> None:
+    def __init__(self, photos: ImageCache, config: PretrainConfig, processes: Processes) -> None:
         self.photos = photos
         self.seed = config.seed
         self.config = contrast = config.contrast
@@ -325,7 +325,7 @@ class MultiCropViews:
     """The batches of `dino`: `views[step]` is this process's part of one."""
 
     def __init__(
-        self, photos: Photos, config: PretrainConfig, processes: Processes, patch_size: int
+        self, photos: ImageCache, config: PretrainConfig, processes: Processes, patch_size: int
     ) -> None:
         self.photos = photos
         self.seed, self.batch_size = config.seed, config.batch_size

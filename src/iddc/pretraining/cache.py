@@ -30,7 +30,7 @@ _AT_ONCE = 256
 """Images that wait in memory to be written."""
 
 
-class Photos:
+class ImageCache:
     """The images of a cache: `photos[i]` is RGB, uint8, "H W 3".
 
     Attributes:
@@ -64,16 +64,16 @@ class Photos:
         return self._pixels[end - 3 * height * width : end].view(height, width, 3)
 
 
-def find_photos(folder: Path, digest: str) -> Photos | None:
+def find_cache(folder: Path, digest: str) -> ImageCache | None:
     """The photos of a complete cache of these files, if there is one."""
     try:
-        photos = Photos(folder)
+        photos = ImageCache(folder)
     except Exception:  # a damaged archive makes zipfile and numpy raise almost anything
         return None  # it is only a cache: it is made again
     return photos if photos.digest == digest else None
 
 
-def decode_photos(
+def fill_cache(
     sources: Sequence[Sequence[ImageFile]],
     folder: Path,
     digest: str,
@@ -84,7 +84,7 @@ def decode_photos(
     check: Callable[[], None],
     reading: ReadingConfig = AS_STORED,
     progress: Progress = SILENT,
-) -> Photos:
+) -> ImageCache:
     """Decode all files into a cache.
 
     Args:
@@ -101,6 +101,7 @@ def decode_photos(
     Raises:
         SetupError: The disk has no room, or cannot be written.
     """
+    # Whether there is room is known before hours of decoding.
     files = [file for source in sources for file in source]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +129,7 @@ def decode_photos(
             image = image.resize(reduced, Image.Resampling.BICUBIC, reducing_gap=3.0)
         return np.asarray(image)
 
+    # Pixels are written as they come, in the order of the files.
     sizes, kept, failed, reasons = [], [], [], []
     with (
         progress.job(len(files)),
@@ -147,6 +149,7 @@ def decode_photos(
                     kept.append(number)
                     pixels.write(result.data)
             progress.update(min(start + _AT_ONCE, len(files)), "decoding")
+    # The index comes last: without it there is no cache.
     bounds = list(accumulate(len(source) for source in sources))
     buffer = io.BytesIO()
     np.savez(
@@ -158,7 +161,7 @@ def decode_photos(
         reasons=np.array(reasons, np.str_),
     )
     write_atomic(folder / _INDEX, buffer.getbuffer())
-    return Photos(folder)
+    return ImageCache(folder)
 
 
 def estimated_bytes(files: Sequence[ImageFile], short_side: int) -> int:
