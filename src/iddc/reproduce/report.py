@@ -16,7 +16,7 @@ from iddc.reproduce.plan import Job, Settings, Target, is_other
 from iddc.reproduce.smoke import LABEL
 from iddc.runs import write_atomic
 
-LIVE_SHARE = 1e-4
+FOUND_SHARE = 1e-4
 """A cluster is found if it has at least this share of the labelled pixels: our choice."""
 SYMBOLS = {
     "negative_weight": "lambda_1",
@@ -49,7 +49,7 @@ class Outcome:
     def values(self, measure: str) -> list[float]:
         """One number for each seed: accuracy, mIoU, or how many clusters are found."""
         if measure == "live":
-            return [float(sum(share >= LIVE_SHARE for share in s)) for s in self.sizes()]
+            return [float(sum(share >= FOUND_SHARE for share in s)) for s in self.sizes()]
         return [entry[measure] for entry in self.entries.values()]
 
     def sizes(self, pixels: str = "cluster_pixels") -> list[list[float]]:
