@@ -21,8 +21,8 @@ from iddc.windows import (
     Predictor,
     Request,
     argmax_clusters,
+    as_array,
     cluster_ids,
-    cluster_map,
     predict_probs,
     probability_rows,
     size_for_windows,
@@ -59,6 +59,15 @@ def noise(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
+def cluster_map(
+    predictor: Predictor, image: Tensor, config: PredictionConfig, out_size: tuple[int, int]
+) -> np.ndarray:
+    """The cluster of every pixel of one image."""
+    requests = [Request(image, out_size)]
+    ((_, ids),) = cluster_ids(predictor, requests, config, device=CPU)
+    return as_array(ids, predictor.num_clusters)
+
+
 def interpolate(probs: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(probs[None], size=size, mode="bilinear", align_corners=False)[0]
 
@@ -92,7 +101,7 @@ def slow_probs(
 
 def test_without_windows_an_image_as_large_as_the_overlap_is_one_window() -> None:
     config = PredictionConfig(window=0, overlap=8)
-    clusters = cluster_map(Cells(), noise(8, 8), config, (8, 8), device=CPU)
+    clusters = cluster_map(Cells(), noise(8, 8), config, (8, 8))
     assert clusters.shape == (8, 8)
 
 
@@ -183,7 +192,7 @@ def changes_per_column(config: PredictionConfig, count: int = 12) -> np.ndarray:
         coarse = noise(5, 6, seed).float()[None]
         image = functional.interpolate(coarse, (224, 400), mode="bicubic")[0]
         image = image.clamp(0, 255).round().byte()
-        clusters = cluster_map(Lopsided(patch=16), image, config, (224, 400), device=CPU)
+        clusters = cluster_map(Lopsided(patch=16), image, config, (224, 400))
         changes += (clusters[:, 1:] != clusters[:, :-1]).sum(0)
     return changes
 
@@ -258,7 +267,7 @@ def test_flipping_matters_and_makes_mirror_images_agree() -> None:
 
 def test_the_map_is_the_most_probable_cluster_of_each_pixel() -> None:
     image, config = noise(30, 50), PredictionConfig(window=16, overlap=4)
-    clusters = cluster_map(Cells(), image, config, (45, 61), device=CPU)
+    clusters = cluster_map(Cells(), image, config, (45, 61))
     probs = slow_probs(Cells(), image, config, (45, 61))
     assert clusters.shape == (45, 61)
     top = probs.topk(2, dim=0).values
@@ -271,7 +280,7 @@ def test_the_map_is_the_most_probable_cluster_of_each_pixel() -> None:
 def test_ids_have_eight_bits_up_to_256_clusters_and_sixteen_above(
     num_clusters: int, dtype: type
 ) -> None:
-    clusters = cluster_map(Cells(num_clusters), noise(8, 8), WHOLE, (8, 8), device=CPU)
+    clusters = cluster_map(Cells(num_clusters), noise(8, 8), WHOLE, (8, 8))
     assert clusters.dtype == dtype
 
 
@@ -304,9 +313,7 @@ def test_windows_of_several_images_share_a_batch_and_each_image_has_its_own_clus
     found = [ids for _, ids in answers]
     assert sizes == [10, 4, 1]
     for ids, image in zip(found, images, strict=True):
-        assert np.array_equal(
-            ids.numpy(), cluster_map(Cells(), image, config, (31, 17), device=CPU)
-        )
+        assert np.array_equal(ids.numpy(), cluster_map(Cells(), image, config, (31, 17)))
 
 
 def test_short_memory_halves_the_batch_and_changes_no_probability() -> None:
@@ -384,7 +391,7 @@ def test_enlarging_makes_no_tensor_larger_than_a_strip(config: PredictionConfig)
 LARGE_IMAGE = """
 import resource, sys, torch
 from iddc.config import PredictionConfig
-from iddc.windows import cluster_map
+from iddc.windows import Request, cluster_ids
 torch.set_num_threads(2)
 
 class Cheap:
@@ -396,7 +403,7 @@ height, width, window, *out = map(int, sys.argv[1:])
 image = torch.zeros(3, height, width, dtype=torch.uint8)
 config = PredictionConfig(window=window, overlap=0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-cluster_map(Cheap(), image, config, out, device=torch.device("cpu"))
+list(cluster_ids(Cheap(), [Request(image, out)], config, device=torch.device("cpu")))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

@@ -139,12 +139,7 @@ class Sampler:
 
     def maps(self, indices: Iterable[int]) -> Iterator[tuple[int, Float[Tensor, "d h w"]]]:
         """The embeddings of whole images at working size, one after another."""
-        side = self._experiment.views.short_side
-
-        def whole(index: int) -> UInt8[Tensor, "3 H W"]:
-            return to_working_size(self._open(index, side), side, 0)
-
-        for index, image in self._each(whole, indices):
+        for index, image in self._each(self._whole, indices):
             yield index, self._embed(image[None])[0].float()
 
     def pictures(
@@ -154,12 +149,7 @@ class Sampler:
 
         One image after another, at working size; what mirror images give is mirrored back.
         """
-        side = self._experiment.views.short_side
-
-        def whole(index: int) -> UInt8[Tensor, "3 H W"]:
-            return to_working_size(self._open(index, side), side, 0)
-
-        for index, image in self._each(whole, indices):
+        for index, image in self._each(self._whole, indices):
             plain, mirrored = self._embed(torch.stack([image, image.flip(-1)])).float()
             yield index, torch.stack([plain, mirrored.flip(-1)]), image
 
@@ -168,6 +158,10 @@ class Sampler:
 
     def _open(self, index: int, side: int) -> Image.Image:
         return open_image(self.files[index], side, self._experiment.reading, settled=True)
+
+    def _whole(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        side = self._experiment.views.short_side
+        return to_working_size(self._open(index, side), side, 0)
 
     def _each(self, make: Callable[[int], T], indices: Iterable[int]) -> Iterator[tuple[int, T]]:
         """What is made of each image that can be read, in order, while threads make the next."""

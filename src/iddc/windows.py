@@ -214,22 +214,6 @@ def cluster_ids(
         yield request, ids
 
 
-def cluster_map(
-    predictor: Predictor,
-    image: UInt8[Tensor, "3 H W"],
-    config: PredictionConfig,
-    out_size: tuple[int, int],
-    *,
-    device: torch.device,
-    batch_size: int = 0,
-    refine: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
-) -> Integer[np.ndarray, "H2 W2"]:
-    """The `cluster_ids` of one image, as `as_array` gives them."""
-    request = Request(image, out_size, refine)
-    ((_, ids),) = cluster_ids(predictor, [request], config, device=device, batch_size=batch_size)
-    return as_array(ids, predictor.num_clusters)
-
-
 def most_probable(probs: Float[Tensor, "k H W"]) -> Integer[np.ndarray, "H W"]:
     """The cluster of every pixel, of the type `id_type` says."""
     return as_array(argmax_clusters(probs), len(probs))
