@@ -12,6 +12,7 @@ without windows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxtyping import Float, Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from embedded import Picture, Pictures
-from iddc.backbones import load_backbone
+from iddc.backbones import Backbone, ClassAttention, attend, load_backbone
 from iddc.config import MethodName
 from iddc.images import open_image
 from iddc.learning.embeddings import Embedded, Embeddings
@@ -73,8 +74,18 @@ class GridCollection:
             pixels = to_working_size(image, short_side, 0)
             yield index, self._pictures.items[index].features.float(), pixels
 
+    def attend(
+        self, images: UInt8[Tensor, "b 3 H W"], targets: Float[Tensor, "k d"] | None = None
+    ) -> ClassAttention:
+        """What the class token of a ViT sees in images."""
+        return attend(self._backbone, images, targets)
+
     def note(self, line: str) -> None:
         """Nobody listens."""
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        return load_backbone(self._pictures.backbone)
 
 
 def method_recipe(

@@ -44,9 +44,9 @@ from iddc.backbones import (
 )
 from iddc.device import autocast
 from iddc.images import find_images
-from iddc.pretraining.contrast import move
-from iddc.pretraining.losses import balanced, nt_xent, point_nce
-from iddc.pretraining.photos import Photos, decode_photos
+from iddc.pretraining.cache import ImageCache, fill_cache
+from iddc.pretraining.contrast import ema_update
+from iddc.pretraining.losses import nt_xent, point_nce, sinkhorn
 from iddc.pretraining.views import (
     Crops,
     cut,
@@ -102,12 +102,12 @@ class Choices:
 # Photos -------------------------------------------------------------------------------------------
 
 
-def decoded(cache: Path, sources: list[Path]) -> Photos:
+def decoded(cache: Path, sources: list[Path]) -> ImageCache:
     """The photos of a cache, or of sources that are decoded into it."""
     if (cache / "index.npz").exists():
-        return Photos(cache)
+        return ImageCache(cache)
     files = [find_images(source).files for source in sources]
-    return decode_photos(
+    return fill_cache(
         files, cache, "trials", short_side=144, min_side=28, threads=1, check=lambda: None
     )
 
@@ -134,7 +134,7 @@ def texture(rng: np.random.Generator, side: int = 96) -> UInt8[Tensor, "H W 3"]:
 class Pool:
     """Photos and drawn textures, with their regions."""
 
-    def __init__(self, photos: Photos, choices: Choices) -> None:
+    def __init__(self, photos: ImageCache, choices: Choices) -> None:
         self.photos = photos
         self.choices = choices
         self.large = np.flatnonzero(photos.sizes.min(1) >= 96)
@@ -238,7 +238,7 @@ class Trial(nn.Module):
         temperature = self.choices.temperature
         scores = normalize(rows, dim=-1) @ normalize(self.prototypes, dim=1).T
         with torch.no_grad():
-            targets = torch.stack([balanced(view / (temperature / 2)) for view in scores])
+            targets = torch.stack([sinkhorn(view / (temperature / 2)) for view in scores])
         predicted = functional.log_softmax(scores / temperature, dim=-1)
         return -(targets.flip(0) * predicted).sum(-1).mean()
 
@@ -339,7 +339,7 @@ def run(trial: Trial, pool: Pool, out: Path, seconds: float, steps: int, every: 
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*matrices, *others], 5.0)
         optimizer.step()
-        move(trial.average, trial.online, min(0.99, (1 + step) / (10 + step)))
+        ema_update(trial.average, trial.online, min(0.99, (1 + step) / (10 + step)))
         losses.append(float(loss.detach()))
         step += 1
         if cpu_seconds() - begun - saved_at >= every:

@@ -16,6 +16,7 @@ LAYERS = {
     "canvas": 1,
     "clustering": 1,
     "consensus": 1,
+    "decoders": 1,
     "device": 1,
     "ground": 1,
     "images": 1,

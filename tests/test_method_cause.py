@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import normalize
 
 from iddc.config import Experiment
-from iddc.methods.cause import Cause, concept_contrast, modularity_loss, one_of_each_block
+from iddc.methods.cause import Cause, concept_contrast
+from iddc.methods.modularity import modularity_loss, one_of_each_block
 from oracles import waves
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from iddc import methods
+from iddc.backbones import ClassAttention
 from iddc.config import Experiment, Frozen, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.images import ImageFile, find_images
 from iddc.learning import fit
@@ -42,7 +43,8 @@ QUIET = Runtime(device="cpu", workers=0)
 SMALL = {
     **{"steps": 4, "min_steps": 4, "epochs": 1, "fitting_steps": 2, "start_steps": 3},
     **{"batch_size": 3, "max_vectors": 90, "vectors": 90, "pool": 32, "concepts": 16},
-    **{"dim": 8, "projection": 8, "clusterings": 2},
+    **{"dim": 8, "projection": 8, "clusterings": 2, "fine_clusters": 6, "object_start": 0},
+    **{"blocks": 1, "hidden": 16, "grid": 3, "window_size": 32},
 }
 """What is made small of a method's own numbers, where it has these names."""
 
@@ -110,6 +112,14 @@ class Fixed:
         for index, maps in self.maps():
             pixels = torch.arange(3 * 64 * 64).remainder(251).reshape(3, 64, 64)
             yield index, maps, pixels.to(torch.uint8)
+
+    def attend(self, images: Tensor, targets: Tensor | None = None) -> ClassAttention:
+        generator = torch.Generator().manual_seed(int(images.sum()) % 1000)
+        count = 1 if targets is None else len(targets)
+        token = torch.randn(len(images), 64, generator=generator)
+        attention = torch.rand(len(images), 4, 4, generator=generator)
+        slopes = torch.randn(len(images), count, 4, 4, generator=generator)
+        return ClassAttention(token, attention, slopes if targets is not None else None)
 
     def note(self, line: str) -> None:
         pass
@@ -316,7 +326,7 @@ def test_every_method_is_in_a_module_of_its_name_and_says_what_it_is(method: str
 
 def test_every_module_of_a_method_is_in_the_table() -> None:
     folder = Path(methods.__file__).parent
-    others = {"__init__", "method", "alignment"}
+    others = {"__init__", "method", "alignment", "modularity"}
     there = {path.stem for path in folder.glob("*.py")} - others
     assert there == {name.replace("-", "_") for name in METHODS}
 

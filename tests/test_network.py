@@ -44,6 +44,20 @@ def test_the_table_and_the_names_of_the_configuration_are_the_same() -> None:
         ("linear", 32 * 5 + 5),
         ("centroids", 0),
         ("codes", 2 * (32 * 70 + 70) + (32 * 32 + 32) + 5 * 70),
+        # one block: 2 * 4 projections, 4 norms, the layers, and 28 * 28 positions; then the codes
+        (
+            "codebook-codes",
+            (8 * (32 * 32 + 32) + 4 * 64 + 2 * 32 * 2048 + 2048 + 32 + 32 * 28 * 28)
+            + (2 * (32 * 70 + 70) + (32 * 32 + 32) + 5 * 70),
+        ),
+        ("concepts", 5 * 32 + 6 * (8 * (32 * 32 + 32) + 3 * 64 + 2 * 32 * 1024 + 1024 + 32)),
+        # the entrance, 5 classes, two blocks, a norm, two matrices, the norm over 5 classes
+        (
+            "mask-transformer",
+            (32 * 32 + 32 + 5 * 32)
+            + 2 * (4 * (32 * 32 + 32) + 2 * 64 + 2 * 32 * 128 + 128 + 32)
+            + (64 + 2 * 32 * 32 + 2 * 5),
+        ),
     ],
 )
 def test_a_head_has_the_parameters_counted_by_hand(head: HeadName, parameters: int) -> None:
@@ -156,8 +170,8 @@ def test_a_network_is_rebuilt_from_its_description_and_its_tensors(head: HeadNam
     [
         (
             {"head": "attention"},
-            "head: expected 'conv', 'linear', 'centroids', 'codes' or 'smooth-codes', found "
-            "'attention'",
+            "head: expected 'conv', 'linear', 'centroids', 'codes', 'smooth-codes', "
+            "'codebook-codes', 'concepts' or 'mask-transformer', found 'attention'",
         ),
         ({"num_clusters": 1}, "num-clusters: .*found 1"),
         ({"backbone": None}, "backbone"),

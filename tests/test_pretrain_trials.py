@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from iddc.images import find_images
-from iddc.pretraining.photos import Photos, decode_photos
+from iddc.pretraining.cache import ImageCache, fill_cache
 from tiny import photo
 
 PATH = Path(__file__).parents[1] / "benchmarks"
@@ -33,13 +33,13 @@ def trials() -> Any:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Photos:
+def photos(tmp_path: Path) -> ImageCache:
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(10):
         photo(i, (110, 100)).save(folder / f"{i}.png")
     files = find_images(folder).files
-    return decode_photos(
+    return fill_cache(
         [files], tmp_path / "cache", "", short_side=144, min_side=28, threads=1, check=lambda: None
     )
 
@@ -88,7 +88,7 @@ def test_points_of_a_crop_have_the_regions_that_they_lie_in(trials: Any, flip: b
 
 @pytest.mark.parametrize("objective", ["swav", "regions", "contrast", "points", "whole"])
 def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
-    trials: Any, photos: Photos, tmp_path: Path, objective: str
+    trials: Any, photos: ImageCache, tmp_path: Path, objective: str
 ) -> None:
     choices = trials.Choices(
         objective=objective,
@@ -114,7 +114,9 @@ def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
     assert go(trials.Pool(photos, choices), "two") == go(trials.Pool(photos, choices), "one")
 
 
-def test_a_trial_of_other_choices_is_refused(trials: Any, photos: Photos, tmp_path: Path) -> None:
+def test_a_trial_of_other_choices_is_refused(
+    trials: Any, photos: ImageCache, tmp_path: Path
+) -> None:
     torch.save({"choices": {"objective": "whole"}}, tmp_path / "state.pt")
     choices = trials.Choices(init="untrained:test_resnet")
     pool = trials.Pool(photos, choices)

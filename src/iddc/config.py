@@ -33,18 +33,33 @@ MethodName = Literal[
     "iddc",
     "kmeans",
     "stego",
+    "acseg",
     "cause",
+    "cause-tr",
     "consensus",
+    "eagle",
     "hp",
     "iic",
     "mdc",
     "picie",
+    "picie-h",
     "primaps",
     "probe",
+    "second-stage",
     "smooseg",
+    "transfgu",
 ]
 """How a head learns: the table of methods. Each has its module, `iddc.methods.NAME`."""
-HeadName = Literal["conv", "linear", "centroids", "codes", "smooth-codes"]
+HeadName = Literal[
+    "conv",
+    "linear",
+    "centroids",
+    "codes",
+    "smooth-codes",
+    "codebook-codes",
+    "concepts",
+    "mask-transformer",
+]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ScheduleStep = Literal["iteration", "epoch"]
 DatasetName = Literal["folder", "cityscapes", "cocostuff27", "cocostuff171", "potsdam3"]

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from iddc.backbones import Architecture, Backbone, build_backbone, load_backbone
 from iddc.config import Experiment, Frozen, HeadName, Precision
+from iddc.decoders import CodebookDecoder, Concepts, MaskTransformer
 from iddc.device import autocast
 from iddc.errors import DataError
 from iddc.runs import explain
@@ -136,12 +137,35 @@ class SmoothCodes(Codes):
         self.nonlinear[1] = nn.SiLU(inplace=True)
 
 
+class CodebookCodes(Codes):
+    """The codes of CAUSE-TR (Kim et al., 2023): of embeddings that were decoded by a codebook."""
+
+    def __init__(
+        self,
+        width: int,
+        num_clusters: int,
+        dim: int = CODE_DIM,
+        concepts: int = 2048,
+        grid: int = 28,
+        hidden: int = 2048,
+    ) -> None:
+        super().__init__(width, num_clusters, dim)
+        self.decoder = CodebookDecoder(width, concepts, grid, hidden)
+
+    def codes(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+        """Give the codes, of any length; they depend on all patches of the image."""
+        return super().codes(self.decoder(features))
+
+
 HEADS: dict[HeadName, Callable[..., nn.Module]] = {
     "conv": ConvHead,
     "linear": LinearHead,
     "centroids": Centroids,
     "codes": Codes,
     "smooth-codes": SmoothCodes,
+    "codebook-codes": CodebookCodes,
+    "concepts": Concepts,
+    "mask-transformer": MaskTransformer,
 }
 """From D, K and the head's own options to a module with random weights, of torch's generator."""
 
@@ -255,6 +279,9 @@ def logits_at(
     """The logits of some patches of each grid, numbered row by row."""
     if isinstance(head, ConvHead):
         return head.at(features, patches)
+    if isinstance(head, CodebookCodes | Concepts | MaskTransformer):
+        whole: Tensor = head(features)
+        return whole.flatten(2)[:, :, patches]
     # Every other head maps each patch by itself.
     logits: Tensor = head(features.flatten(2)[:, :, patches, None])
     return logits[..., 0]

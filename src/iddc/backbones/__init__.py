@@ -26,6 +26,7 @@ from iddc.backbones.architecture import (
     untrained_backbone,
     without_memory,
 )
+from iddc.backbones.attention import ClassAttention, attend, has_class_token
 from iddc.backbones.known import (
     BACKBONES,
     BUNDLED,
@@ -56,10 +57,13 @@ __all__ = [
     "BACKBONES",
     "Architecture",
     "Backbone",
+    "ClassAttention",
     "KnownBackbone",
+    "attend",
     "backbone_with",
     "build_backbone",
     "bundled_backbone",
+    "has_class_token",
     "is_here",
     "is_plain",
     "licence_of",

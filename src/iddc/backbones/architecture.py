@@ -139,6 +139,13 @@ class Backbone(nn.Module):
         Returns:
             The embeddings, not L2-normalised, in single precision also under autocast.
         """
+        pixels, grid = self.prepared(images)
+        return self._stages(pixels, grid) if self.architecture.stages else self._last(pixels, grid)
+
+    def prepared(
+        self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b 3 h w"], tuple[int, int]]:
+        """What the network sees of images, and the rows and columns of their patches."""
         pixels = images.to(self.mean.dtype)
         if not images.is_floating_point():
             pixels = pixels / 255
@@ -146,8 +153,7 @@ class Backbone(nn.Module):
         if (height, width) != images.shape[-2:]:
             pixels = functional.interpolate(pixels, (height, width), mode="bilinear")
         grid = height // self.patch_size, width // self.patch_size
-        pixels = (pixels - self.mean) / self.std
-        return self._stages(pixels, grid) if self.architecture.stages else self._last(pixels, grid)
+        return (pixels - self.mean) / self.std, grid
 
     def num_patches(self, side: int) -> int:
         """The embeddings of a square image of that side, in pixels."""

@@ -8,9 +8,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from iddc.backbones import ClassAttention, attend
 from iddc.learning.learner import Learner
 from iddc.learning.session import Session
 from iddc.samples import Sampler
+
+AT_ONCE = 16
+"""Images in one forward pass where the class token is asked."""
 
 
 class EmbeddedCollection:
@@ -60,6 +64,23 @@ class EmbeddedCollection:
         chosen = min(count, total)
         yield from self._sampler.pictures(i * total // chosen for i in range(chosen))
         self._leave_out()
+
+    def attend(
+        self, images: UInt8[Tensor, "b 3 H W"], targets: Float[Tensor, "k d"] | None = None
+    ) -> ClassAttention:
+        """What the class token of a ViT sees in images, a few at a time where there are no targets.
+
+        Slopes are those of each image by itself.
+        """
+        backbone, device = self._learner.network.backbone, self._session.processes.device
+        parts = torch.split(images, AT_ONCE)
+        found = [attend(backbone, part.to(device), targets) for part in parts]
+        slopes = [each.slopes for each in found if each.slopes is not None]
+        return ClassAttention(
+            torch.cat([each.token for each in found]),
+            torch.cat([each.attention for each in found]),
+            torch.cat(slopes) if slopes else None,
+        )
 
     def note(self, line: str) -> None:
         """Tell the user something."""

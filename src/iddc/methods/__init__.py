@@ -99,13 +99,23 @@ def build_method(experiment: Experiment, network: Network, index: int = 0) -> Me
         experiment: It has all numbers of the method, see `completed`.
         network: The network; method 0 trains its head, the others one of their own.
         index: Which one among several that learn side by side.
+
+    Raises:
+        ConfigError: The method needs a class token, and the backbone has none.
     """
     import numpy as np
     import torch
 
+    from iddc.backbones import BACKBONES, has_class_token
     from iddc.network import build_head
 
     kind = find_method(experiment.method)
+    if kind.needs_class_token and not has_class_token(network.backbone):
+        usable = [name for name, known in BACKBONES.items() if known.timm_name.startswith("vit_")]
+        raise ConfigError(
+            f"The method {experiment.method} needs the class token of a ViT, and the backbone "
+            f"{experiment.backbone} has none. Usable: {', '.join(usable)}, or another ViT."
+        )
     options = kind.Config(**experiment.options)
     head = network.head
     if index:

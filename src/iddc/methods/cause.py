@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,16 +34,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from iddc.config import Experiment, Frozen
+from iddc.config import Experiment, Frozen, HeadName
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
+from iddc.methods.modularity import fit_concepts, one_of_each_block
 from iddc.network import Codes
 from iddc.schedules import Plan
 from iddc.views import draw_patches
-
-BLOCK = 4
-"""One patch of each block of 4 x 4 stands for it in the modularity."""
-CONCEPTS_AT_ONCE = 128
-"""Concepts whose pairs of patches are in memory at once."""
 
 
 class CauseConfig(Frozen):
@@ -88,7 +85,7 @@ class Cause(Method):
     name = "cause"
     about = "CAUSE-MLP (Kim et al., 2023): codes that tell the concepts of a codebook apart."
     Config = CauseConfig
-    heads = ("codes",)
+    heads: ClassVar[tuple[HeadName, ...]] = ("codes",)
     head: Codes
     options: CauseConfig
     codebook: Float[Tensor, "g d"]
@@ -135,6 +132,13 @@ class Cause(Method):
             return {"centroids_loss": loss}
         return {}
 
+    @staticmethod
+    def codes_at(
+        head: Codes, maps: Float[Tensor, "b d h w"], here: Int64[Tensor, " m"]
+    ) -> Float[Tensor, "b c m 1"]:
+        """The codes of some patches."""
+        return head.codes(maps.flatten(2)[:, :, here, None])
+
     @torch.no_grad()
     def _codes(self, maps: Float[Tensor, "d h w"]) -> Float[Tensor, "c h w"]:
         return self.head.codes(maps[None].float())[0]
@@ -146,46 +150,29 @@ class Cause(Method):
         rates: Sequence[float],
         rng: np.random.Generator,
     ) -> tuple[Float[Tensor, "g d"], float]:
-        """Maximise the modularity of images, a batch at a time; the mean loss of the last rate."""
         options = self.options
-        concepts = concepts.clone().requires_grad_()
-        optimizer = torch.optim.Adam([concepts])
-        per_pass = -(-len(images) // options.batch_size)
-        batches = max(per_pass, options.fitting_steps)
-        total = 0.0
-        order: list[int] = []
-        for step in range(batches):
-            share = step * len(rates) // batches
-            optimizer.param_groups[0]["lr"] = rates[share]
-            if len(order) < options.batch_size:
-                order += rng.permutation(len(images)).tolist()
-            chosen, order = order[: options.batch_size], order[options.batch_size :]
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                losses = [
-                    modularity_loss(images[i], concepts, options.modularity_temperature)
-                    for i in chosen
-                ]
-                loss = torch.stack(losses).mean()
-                torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_([concepts], options.clip)
-            optimizer.step()
-            total = loss.item()
-        return concepts.detach(), total
+        return fit_concepts(
+            *(concepts, images, rates, rng),
+            batch_size=options.batch_size,
+            steps=options.fitting_steps,
+            clip=options.clip,
+            temperature=options.modularity_temperature,
+        )
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The projected codes of student and teacher, and the nearest concepts, of some patches."""
         first = maps[:, 0]
         number = first.shape[2] * first.shape[3]
-        here, _ = draw_patches(number, self.options.patches, images.seed, images.step)
-        features = first.flatten(2)[:, :, here.to(first.device)]
+        here = draw_patches(number, self.options.patches, images.seed, images.step)[0]
+        here = here.to(first.device)
+        features = first.flatten(2)[:, :, here]
         with torch.no_grad():
-            kept = self.head.codes(features[..., None])[..., 0].mT
-            teacher = normalize(self.teacher_projector(kept), dim=-1)
+            kept = self.codes_at(self.head, first, here)
+            teacher = normalize(self.teacher_projector(kept[..., 0].mT), dim=-1)
             cosines = normalize(features, dim=1).mT @ normalize(self.codebook, dim=1).T
             concepts = cosines.argmax(dim=-1)
-            logits = self.head.cosines(self.head.codes(features[..., None]))[..., 0]
-        codes = self.student.codes(features[..., None])[..., 0].mT
+            logits = self.head.cosines(kept)[..., 0]
+        codes = self.codes_at(self.student, first, here)[..., 0].mT
         student = normalize(self.projector(codes), dim=-1)
         return {
             "student": student,
@@ -222,37 +209,6 @@ class Cause(Method):
         options = self.options
         parameters = [*learned, *self.projector.parameters()]
         return [Group(parameters, options.learning_rate, options.weight_decay, options.clip)]
-
-
-def one_of_each_block(
-    maps: Float[Tensor, "d h w"], rng: np.random.Generator
-) -> Float[Tensor, "n d"]:
-    """One patch, drawn at random, of each whole block of a grid; all of a grid without any."""
-    height, width = (side - side % BLOCK for side in maps.shape[1:])
-    if not height * width:
-        return maps.flatten(1).T.float()
-    rows, columns = np.mgrid[:height:BLOCK, :width:BLOCK]
-    rows = rows + rng.integers(BLOCK, size=rows.shape)
-    columns = columns + rng.integers(BLOCK, size=columns.shape)
-    return maps[:, torch.from_numpy(rows), torch.from_numpy(columns)].flatten(1).T.float()
-
-
-def modularity_loss(
-    vectors: Float[Tensor, "n d"], concepts: Float[Tensor, "g d"], temperature: float
-) -> Float[Tensor, ""]:
-    """Less the modularity of an image's patches under soft concepts, in [-1, 1]."""
-    directions = normalize(vectors, dim=1)
-    affinity = (directions @ directions.T).relu().fill_diagonal_(0)
-    degree = affinity.sum(dim=1)
-    edges = degree.sum().clamp(min=1e-12)
-    excess = affinity - degree[:, None] * degree / edges
-    likeness = (directions @ normalize(concepts, dim=1).T).relu()
-    # In parts, as every concept has a matrix of all pairs; the largest needs no other one.
-    together = torch.zeros_like(affinity)
-    for part in torch.split(likeness, CONCEPTS_AT_ONCE, dim=1):
-        products = torch.einsum("ig,jg->gij", part, part)
-        together = torch.maximum(together, (products / temperature).tanh().amax(dim=0))
-    return -(excess * together).sum() / edges
 
 
 def concept_contrast(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from iddc.backbones import ClassAttention
 from iddc.config import Experiment, Frozen, HeadName
 from iddc.schedules import Plan
 
@@ -143,6 +144,15 @@ class Collection(Protocol):
         """
         ...
 
+    def attend(
+        self, images: UInt8[Tensor, "b 3 H W"], targets: Float[Tensor, "k d"] | None = None
+    ) -> ClassAttention:
+        """What the class token of a ViT sees in images (`backbones.attend`).
+
+        Only a method that `needs_class_token` may ask for it.
+        """
+        ...
+
     def note(self, line: str) -> None:
         """Tell the user something in one line."""
 
@@ -164,6 +174,8 @@ class Method(nn.Module):
     uses: ClassVar[frozenset[str]] = frozenset({"training.precision"})
     """The fields of `Experiment` beyond K, backbone, seed, views and prediction that it reads, such
     as `epochs` or `objective.centering`. Others are neither options nor in config.yaml."""
+    needs_class_token: ClassVar[bool] = False
+    """Whether it works on a ViT with a class token alone; other backbones are refused."""
     head: nn.Module
     """What is saved and predicts."""
 

@@ -11,7 +11,7 @@ cross-entropy of logits mu_k . n(z), weighted by the size of clusters,
 The codes of the second view are read at the first one's patches, which makes them follow geometry.
 There the second view is the whole image, whose features are cropped, and colours differ; here the
 views are IDDC's two crops, a head learns from frozen embeddings, and the two clusterings are of the
-same sample with other starts. PiCIE+H's second clustering with more clusters is left out.
+same sample with other starts. `picie-h` adds a second clustering with more clusters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -71,33 +71,41 @@ class Picie(Method):
         """Cluster the codes of a sample twice."""
         if self._sample is None:
             self._sample = collection.sample(self.options.vectors).float()
-        codes = unit_codes(self.head, self._sample)
-        seeds = [self.experiment.seed + 2 * epoch + view for view in range(2)]
-        found = [clustered(codes, self.means.shape[1], seed) for seed in seeds]
-        self.means, self.weights = (
-            torch.stack(rows) for rows in list(zip(*found, strict=True))[:2]
-        )
+        self.means, self.weights, inertia = self._clustered(self.means.shape[1], epoch)
         if epoch == epochs:
             self.head.centroids.copy_(self.means[0])
-        return {"inertia": found[0][2]}
+        return {"inertia": inertia}
+
+    def _clustered(
+        self, num_clusters: int, epoch: int
+    ) -> tuple[Float[Tensor, "2 k c"], Float[Tensor, "2 k"], float]:
+        """The means and shares of two clusterings of the sample, and the inertia of the first."""
+        assert self._sample is not None
+        codes = unit_codes(self.head, self._sample)
+        seeds = [self.experiment.seed + 2 * epoch + view for view in range(2)]
+        found = [clustered(codes, num_clusters, seed) for seed in seeds]
+        means, weights, inertias = zip(*found, strict=True)
+        return torch.stack(means), torch.stack(weights), inertias[0]
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The cosines of both views' codes to both sets of means, and both labels, at patches."""
+        views, counted = self._views(maps, images)
+        cosines, labels = compared(views, counted, self.means)
+        logits = cosines[:, 0, 0].mT[:, None].detach()
+        return {"cosines": cosines, "labels": labels, "logits": logits}
+
+    def _views(
+        self, maps: Float[Tensor, "b 2 d h w"], images: Images
+    ) -> tuple[Float[Tensor, "b 2 n c"], Bool[Tensor, "b n"]]:
+        """The codes of both views at some patches of the first; which of them both views show."""
         codes = normalize(self.head.codes(maps.flatten(0, 1)), dim=1)
         codes = codes.view(len(maps), 2, *codes.shape[1:])
         other, inside = aligned(codes[:, 1], images.boxes)
         pair = [codes[:, 0].flatten(2).mT, normalize(other, dim=1).flatten(2).mT]
         number = pair[0].shape[1]
         here, _ = draw_patches(number, self.options.patches, images.seed, images.step)
-        views = torch.stack(pair, dim=1)[:, :, here.to(maps.device)]
-        cosines = views[:, :, None] @ self.means.mT.to(views)  # image, view, clustering
-        counted = inside.flatten(1)[:, here.to(maps.device)]
-        labels = [nearest_means(views[:, v].detach(), self.means[v]) for v in (0, 1)]
-        return {
-            "cosines": cosines,
-            "labels": torch.stack(labels, dim=1).masked_fill(~counted[:, None], -1),
-            "logits": cosines[:, 0, 0].mT[:, None].detach(),
-        }
+        here = here.to(maps.device)
+        return torch.stack(pair, dim=1)[:, :, here], inside.flatten(1)[:, here]
 
     def loss(self, batch: Batch, rows: Rows) -> dict[str, Float[Tensor, ""]]:
         """The four cross-entropies."""
@@ -108,6 +116,21 @@ class Picie(Method):
         """The codes."""
         codes = [*self.head.linear.parameters(), *self.head.nonlinear.parameters()]
         return [Group(codes, self.options.learning_rate)]
+
+
+def compared(
+    views: Float[Tensor, "b 2 n c"], counted: Bool[Tensor, "b n"], means: Float[Tensor, "2 k c"]
+) -> tuple[Float[Tensor, "b 2 2 n k"], Int64[Tensor, "b 2 n"]]:
+    """What two clusterings say of two views: the cosines, and each view's own labels.
+
+    Args:
+        views: Codes of length 1.
+        counted: Which patches both views show; the label of the others is -1.
+        means: The means of the clusters of both clusterings.
+    """
+    cosines = views[:, :, None] @ means.mT.to(views)  # image, view, clustering
+    labels = [nearest_means(views[:, v].detach(), means[v]) for v in (0, 1)]
+    return cosines, torch.stack(labels, dim=1).masked_fill(~counted[:, None], -1)
 
 
 def picie_loss(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from iddc.config import Experiment, Frozen
+from iddc.methods.alignment import at_patches, stacked
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.methods.stego import probe_loss
 from iddc.network import LinearHead
@@ -97,13 +98,7 @@ class Primaps(Method):
             index: principal_masks(maps.float(), options.coverage, options.likeness)
             for index, maps in collection.maps()
         }
-        number = max(found) + 1
-        tallest, widest = (max(mask.shape[axis] for mask in found.values()) for axis in (0, 1))
-        self.masks = torch.full((number, tallest, widest), FREE, dtype=torch.uint8)
-        self.sizes = torch.zeros(number, 2, dtype=torch.int64)
-        for index, mask in found.items():
-            self.masks[index, : mask.shape[0], : mask.shape[1]] = mask
-            self.sizes[index] = torch.tensor(mask.shape)
+        self.masks, self.sizes = stacked(found, FREE)
         start = self._start(collection.sample(options.vectors).float())
         with torch.no_grad():
             self.directions.copy_(start)
@@ -137,24 +132,12 @@ class Primaps(Method):
         features = maps[:, 0].flatten(2)
         with torch.no_grad():
             teacher = (self.head.weight[:, :, 0, 0] @ features).argmax(dim=1)
+        masks = at_patches(self.masks, self.sizes, images, 0, maps.shape[3:]).long()
         return {
             "logits": (self._prototypes() @ features)[:, None],
             "teacher": teacher,
-            "masks": self._masks(images, maps.shape[3:]).flatten(1).to(maps.device),
+            "masks": masks.flatten(1).to(maps.device),
         }
-
-    def _masks(self, images: Images, grid: torch.Size) -> Int64[Tensor, "b h w"]:
-        """The mask under the centre of each patch of the first crop."""
-        sizes = self.sizes.cpu()[images.ids].clamp(min=1)
-        positions = []
-        for axis, (start, end, size) in enumerate(((1, 3, grid[0]), (0, 2, grid[1]))):
-            low, high = images.boxes[:, 0, start, None], images.boxes[:, 0, end, None]
-            centres = low + (torch.arange(size) + 0.5) / size * (high - low)
-            limit = sizes[:, axis, None]
-            positions.append((centres * limit).long().clamp(min=0).minimum(limit - 1))
-        rows, columns = positions
-        chosen = self.masks.cpu()[images.ids[:, None, None], rows[:, :, None], columns[:, None]]
-        return chosen.long()
 
     def loss(self, batch: Batch, rows: Rows) -> dict[str, Float[Tensor, ""]]:
         """The focal cross-entropy of the labels that masks vote for."""
