@@ -23,13 +23,23 @@ def names(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def commands(text: str) -> list[tuple[str, set[str]]]:
-    """The commands in the blocks of a page that have no language, and the options of each."""
+def commands(text: str) -> list[tuple[list[str], set[str]]]:
+    """The commands in the blocks of a page that have no language, and the options of each.
+
+    A command has its --method beside it, which decides what further options there are.
+    """
     blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
     shown = "".join(block for language, block in blocks if not language)
     lines = shown.replace("\\\n", " ").splitlines()
     found = [re.search(r"(?:^|[\s/])iddc ([a-z]+)\b([^#]*)", line) for line in lines]
-    return [(each[1], set(re.findall(r"--[\w.-]+", each[2]))) for each in found if each]
+    return [
+        (
+            [each[1], *re.findall(r"--method [\w-]+", each[2])],
+            set(re.findall(r"--[\w.-]+", each[2])),
+        )
+        for each in found
+        if each
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
@@ -67,14 +77,14 @@ def test_each_equation_of_the_paper_is_linked_to_the_code_that_names_it() -> Non
 def test_pages_show_commands_and_options_that_exist(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, options in commands(page.read_text()):
+    for (name, *method), options in commands(page.read_text()):
         assert name in COMMANDS
-        assert main([name, "--help-all"]) == 0
+        assert main([name, *" ".join(method).split(), "--help-all"]) == 0
         assert options <= set(capsys.readouterr().out.split())
 
 
 def test_the_readme_shows_the_way_from_images_to_scores() -> None:
-    shown = {name for name, _ in commands((ROOT / "README.md").read_text())}
+    shown = {name for (name, *_), _ in commands((ROOT / "README.md").read_text())}
     assert shown >= {"train", "predict", "evaluate"}
 
 
