@@ -135,7 +135,7 @@ def test_sizes_and_confusion_are_those_of_the_probabilities(scenes: Path, tmp_pa
         own = wins.get(cluster, [])
         assert look.counts[cluster] == len(own)
         mean = np.mean(own, axis=0) if own else np.zeros(K)
-        assert look.given.toarray()[cluster] == pytest.approx(mean, abs=1e-5)
+        assert look.mean_probs.toarray()[cluster] == pytest.approx(mean, abs=1e-5)
     assert look.frequencies == pytest.approx(np.mean(probs, axis=0), abs=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_of_many_clusters_the_highest_64_probabilities_of_a_patch_are_its_confus
     assert look is not None
     with torch.no_grad(), Image.open(file.path) as image:
         patches = segmenter.probs(to_working_size(image, 0, 0)[None])[0].flatten(1).T.numpy()
-    assert look.given.nnz <= 64 * len(patches)
+    assert look.mean_probs.nnz <= 64 * len(patches)
     cluster = int(look.counts.argmax())
     expected: dict[int, float] = {}
     own = [patch for patch in patches if patch.argmax() == cluster]
@@ -179,7 +179,7 @@ def test_of_many_clusters_the_highest_64_probabilities_of_a_patch_are_its_confus
     others = sorted((other for other in expected if other != cluster), key=lambda o: -expected[o])
     found = nearest(look, cluster)
     assert [share for _, share in found] == pytest.approx([expected[o] for o in others[:3]])
-    assert look.given[cluster, cluster] == pytest.approx(expected[cluster])
+    assert look.mean_probs[cluster, cluster] == pytest.approx(expected[cluster])
 
 
 def test_thelargest_part_part_is_connected_by_sides_not_corners() -> None:

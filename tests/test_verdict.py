@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.sparse import csr_array
 
 from iddc.config import Experiment
-from iddc.report.look import Look, Seen
+from iddc.report.look import RunStatistics, ViewedImage
 from iddc.report.verdict import confused_pairs, follows_colours, judge, position_shares
 from iddc.thresholds import Affinities
 
@@ -20,16 +20,16 @@ OWN = Experiment(backbone="dino-vits16", num_clusters=2)
 
 def look(
     clusters: Sequence[np.ndarray], k: int, given: np.ndarray | None = None, *, split: bool = True
-) -> Look:
+) -> RunStatistics:
     """Images of 8 x 12 patches, the left half red and the right half blue."""
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:, : 48 if split else 96, 0] = 200
     pixels[:, 48 if split else 96 :, 2] = 200
     image = Image.fromarray(pixels)
-    seen = tuple(Seen(str(n), image, ids, None) for n, ids in enumerate(clusters))
+    seen = tuple(ViewedImage(str(n), image, ids, None) for n, ids in enumerate(clusters))
     counts = np.bincount(np.concatenate([ids.ravel() for ids in clusters]), minlength=k)
     table = np.eye(k) if given is None else given
-    return Look(
+    return RunStatistics(
         seen, counts, (counts > 0).astype(np.int64), counts / counts.sum(),
         csr_array(table.astype(np.float32)), (), np.zeros(0), Affinities(NONE, NONE),
     )  # fmt: skip

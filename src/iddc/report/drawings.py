@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from iddc.losses import REGULARIZERS
 from iddc.report.charts import Axes, Bar, Line, curves, densities, ranked, span
-from iddc.report.look import Look
-from iddc.report.sides import Side
+from iddc.report.look import RunStatistics
+from iddc.report.sides import ReportedRun
 from iddc.report.tables import number, percent
 from iddc.thresholds import BINS
 
@@ -28,7 +28,7 @@ _TITLES = {
 }
 
 
-def training(sides: Sequence[Side]) -> list[tuple[str, Markup]]:
+def training(sides: Sequence[ReportedRun]) -> list[tuple[str, Markup]]:
     """A chart for each number of the log, with a line for each run."""
     charts = []
     for name in dict.fromkeys(chain.from_iterable(side.curves for side in sides)):
@@ -45,7 +45,7 @@ def training(sides: Sequence[Side]) -> list[tuple[str, Markup]]:
     return charts
 
 
-def sizes(side: Side, look: Look) -> tuple[Markup, str]:
+def sizes(side: ReportedRun, look: RunStatistics) -> tuple[Markup, str]:
     """Ranked sizes, and what the regulariser makes of them."""
     k = len(look.counts)
     bars = [
@@ -75,7 +75,7 @@ def sizes(side: Side, look: Look) -> tuple[Markup, str]:
     return ranked(axes, bars, 1 / k), text
 
 
-def affinities(side: Side, look: Look) -> tuple[Markup, str]:
+def affinities(side: ReportedRun, look: RunStatistics) -> tuple[Markup, str]:
     """How alike patches of one and of two clusters are, and where the thresholds lie."""
     pairs, thresholds = look.affinities, side.thresholds
     edges = np.linspace(-1, 1, BINS + 1)

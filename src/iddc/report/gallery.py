@@ -10,9 +10,9 @@ from jaxtyping import Integer
 
 from iddc.masks import IGNORED
 from iddc.metrics import UNMATCHED
-from iddc.report.look import Look, largest_part
+from iddc.report.look import RunStatistics, largest_part
 from iddc.report.pictures import TILES, mask, mosaic, photo
-from iddc.report.sides import Match, Side
+from iddc.report.sides import Match, ReportedRun
 from iddc.report.tables import NEAREST, nearest, percent
 
 CARDS = 100
@@ -57,7 +57,7 @@ class Card:
     """A mosaic; empty if the cluster does not occur."""
 
 
-def figures(sides: Sequence[Side]) -> list[Figure]:
+def figures(sides: Sequence[ReportedRun]) -> list[Figure]:
     """The samples. All runs have looked at the same images."""
     looks = [(side, side.look) for side in sides if side.look]
     found = []
@@ -79,7 +79,9 @@ def figures(sides: Sequence[Side]) -> list[Figure]:
     return found
 
 
-def _tags(side: Side, clusters: Integer[np.ndarray, "H W"], named: Sequence[int]) -> list[Tag]:
+def _tags(
+    side: ReportedRun, clusters: Integer[np.ndarray, "H W"], named: Sequence[int]
+) -> list[Tag]:
     """The names of the large clusters of a mask, each in the middle of its largest region."""
     from scipy import ndimage
 
@@ -97,7 +99,7 @@ def _tags(side: Side, clusters: Integer[np.ndarray, "H W"], named: Sequence[int]
     return tags
 
 
-def cards(sides: Sequence[Side], matched: Match | None) -> list[list[Card | None]]:
+def cards(sides: Sequence[ReportedRun], matched: Match | None) -> list[list[Card | None]]:
     """The largest clusters of the runs, a column for each, matched ones side by side."""
     columns = [
         {
@@ -117,7 +119,7 @@ def cards(sides: Sequence[Side], matched: Match | None) -> list[list[Card | None
     return rows + [[None, card] for card in second.values()]
 
 
-def _card(side: Side, look: Look, cluster: int) -> Card:
+def _card(side: ReportedRun, look: RunStatistics, cluster: int) -> Card:
     own = [place for place, region in enumerate(look.regions) if region.cluster == cluster]
     sure = sorted(own, key=lambda place: -look.regions[place].confidence)[: TILES // 2]
     typical = sorted(own, key=lambda place: -look.typical[place])
@@ -128,13 +130,13 @@ def _card(side: Side, look: Look, cluster: int) -> Card:
         colour=side.colour(cluster),
         share=float(look.shares[cluster]),
         images=int(look.images[cluster]),
-        sure=float(look.given[cluster, cluster]),
+        sure=float(look.mean_probs[cluster, cluster]),
         nearest=[(side.title(other), share) for other, share in nearest(look, cluster)],
         regions=mosaic(look, [look.regions[place] for place in shown]),
     )
 
 
-def legend(side: Side) -> list[tuple[str, str]]:
+def legend(side: ReportedRun) -> list[tuple[str, str]]:
     """Name and colour of each cluster that is not ignored, the largest first."""
     counts = side.look.counts if side.look else np.zeros(len(side.colours))
     order = np.argsort(-counts, kind="stable").tolist()

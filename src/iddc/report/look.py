@@ -35,7 +35,7 @@ _MOST = 64
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewedImage:
     """One image."""
 
     name: str
@@ -53,7 +53,7 @@ class Region:
 
     cluster: int
     image: int
-    """The position of its image in `Look.seen`."""
+    """The position of its image in `RunStatistics.seen`."""
     confidence: float
     """The mean probability of the cluster."""
     embedding: Float[Tensor, " d"]
@@ -61,17 +61,17 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Look:
+class RunStatistics:
     """What a run does on some images."""
 
-    seen: tuple[Seen, ...]
+    seen: tuple[ViewedImage, ...]
     counts: Integer[np.ndarray, " k"]
     """In how many patches each cluster is the most probable one."""
     images: Integer[np.ndarray, " k"]
     """In how many images it is so somewhere."""
     frequencies: Float[np.ndarray, " k"]
     """p_c, the mean probability of each cluster."""
-    given: csr_array
+    mean_probs: csr_array
     """Where the cluster of the row wins, the mean probability of each, (k, k). A patch adds its 64
     highest probabilities, and a row is empty if its cluster never wins."""
     regions: tuple[Region, ...]
@@ -97,7 +97,7 @@ def look_at(
     *,
     samples: int,
     progress: Progress = SILENT,
-) -> Look | None:
+) -> RunStatistics | None:
     """Look at up to IMAGES of the images, evenly spread; None if none can be read.
 
     Args:
@@ -113,8 +113,8 @@ def look_at(
     k, rng = segmenter.num_clusters, np.random.default_rng(0)
     counts, images = np.zeros(k, np.int64), np.zeros(k, np.int64)
     mass, total = torch.zeros(k).double(), torch.zeros(k, network.backbone.embed_dim)
-    given = csr_array((k, k), dtype=np.float32)
-    seen: list[Seen] = []
+    summed = csr_array((k, k), dtype=np.float32)
+    seen: list[ViewedImage] = []
     regions: list[Region] = []
     drawn: list[tuple[Tensor, Tensor]] = []
     with progress.job(len(chosen)):
@@ -128,7 +128,7 @@ def look_at(
             probs, vectors = _embedded(segmenter, network, small)
             confidence, ids = (values.cpu() for values in probs.max(0))
             mass += probs.flatten(1).double().sum(1).cpu()
-            given += _given(probs, ids)
+            summed += _summed_probs(probs, ids)
             total.index_add_(0, ids.flatten(), vectors.flatten(1).T)
             found = np.bincount(ids.flatten(), minlength=k)
             counts += found
@@ -143,19 +143,19 @@ def look_at(
             if index in shown:
                 clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
                 mask = np.asarray(clusters.resize(small.size, Image.Resampling.NEAREST))
-            seen.append(Seen(str(files[index].name), small, ids.numpy(), mask))
+            seen.append(ViewedImage(str(files[index].name), small, ids.numpy(), mask))
             places = torch.from_numpy(rng.permutation(ids.numel())[:PATCHES])
             drawn.append((vectors.flatten(1).T[places], ids.flatten()[places]))
             progress.update(done, "looking", f"image {done} of {len(chosen)}")
     if not seen:
         return None
     means = normalize(total, dim=1)
-    return Look(
+    return RunStatistics(
         seen=tuple(seen),
         counts=counts,
         images=images,
         frequencies=mass.numpy() / counts.sum(),
-        given=given.multiply(1 / np.maximum(counts, 1)[:, None]).tocsr(),
+        mean_probs=summed.multiply(1 / np.maximum(counts, 1)[:, None]).tocsr(),
         regions=tuple(regions),
         typical=np.array(
             [float(normalize(r.embedding, dim=0) @ means[r.cluster]) for r in regions]
@@ -182,7 +182,7 @@ def _embedded(
     return logits[0].float().softmax(0), normalize(features[0].float(), dim=0).cpu()
 
 
-def _given(probs: Float[Tensor, "k h w"], ids: Int64[Tensor, "h w"]) -> csr_array:
+def _summed_probs(probs: Float[Tensor, "k h w"], ids: Int64[Tensor, "h w"]) -> csr_array:
     """The sums of the highest probabilities, (k, k); rows are the clusters that win patches."""
     k = len(probs)
     highest, others = (values.cpu() for values in probs.flatten(1).topk(min(_MOST, k), dim=0))

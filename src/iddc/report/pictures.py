@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageOps
 
-from iddc.report.look import Look, Region
+from iddc.report.look import Region, RunStatistics
 
 TILES = 6
 """Regions in a mosaic, three in a row."""
@@ -40,7 +40,7 @@ def mask(
     return _address(Image.fromarray(table[clusters]), lossless=True, method=2)
 
 
-def mosaic(look: Look, regions: Sequence[Region]) -> str:
+def mosaic(look: RunStatistics, regions: Sequence[Region]) -> str:
     """Regions side by side, each amid its surroundings, which are faded; no region, no mosaic."""
     if not regions:
         return ""

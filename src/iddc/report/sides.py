@@ -18,7 +18,7 @@ from iddc.config import Experiment
 from iddc.datasets.samples import recorded_source
 from iddc.masks import Labels, palette
 from iddc.metrics import UNMATCHED, Confusion
-from iddc.report.look import Look
+from iddc.report.look import RunStatistics
 from iddc.runs import Run, read_text
 from iddc.segmenter import Segmenter
 
@@ -33,13 +33,13 @@ _NO_CURVES = frozenset(
 
 
 @dataclass(frozen=True)
-class Side:
+class ReportedRun:
     """A run, as a report shows it."""
 
     name: str
     experiment: Experiment
     labels: Labels
-    look: Look | None
+    look: RunStatistics | None
     log: Sequence[Mapping[str, Any]]
     scores: Sequence[Mapping[str, Any]]
     versions: Mapping[str, Any]
@@ -122,8 +122,12 @@ class Side:
 
 
 def open_side(
-    run: Run, name: str, segmenter: Segmenter, look: Look | None, colours: UInt8[np.ndarray, "k 3"]
-) -> Side:
+    run: Run,
+    name: str,
+    segmenter: Segmenter,
+    look: RunStatistics | None,
+    colours: UInt8[np.ndarray, "k 3"],
+) -> ReportedRun:
     """Read what a run says of itself. Files that are missing or damaged say nothing."""
     try:
         versions = json.loads(_text(run.path / "versions.json"))
@@ -135,7 +139,7 @@ def open_side(
     origin = Path(source).name or "images that are not recorded"
     if limit:
         origin += f", the first {limit:,}"
-    return Side(
+    return ReportedRun(
         name=name,
         experiment=segmenter.experiment.model_copy(update={"backbone": backbone}),
         labels=segmenter.labels,
@@ -182,7 +186,7 @@ class Match:
     """The share of patches that lie in matched clusters."""
 
 
-def match(first: Look, second: Look) -> Match:
+def match(first: RunStatistics, second: RunStatistics) -> Match:
     """Match the clusters of two runs that looked at the same images, so that most patches agree."""
     shape = len(second.counts), len(first.counts)
     confusion = Confusion.zeros(*shape)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from iddc.backbones import licence_of
-from iddc.report.look import Look
-from iddc.report.sides import Side
+from iddc.report.look import RunStatistics
+from iddc.report.sides import ReportedRun
 from iddc.runs.folder import SCORE_KEY
 
 NEAREST = 3
@@ -43,14 +43,14 @@ def number(value: object) -> str:
     return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)
 
 
-def summary(sides: Sequence[Side]) -> Table:
+def summary(sides: Sequence[ReportedRun]) -> Table:
     """What was trained on what, a column for each run."""
     columns = [_about(side) for side in sides]
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     return Table("What was trained, and where", ("", *(side.name for side in sides)), rows, 9)
 
 
-def _about(side: Side) -> dict[str, str]:
+def _about(side: ReportedRun) -> dict[str, str]:
     packages = ("iddc", "torch", "timm", "python", "platform")
     return {
         "images": side.source,
@@ -68,7 +68,7 @@ def _about(side: Side) -> dict[str, str]:
     }
 
 
-def _duration(side: Side) -> str:
+def _duration(side: ReportedRun) -> str:
     if not side.steps:
         return "–"
     minutes, seconds = divmod(round(sum(step.get("seconds", 0) for step in side.steps)), 60)
@@ -79,12 +79,12 @@ def _duration(side: Side) -> str:
     )
 
 
-def facts(side: Side) -> list[tuple[str, str]]:
+def facts(side: ReportedRun) -> list[tuple[str, str]]:
     """The few numbers that say whether a run is worth a look, each with what it is."""
     found = [(f"{side.experiment.num_clusters:,}", "clusters")]
     if side.look:
         shares = side.look.shares[side.look.counts > 0]
-        sure = float((side.look.given.diagonal() * side.look.shares).sum())
+        sure = float((side.look.mean_probs.diagonal() * side.look.shares).sum())
         found += [
             (f"{len(shares):,}", "used in these images"),
             (f"{np.exp(-(shares * np.log(shares)).sum()):.1f}", "effective clusters"),
@@ -93,7 +93,7 @@ def facts(side: Side) -> list[tuple[str, str]]:
     return [*found, *((percent(entry.get("miou")), "mIoU") for entry in side.scores[-1:])]
 
 
-def curve_table(sides: Sequence[Side]) -> Table:
+def curve_table(sides: Sequence[ReportedRun]) -> Table:
     """The log in as many rows as the curves have points."""
     names = list(dict.fromkeys(chain.from_iterable(side.curves for side in sides)))
     rows = [
@@ -105,26 +105,26 @@ def curve_table(sides: Sequence[Side]) -> Table:
     return Table(title, ("run", "step", *(name.replace("_", " ") for name in names)), rows, 1)
 
 
-def cluster_table(side: Side, look: Look) -> Table:
+def cluster_table(side: ReportedRun, look: RunStatistics) -> Table:
     """Every cluster in numbers, the largest first."""
     rows = []
     for c in np.argsort(-look.counts, kind="stable").tolist():
         near = ", ".join(f"{side.title(other)} {percent(p)}" for other, p in nearest(look, c))
-        sure = percent(float(look.given[c, c]) if look.counts[c] else None)
+        sure = percent(float(look.mean_probs[c, c]) if look.counts[c] else None)
         sizes = (percent(look.shares[c]), percent(look.frequencies[c]), str(look.images[c]))
         rows.append((str(c), side.labels.names[c], *sizes, sure, near or "–"))
     header = ("cluster", "name", "share", "p_c", "images", "confidence", "confused with")
     return Table(f"All {len(rows):,} clusters of {side.name} in numbers", header, rows, 9)
 
 
-def nearest(look: Look, cluster: int) -> list[tuple[int, float]]:
+def nearest(look: RunStatistics, cluster: int) -> list[tuple[int, float]]:
     """The clusters that get most of the probability where this one wins."""
-    row = look.given[[cluster]].tocoo()
+    row = look.mean_probs[[cluster]].tocoo()
     found = sorted(zip((-row.data).tolist(), row.col.tolist(), strict=True))
     return [(other, -less) for less, other in found if other != cluster and less < 0][:NEAREST]
 
 
-def scores(sides: Sequence[Side]) -> Iterator[Table]:
+def scores(sides: Sequence[ReportedRun]) -> Iterator[Table]:
     """A table for each data set, split, protocol and refinement, with a column for each run."""
     by_key: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for side in sides:
@@ -150,7 +150,7 @@ def scores(sides: Sequence[Side]) -> Iterator[Table]:
         yield Table(" · ".join(parts), ("", *columns), rows, 1, bars=True, note=" ".join(notes))
 
 
-def choices(sides: Sequence[Side]) -> Table:
+def choices(sides: Sequence[ReportedRun]) -> Table:
     """Every option of the runs, those that differ first."""
     flat = [dict(_flat(side.experiment.model_dump())) for side in sides]
     rows = [(name, *(number(options[name]) for options in flat)) for name in flat[0]]

@@ -21,7 +21,7 @@ from jaxtyping import Float, Integer
 from iddc.config import Experiment
 from iddc.learning.guards import LIVE_SHARE
 from iddc.regions import colour_regions, patch_colours
-from iddc.report.look import Look
+from iddc.report.look import RunStatistics
 
 GOOD, FAIR = 0.6, 0.4
 """The least score of a good and of a fair run. A lower one is poor."""
@@ -79,7 +79,7 @@ class Verdict:
 
 
 def judge(
-    look: Look,
+    look: RunStatistics,
     experiment: Experiment,
     names: Sequence[str],
     *,
@@ -110,7 +110,7 @@ def judge(
     return Verdict(grade, score, tuple(findings))
 
 
-def follows_colours(look: Look) -> float:
+def follows_colours(look: RunStatistics) -> float:
     """How well clusters follow the regions of like colour, see the module; at most 1."""
     regions = []
     for seen in look.seen:
@@ -171,7 +171,7 @@ def position_shares(
     return shares
 
 
-def confused_pairs(look: Look) -> list[tuple[int, int, float]]:
+def confused_pairs(look: RunStatistics) -> list[tuple[int, int, float]]:
     """Pairs of clusters that are hard to tell apart, the hardest first.
 
     Each has at least `CONFUSED` of the other's probability where the other wins; the number is the
@@ -180,8 +180,8 @@ def confused_pairs(look: Look) -> list[tuple[int, int, float]]:
     live = [int(c) for c in np.flatnonzero(look.counts)]
     near: dict[tuple[int, int], float] = {}
     for c in live:
-        row = look.given[[c]].tocoo()
-        own = float(look.given[c, c])
+        row = look.mean_probs[[c]].tocoo()
+        own = float(look.mean_probs[c, c])
         for other, share in zip(row.col.tolist(), row.data.tolist(), strict=True):
             if other != c and share >= CONFUSED * own:
                 near[c, int(other)] = share / own
@@ -193,7 +193,7 @@ def confused_pairs(look: Look) -> list[tuple[int, int, float]]:
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def _sizes(look: Look, names: Sequence[str]) -> Iterator[Finding]:
+def _sizes(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     k = len(look.counts)
     live = int((look.shares * k >= LIVE_SHARE).sum())
     few = 4 * live < 3 * k
@@ -209,7 +209,7 @@ def _sizes(look: Look, names: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def _pairs(look: Look, names: Sequence[str]) -> Iterator[Finding]:
+def _pairs(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     if not (pairs := confused_pairs(look)):
         return
     told = [
@@ -225,7 +225,7 @@ def _pairs(look: Look, names: Sequence[str]) -> Iterator[Finding]:
     )
 
 
-def _positions(look: Look, names: Sequence[str]) -> Iterator[Finding]:
+def _positions(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     if len(look.seen) < _LEAST:
         return
     shares = position_shares([seen.clusters for seen in look.seen], len(look.counts))
@@ -242,8 +242,8 @@ def _positions(look: Look, names: Sequence[str]) -> Iterator[Finding]:
     )
 
 
-def _confidence(look: Look) -> Iterator[Finding]:
-    sure = float((look.given.diagonal() * look.shares).sum())
+def _confidence(look: RunStatistics) -> Iterator[Finding]:
+    sure = float((look.mean_probs.diagonal() * look.shares).sum())
     advice = "a smaller -k, more images or a stronger backbone." if sure < UNSURE else ""
     yield Finding(f"The mean confidence is {_percent(sure)}.", advice)
 

@@ -19,7 +19,7 @@ from iddc.masks.ids import write_file
 from iddc.progress import SILENT, Progress
 from iddc.report import drawings, gallery, tables
 from iddc.report.look import look_at
-from iddc.report.sides import Match, Side, colours_of_partners, match, open_side
+from iddc.report.sides import Match, ReportedRun, colours_of_partners, match, open_side
 from iddc.report.verdict import Verdict, judge
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
@@ -65,7 +65,7 @@ def write_report(
     found, why = find_samples(run, images)
     runs = [run, compare] if compare else [run]
     names = _names([each.path.resolve() for each in runs])
-    sides: list[Side] = []
+    sides: list[ReportedRun] = []
     matched = None
     for each, name in zip(runs, names, strict=True):
         segmenter = Segmenter.load(each.path, device)
@@ -101,7 +101,7 @@ def judge_run(
     return _verdict(open_side(run, "", segmenter, look, colours), len(images))
 
 
-def _verdict(side: Side, images: int) -> Verdict | None:
+def _verdict(side: ReportedRun, images: int) -> Verdict | None:
     if not side.look:
         return None
     return judge(
@@ -119,7 +119,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _page(
-    sides: Sequence[Side], matched: Match | None, why: str, verdicts: Sequence[Verdict | None]
+    sides: Sequence[ReportedRun],
+    matched: Match | None,
+    why: str,
+    verdicts: Sequence[Verdict | None],
 ) -> str:
     environment = Environment(
         loader=PackageLoader("iddc.report", "page"),
