@@ -26,9 +26,8 @@ from iddc.datasets import LabelledImages
 from iddc.errors import ConfigError, IddcError, Interrupted
 from iddc.evaluation import EvalProtocol, Evaluation, evaluate
 from iddc.images import ImageFile
-from iddc.learning import fit
+from iddc.learning import trained_run
 from iddc.learning.embeddings import Embeddings
-from iddc.methods import completed, used
 from iddc.progress import SILENT, Progress
 from iddc.runs import Run, write_atomic
 from iddc.segmenter import Segmenter
@@ -222,22 +221,12 @@ def _train(
 
     They are kept beside the run, so that a comparison that goes on knows them.
     """
-    clock, experiment = folder.with_name(folder.name + CLOCK), completed(experiment)
-    run = Run(folder)
-    if run.has_config and run.finished:
-        if completed(run.experiment) != experiment:
-            raise ConfigError(
-                f"{folder} is a run with other options. Choose another --out, or remove it."
-            )
-        return float(clock.read_text("utf-8")) if clock.exists() else None
-    fresh, started = not run.has_config, time.monotonic()
-    with Run.start(folder, experiment, source=source, record=used(experiment)) as run:
-        fit(files, experiment, run, runtime, shared=shared, progress=progress)
-    if not fresh:
-        return None
-    seconds = round(time.monotonic() - started, 1)
-    write_atomic(clock, f"{seconds}\n")
-    return seconds
+    clock, started = folder.with_name(folder.name + CLOCK), time.monotonic()
+    fresh = not Run(folder).has_config
+    trained_run(files, experiment, folder, runtime, source=source, shared=shared, progress=progress)
+    if fresh:
+        write_atomic(clock, f"{round(time.monotonic() - started, 1)}\n")
+    return float(clock.read_text("utf-8")) if clock.exists() else None
 
 
 def _entry(method: str, seed: int, found: Evaluation, seconds: float | None) -> Entry:

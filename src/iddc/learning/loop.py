@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from iddc.config import Experiment, Runtime
-from iddc.errors import DataError
+from iddc.errors import ConfigError, DataError
 from iddc.images import ImageFile, Skipped
 from iddc.learning.collection import EmbeddedCollection
 from iddc.learning.embeddings import Embeddings
@@ -20,7 +21,7 @@ from iddc.learning.learner import Learner
 from iddc.learning.log import StepLog
 from iddc.learning.overlays import Overlays
 from iddc.learning.session import running
-from iddc.methods import completed, find_method
+from iddc.methods import completed, find_method, used
 from iddc.modelfile import save_model
 from iddc.network import Network
 from iddc.progress import SILENT, Progress
@@ -110,3 +111,39 @@ def fit(
             save_model(run.path, trained, experiment)
             run.finish()
         return trained
+
+
+def trained_run(
+    files: Sequence[ImageFile],
+    experiment: Experiment,
+    folder: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
+    *,
+    source: str,
+    shared: Embeddings | None = None,
+    progress: Progress = SILENT,
+) -> Run:
+    """The finished run of an experiment: the one that is there, or one that is trained now.
+
+    Args:
+        files: The images.
+        experiment: Every choice of the run.
+        folder: Where it is. One that was interrupted goes on.
+        runtime: How this machine works.
+        source: Where the images come from, for the record.
+        shared: See `fit`.
+        progress: Shows how far the work is.
+
+    Raises:
+        ConfigError: The folder has a run of other choices, or something else.
+    """
+    run, record = Run(folder), used(completed(experiment))
+    if run.has_config and run.finished:
+        if used(completed(run.experiment)) != record:
+            raise ConfigError(
+                f"{folder} is a run with other options. Choose another folder, or remove it."
+            )
+        return run
+    with Run.start(folder, experiment, source=source, record=record) as run:
+        fit(files, experiment, run, runtime, shared=shared, progress=progress)
+    return run

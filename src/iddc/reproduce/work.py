@@ -24,10 +24,9 @@ from iddc.device import pick_device
 from iddc.errors import DataError, IddcError, SetupError
 from iddc.evaluation import PROTOCOLS, evaluate
 from iddc.images import ImageFile
-from iddc.learning import fit
+from iddc.learning import trained_run
 from iddc.learning.embeddings import Embeddings, Wanted, cache_bytes
 from iddc.learning.learner import Learner
-from iddc.methods import used
 from iddc.processes import Processes
 from iddc.progress import Progress
 from iddc.refine import dense_crf
@@ -87,15 +86,18 @@ class Runner:
     def train(self, job: Job, path: Path, seed: int) -> Run:
         """The finished run of a seed: one that is there, or a new one, or an interrupted one."""
         experiment = job.experiment.model_copy(update={"seed": seed})
-        run = Run(path)
-        if is_done(path) and _alike(run.experiment, experiment):
-            return run
+        if is_done(path):  # wherever its weights lay: the digest in its path knows their bytes
+            experiment = experiment.model_copy(update={"backbone": Run(path).experiment.backbone})
         runtime = self.runtime.model_copy(update={"snapshots": job.row.snapshots})
-        shared = self._kept(experiment)
-        source = f"{job.dataset}:{job.data.resolve()}"
-        with Run.start(path, experiment, source=source, record=used(experiment)) as run:
-            fit(self.files, experiment, run, runtime, shared=shared, progress=self.progress)
-        return run
+        return trained_run(
+            self.files,
+            experiment,
+            path,
+            runtime,
+            source=f"{job.dataset}:{job.data.resolve()}",
+            shared=self._kept(experiment),
+            progress=self.progress,
+        )
 
     def _kept(self, experiment: Experiment) -> Embeddings:
         key = experiment.model_dump_json(include={"backbone", "views", "seed"})
@@ -233,11 +235,6 @@ def _cache_of(caches: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
         caches.clear()
         caches[key] = {}
     return caches[key]
-
-
-def _alike(done: Experiment, asked: Experiment) -> bool:
-    """Whether a run is of an experiment, wherever its weights lay: the digest knows their bytes."""
-    return used(done.model_copy(update={"backbone": asked.backbone})) == used(asked)
 
 
 def _key(job: Job) -> dict[str, Any]:
