@@ -65,6 +65,7 @@ class Analyze(ReadsPhotos):
         from iddc.datasets import open_dataset
         from iddc.progress import Progress
 
+        # Labels are opened for the picture beside the estimate, which knows none.
         labelled = None
         if self.data:
             labelled = open_dataset(self.dataset, self.data, self.split, reading=experiment.reading)
@@ -81,6 +82,7 @@ class Analyze(ReadsPhotos):
             print(f"pairs of annotated classes cross at {found.crossing:.2f}")
         if not drawn:
             print("no picture: it needs matplotlib, pip install 'iddc[plots]'")
+        # The command that trains with what was found.
         words: list[object] = ["iddc", "train", self.images]
         if self.config:
             words += ["--config", self.config]

@@ -64,6 +64,7 @@ class Label(Informing):
 
     def __call__(self) -> int:
         """List, edit or undo."""
+        # Options that do not go together.
         names = _by_cluster("--set", self.names, "3=sky")
         colours = _by_cluster("--colour", self.colours, "3=#87ceeb")
         if self.undo and (names or colours):
@@ -83,6 +84,7 @@ class Label(Informing):
         if with_page:
             read_labels(run, num_clusters)  # damage is said here, not on the page
             self._serve(opened, num_clusters)
+        # The change, and what there is after it.
         if self.undo:
             labels = edit_labels(run, num_clusters, lambda labels: labels.undo())
         elif names or colours:

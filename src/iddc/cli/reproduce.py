@@ -105,6 +105,7 @@ class Reproduce(Command):
             self.runtime,
             progress=Progress(),
         )
+        # The paper's numbers beside those of the runs, and what keeps them apart.
         if self.json:
             print_json(result.as_dict())
             return result.exit_code

@@ -126,6 +126,7 @@ def look_at(
             small = image.copy()
             small.thumbnail((SIDE, SIDE))
             probs, vectors = _embedded(segmenter, network, small)
+            # Sums over patches: how sure clusters are, and with which others they are confused.
             confidence, ids = (values.cpu() for values in probs.max(0))
             mass += probs.flatten(1).double().sum(1).cpu()
             summed += _summed_probs(probs, ids)
@@ -133,12 +134,14 @@ def look_at(
             found = np.bincount(ids.flatten(), minlength=k)
             counts += found
             images += found > 0
+            # The largest region of each cluster in this image.
             for cluster in np.flatnonzero(found).tolist():
                 part = largest_part(ids.numpy() == cluster)
                 inside = torch.from_numpy(part)
                 mean = vectors[:, inside].mean(1)
                 sure = float(confidence[inside].mean())
                 regions.append(Region(cluster, len(seen), sure, mean))
+            # The mask, of the few images that are shown, and patches for the affinities.
             mask = None
             if index in shown:
                 clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
