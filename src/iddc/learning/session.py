@@ -24,6 +24,7 @@ from iddc.runs import Run
 from iddc.schedules import Plan
 
 
+@runtime_checkable
 class StepBatch(Protocol):
     """What a process has for a step."""
 
