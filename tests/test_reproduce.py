@@ -138,7 +138,7 @@ def test_finished_runs_and_their_scores_are_used_again(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = smoke("table6", out)
-    monkeypatch.setattr(work, "fit", refuse)
+    monkeypatch.setattr("iddc.learning.loop.fit", refuse)
     monkeypatch.setattr(work, "evaluate", refuse)
     again = smoke("table6", out)
     assert saved(again)["rows"] == saved(before)["rows"]
@@ -173,7 +173,7 @@ def test_rows_of_two_tables_that_are_one_experiment_share_a_run(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table5 = smoke("table5", out, rows=("exp",))
-    monkeypatch.setattr(work, "fit", refuse)
+    monkeypatch.setattr("iddc.learning.loop.fit", refuse)
     table6 = smoke("table6", out, rows=("all",))
     figure = smoke("fig5", out, rows=("exp-lambda?x1",))
     points = [found for found in figure.outcomes if not found.kept]
@@ -208,7 +208,7 @@ def test_the_exit_code_is_that_of_the_first_failure(
     def fail(*_: object, **__: object) -> Any:
         raise NumericError("Not finite at step 1.")
 
-    monkeypatch.setattr(work, "fit", fail)
+    monkeypatch.setattr("iddc.learning.loop.fit", fail)
     failed = smoke("table8", tmp_path, seeds=2, rows=("frozen",))
     assert (failed.exit_code, len(outcome(failed, "frozen").entries)) == (5, 1)
 
@@ -229,7 +229,7 @@ def test_more_seeds_keep_the_first_ones(tmp_path: Path, monkeypatch: pytest.Monk
         seeds.append(experiment.seed)
         return fit(files, experiment, *rest, **named)
 
-    monkeypatch.setattr(work, "fit", count)
+    monkeypatch.setattr("iddc.learning.loop.fit", count)
     two = smoke("table8", tmp_path, seeds=2, rows=("frozen",))
     assert seeds == [1]
     assert outcome(two, "frozen").entries[0] == outcome(one, "frozen").entries[0]
@@ -345,7 +345,7 @@ def test_a_training_that_fails_leaves_the_other_rows_and_seeds_alone(
             raise NumericError("Not finite at step 1.")
         return fit(files, experiment, *rest, **named)
 
-    monkeypatch.setattr(work, "fit", unstable)
+    monkeypatch.setattr("iddc.learning.loop.fit", unstable)
     result = smoke("table8", tmp_path)
     assert sorted(outcome(result, "frozen").entries) == [0, 1]
     assert sorted(outcome(result, "e2e").entries) == [1]
