@@ -690,6 +690,7 @@ sys.exit(main(sys.argv[2:]))
 """A command that, once it has seen that nobody claimed its folder, waits for another as far."""
 
 
+@pytest.mark.slow
 def test_of_two_models_that_begin_in_one_folder_at_the_same_moment_one_is_refused(
     photos: Path, trained: Path, tmp_path: Path
 ) -> None:

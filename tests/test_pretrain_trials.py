@@ -86,7 +86,10 @@ def test_points_of_a_crop_have_the_regions_that_they_lie_in(trials: Any, flip: b
     assert dark == whole[0]
 
 
-@pytest.mark.parametrize("objective", ["swav", "regions", "contrast", "points", "whole"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("swav", "regions", "contrast")]
+
+
+@pytest.mark.parametrize("objective", [*SLOW, "points", "whole"])
 def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
     trials: Any, photos: ImageCache, tmp_path: Path, objective: str
 ) -> None:

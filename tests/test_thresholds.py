@@ -101,6 +101,7 @@ def test_fewer_distinct_embeddings_than_clusters_are_a_data_error() -> None:
 # The script that says what they cost --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_thresholds_cost_is_measured_and_runs_are_used_again(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", 10, 0, (96, 64))
     config = tmp_path / "small.yaml"
