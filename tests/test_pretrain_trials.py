@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from iddc.backbones import load_backbone
 from iddc.images import find_images
 from iddc.pretraining.cache import ImageCache, fill_cache
 from tiny import photo
@@ -115,6 +116,23 @@ def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         go(Stopping(photos, choices), "two")
     assert go(trials.Pool(photos, choices), "two") == go(trials.Pool(photos, choices), "one")
+
+
+def test_from_given_weights_the_statistics_stay_and_the_components_learn(
+    trials: Any, photos: ImageCache, tmp_path: Path
+) -> None:
+    first = trials.Choices("whole", "untrained:test_resnet", batch=4, large=1.0)
+    pool = trials.Pool(photos, first)
+    trials.run(trials.Trial(first), pool, tmp_path / "first", 0, 1)
+    before = load_backbone(str(tmp_path / "first")).state_dict()
+    choices = trials.Choices("regions", str(tmp_path / "first"), 4, prototypes=4, large=1.0)
+    trials.run(trials.Trial(choices), pool, tmp_path / "second", 0, 2)
+    after = load_backbone(str(tmp_path / "second")).state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "reduce.weight" in moved
+    assert any(name.startswith("net.layer1") for name in moved)
+    assert not any("running" in name for name in moved)
 
 
 def test_a_trial_of_other_choices_is_refused(

@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iddc.backbones import load_backbone
+from iddc.backbones import load_backbone, save_backbone, untrained_backbone
+from iddc.backbones.positions import Positions
 from iddc.cli import main
 from iddc.config import Experiment, PretrainConfig, Runtime
 from iddc.errors import ConfigError, DataError, Interrupted, SetupError
@@ -32,6 +33,7 @@ from iddc.images import ImageFile, find_images
 from iddc.pretraining import pretrain, write_scores
 from iddc.pretraining.cache import ImageCache, fill_cache, find_cache
 from iddc.pretraining.contrast import Contrast
+from iddc.pretraining.dino import Dino
 from iddc.pretraining.folder import WeightsFolder, write_card
 from iddc.pretraining.learner import Learner, build_method
 from iddc.pretraining.losses import (
@@ -736,6 +738,26 @@ def test_a_pretraining_begins_with_the_weights_of_init(
     assert f"- Start: `{tmp_path / 'first'}`." in card
     assert "licence: not known to iddc" in card
     assert load_backbone(str(tmp_path / "second")).architecture.timm_name == config.network
+
+
+@pytest.mark.parametrize("positions", ["timm", "dino"])
+def test_a_vit_goes_on_with_the_positions_of_init(tmp_path: Path, positions: Positions) -> None:
+    known = untrained_backbone("test_vit", options={"depth": 1}, positions=positions)
+    save_backbone(known, tmp_path / "known")
+    begun = build_method(tiny("dino", init=str(tmp_path / "known")))
+    assert isinstance(begun, Dino)
+    image = some(1, 3, 64, 96).sigmoid()  # not the grid that was learned
+    found = begun.student.backbone.eval()(image)
+    assert torch.allclose(found, known.eval()(image), atol=1e-5)
+
+
+def test_the_folder_of_init_is_not_replaced(files: list[ImageFile], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(files, out, tiny("dino", steps=1))
+    before = weights(out)
+    with pytest.raises(ConfigError, match="is the folder of --init"):
+        run(files, out, tiny("dino", init=str(out)), overwrite=True)
+    assert weights(out) == before
 
 
 def test_the_card_of_what_began_with_the_bundled_backbone_says_its_licence(tmp_path: Path) -> None:

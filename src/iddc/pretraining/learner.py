@@ -62,6 +62,8 @@ def _known(name: str, fresh: Backbone) -> Backbone:
                 f"--depth and --stages say, with {part} {wanted!r}; found {found!r}. Change these "
                 f"options (--network {theirs.timm_name}), or give another --init."
             )
+    if not theirs.components:
+        return known
     changes = {"components": 0, "embed_dim": ours.embed_dim}
     return Backbone(theirs.model_copy(update=changes), known.net)
 

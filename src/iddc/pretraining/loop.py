@@ -60,8 +60,8 @@ def pretrain(
         progress: Shows how far the work is.
 
     Raises:
-        ConfigError: The network does not fit the method, or the shares not the sources; or `out`
-            holds something else.
+        ConfigError: The network does not fit the method or `init`, or the shares not the sources;
+            or `out` holds something else, or the weights of `init`.
         DataError: There are too few images, or too many of them cannot be used.
         SetupError: The machine lacks memory or disk space.
         NumericError: The loss or a gradient is not finite for some steps in a row. The last
@@ -72,6 +72,11 @@ def pretrain(
     # What can be wrong is found before anything is written, and before an hour of decoding.
     _check_shares(config, len(sources))
     _check_number(len(files), config, 1)
+    if config.init and out.exists() and out.resolve() == Path(config.init).resolve():
+        raise ConfigError(
+            f"--out {out} is the folder of --init: the result would replace the weights that it "
+            "begins with. Give another --out."
+        )
     method = build_method(config)
     with (
         WeightsFolder.begin(out, config, sources=[*sources], overwrite=overwrite) as folder,
