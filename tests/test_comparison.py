@@ -173,3 +173,28 @@ def test_runs_with_other_options_are_not_taken_for_these(
     other[other.index("--num-clusters") + 1] = "5"
     assert main(other) == 2
     assert "is a run with other options" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "comparison.csv").write_text("a table of somebody")
+    assert main(words(scenes, tmp_path, "kmeans", seeds=1)) == 2
+    assert "holds something else than a comparison" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.csv"]
+    assert main(words(scenes, tmp_path / "comparison.csv", "kmeans", seeds=1)) == 2
+    assert (tmp_path / "comparison.csv").read_text() == "a table of somebody"
+
+
+@pytest.mark.parametrize("damage", ["", "soon", "nan", "\0"])
+def test_a_time_that_cannot_be_read_is_left_out_of_the_table(
+    scenes: Path, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "comparison"
+    assert main(words(scenes, out, "kmeans", seeds=1)) == 0
+    (clock,) = (out / "runs").glob("*.seconds")
+    clock.write_text(damage)
+    assert main(words(scenes, out, "kmeans", seeds=1)) == 0
+    (run,) = json.loads((out / "comparison.json").read_text())["runs"]
+    assert run["seconds"] is None
+    assert run["miou"] > 0

@@ -62,10 +62,11 @@ BASELINE = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command that writes to {out}: a new folder, or a finished run."""
+    """A command that writes to {out}: a new folder, a finished run, or a folder of masks."""
 
     words: str
     in_run: bool = False
+    in_masks: bool = False
 
 
 COMMANDS = {
@@ -82,9 +83,13 @@ COMMANDS = {
     "analyze": Command(
         "analyze {photos} --out {out} --backbone untrained:test_vit --num-clusters 4 --device cpu"
     ),
+    "relabel": Command("relabel {out} --run {self.named}", in_masks=True),
+    "compare": Command(
+        f"compare {BASELINE} --data {{data}} --methods kmeans --seeds 2 --views.short-side 64"
+    ),
 }
 """A line for each command that writes."""
-OFTEN = ("train", "pretrain", "predict", "report", "label")
+OFTEN = ("train", "pretrain", "predict", "report", "label", "relabel", "compare")
 """Those that are killed in every test run; all are in the soak."""
 
 
@@ -126,12 +131,32 @@ class World:
             subprocess.run(command, input=stream, check=True)
         return path
 
+    @property
+    def masks(self) -> Path:
+        """The masks of the photos by the run, whose clusters have no names."""
+        folder = self.data.parent / "masks"
+        if not folder.exists():
+            argv = f"predict {self.run} {self.photos} --out {folder} --formats png csv --device cpu"
+            assert main(argv.split()) == 0
+        return folder
+
+    @property
+    def named(self) -> Path:
+        """A copy of the run in which clusters have names."""
+        folder = self.data.parent / "named"
+        if not folder.exists():
+            shutil.copytree(self.run, folder)
+            assert main(["label", str(folder), "--set", "0=sky", "2=sky", "3=ignore"]) == 0
+        return folder
+
     def argv(self, command: Command, out: Path) -> list[str]:
         return [word.format(self=self, out=out, **vars(self)) for word in command.words.split()]
 
     def prepare(self, command: Command, out: Path) -> Path:
         if command.in_run:
             shutil.copytree(self.run, out)
+        if command.in_masks:
+            shutil.copytree(self.masks, out)
         return out
 
 
@@ -252,8 +277,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != ".lock" and "/.iddc-" not in str(path):
             data = path.read_bytes()
-            if path.name in ("log.jsonl", "README.md"):
-                data = re.sub(rb'"seconds": [\d.]+|[\d.]+ minutes', b"", data)
+            if path.name.startswith("comparison.") and path.suffix != ".json":
+                continue  # made of the JSON
+            if path.suffix == ".seconds":
+                continue
+            if path.name in ("log.jsonl", "README.md", "comparison.json"):
+                data = re.sub(rb'"seconds": ([\d.]+|null)|[\d.]+ minutes', b"", data)
             found[str(path.relative_to(folder))] = data.replace(bytes(folder), b"OUT")
     return found
 
@@ -451,7 +480,15 @@ def small_files_only(most: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("train", 100_000), ("pretrain", 300_000), ("predict", 400), ("label", 400)]
+    ("name", "most"),
+    [
+        ("train", 100_000),
+        ("pretrain", 300_000),
+        ("predict", 400),
+        ("label", 400),
+        ("relabel", 400),
+        ("compare", 3000),
+    ],
 )
 def test_a_disk_without_room_is_one_sentence_and_nothing_is_lost(
     world: World, undisturbed: Any, tmp_path: Path, name: str, most: int

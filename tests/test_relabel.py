@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 
 from iddc import relabel as relabelling
 from iddc.cli import main
-from iddc.masks import FORMATS, edit_labels
-from iddc.relabel import CLAIM
+from iddc.errors import ConfigError
+from iddc.masks import FORMATS, Labels, edit_labels
+from iddc.relabel import CLAIM, relabel
 from tiny import tiny_segmenter
 
 K = 4
@@ -162,3 +164,106 @@ def test_a_folder_without_masks_is_refused(
 ) -> None:
     assert main(["relabel", str(tmp_path)]) == 2
     assert "holds no masks of iddc" in capsys.readouterr().err
+
+
+# Damage and other processes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run", 3),
+        ("run", "a\0b"),
+        ("images", None),
+        ("model", []),
+        ("reading", 3),
+        ("reading", {"pages": -5}),
+        ("reading", {"nosuch": 1}),
+        ("labels", 3),
+        ("labels", {"id2label": 3}),
+        ("labels", {"id2label": {"0": ["sky"]}}),
+        ("labels", {"id2label": {"1": "sky"}}),
+    ],
+)
+def test_a_claim_that_nobody_wrote_is_one_sentence_and_changes_no_mask(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    field: str,
+    value: object,
+) -> None:
+    out = tmp_path / "out"
+    assert predict(run, photos, out, "png") == 0
+    record = json.loads((out / CLAIM).read_text())
+    (out / CLAIM).write_text(json.dumps({**record, field: value}))
+    before = tree(out)
+    capsys.readouterr()
+    assert main(["relabel", str(out), "--run", str(run)]) == 2
+    assert predict(run, photos, out, "png") == 2
+    said = capsys.readouterr().err
+    assert said.count(f"{CLAIM} is damaged. Use --out with a new folder.") == 2
+    assert tree(out) == before
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def too_many(path: Path) -> None:
+    Image.fromarray(np.full((40, 48), K, np.uint8)).save(path)
+
+
+def in_colour(path: Path) -> None:
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(path)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, too_many, in_colour, empty])
+def test_clusters_that_nobody_predicted_are_one_sentence_with_the_file(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any
+) -> None:
+    out = tmp_path / "out"
+    assert predict(run, photos, out, "png", "npz") == 0
+    damage(out / "parts/clusters/1.png")
+    name(run)
+    assert main(["relabel", str(out)]) == 3
+    said = capsys.readouterr().err
+    assert "parts/clusters/1.png" in said
+    assert "Predict into a new folder" in said
+
+
+def test_an_overlay_of_an_image_that_became_another_one_is_not_made(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(run, photos, out, "overlay") == 0
+    Image.new("RGB", (48, 41)).save(photos / "1.png")
+    name(run)
+    assert main(["relabel", str(out)]) == 3
+    assert "has 48 x 41 pixels, but its masks have 48 x 40" in capsys.readouterr().err
+
+
+def test_of_two_processes_that_rename_the_same_masks_the_second_is_refused(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert predict(run, photos, out, "png") == 0
+    refused = []
+    finish = relabelling.Collection.finish
+
+    def meanwhile(self: Any, files: Any) -> int:
+        # A lock of a folder that is opened once more is that of another process to the system.
+        with pytest.raises(ConfigError, match="Another process gives names"):
+            relabel(out, Labels.numbered(K))
+        refused.append(True)
+        return finish(self, files)
+
+    monkeypatch.setattr(relabelling.Collection, "finish", meanwhile)
+    name(run)
+    assert main(["relabel", str(out)]) == 0
+    assert refused
+    assert (out / "classes.txt").read_text() == "tree\nsky\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,14 @@ from scipy.special import xlogy
 
 from iddc.config import Experiment, MethodName, Runtime
 from iddc.datasets import LabelledImages
-from iddc.errors import ConfigError, IddcError, Interrupted
+from iddc.errors import ConfigError, IddcError, Interrupted, SetupError
 from iddc.evaluation import EvalProtocol, Evaluation, evaluate
 from iddc.images import ImageFile
 from iddc.learning import trained_run
 from iddc.learning.embeddings import Embeddings
 from iddc.progress import SILENT, Progress
-from iddc.runs import Run, write_atomic
+from iddc.runs import Run, disk_errors, read_text, write_atomic
+from iddc.runs.files import TEMPORARY
 from iddc.segmenter import Segmenter
 
 RECORD = "comparison.json"
@@ -167,13 +169,16 @@ def compare(
         progress: Shows how far the work is.
 
     Raises:
-        ConfigError: A method is named twice, or a run in the folder has other options.
+        ConfigError: A method is named twice, a run in the folder has other options, or the folder
+            holds something else.
+        SetupError: The folder cannot be written; the same call goes on when it can.
         Interrupted: SIGINT or SIGTERM came; the same call goes on.
     """
     if len({*methods}) < len(methods):
         raise ConfigError(f"--methods: expected each method once, found {' '.join(methods)}.")
     trained: dict[tuple[str, int], float | None] = {}
     failures: dict[str, str] = {}
+    _refuse_foreign(out)
 
     def folder(name: str, seed: int) -> Path:
         return out / "runs" / f"{name}-{seed}"
@@ -188,8 +193,8 @@ def compare(
             own = experiment.model_copy(update={"method": name, "seed": seed, "options": {}})
             try:
                 seconds = _train(files, own, folder(name, seed), runtime, source, shared, progress)
-            except (ConfigError, Interrupted):
-                raise
+            except (ConfigError, SetupError, Interrupted):
+                raise  # the machine's failure, such as a full disk, is not the method's
             except IddcError as error:
                 failures[name] = str(error)
             else:
@@ -226,7 +231,34 @@ def _train(
     trained_run(files, experiment, folder, runtime, source=source, shared=shared, progress=progress)
     if fresh:
         write_atomic(clock, f"{round(time.monotonic() - started, 1)}\n")
-    return float(clock.read_text("utf-8")) if clock.exists() else None
+    return _seconds(clock)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds something else, whose files of the same names would be lost.
+
+    Raises:
+        ConfigError: It does, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; expected a folder for the comparison.")
+    with disk_errors(out):
+        names = [path.name for path in out.iterdir()] if out.exists() else []
+    names = [name for name in names if not Path(name).match(TEMPORARY)]
+    if names and "runs" not in names:
+        raise ConfigError(
+            f"{out} holds something else than a comparison; nothing was changed. Choose a new or "
+            "empty folder."
+        )
+
+
+def _seconds(clock: Path) -> float | None:
+    """How long a training took; None where nobody knows."""
+    try:
+        seconds = float(read_text(clock))
+    except (OSError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _entry(method: str, seed: int, found: Evaluation, seconds: float | None) -> Entry:

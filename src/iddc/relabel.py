@@ -6,9 +6,12 @@ file of every format is right again in seconds.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count, repeat
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 from PIL import Image
+from pydantic import ValidationError
 
 from iddc.config import ReadingConfig
 from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
@@ -27,7 +31,7 @@ from iddc.masks.collection import CLUSTERS, VALID
 from iddc.progress import SILENT, Progress
 from iddc.rasters import SUFFIXES, has_rasters, write_raster
 from iddc.runs import WRITTEN, disk_errors, refuse_newer, write_atomic
-from iddc.runs.files import TEMPORARY, write_new
+from iddc.runs.files import TEMPORARY, read_text, write_new
 from iddc.segmenter import Segmenter
 from iddc.video import frames, is_video
 
@@ -96,8 +100,11 @@ def claim(
                 "which kept no clusters. Use --out with a new folder."
             )
         what = f"made with different names ({names})" if names else "not renamed completely"
-        progress.note(f"note: {out} was {what}. Its masks get the present names.")
-        relabel(out, segmenter.labels, progress=progress)
+        with _alone(out, wait=True):
+            kept = read_claim(out)  # another shard may have renamed them while we waited
+            if _UNFINISHED in kept or _name_differences(kept.get("labels"), segmenter.labels):
+                progress.note(f"note: {out} was {what}. Its masks get the present names.")
+                _relabel(out, segmenter.labels, images=None, progress=progress)
 
 
 def confirm(out: Path, labels: Labels) -> None:
@@ -128,17 +135,32 @@ def read_claim(out: Path) -> dict[str, Any]:
     """
     path = out / CLAIM
     try:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = json.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(
             f"{out} holds no masks of iddc: expected {CLAIM} in it. Give the --out of predict."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         kept = None
-    if not isinstance(kept, dict):
+    if isinstance(kept, dict):
+        refuse_newer(kept, path, ConfigError)
+        kept = {key: value for key, value in kept.items() if key not in WRITTEN}
+    if not isinstance(kept, dict) or not _is_sound(kept):
         raise ConfigError(f"{path} is damaged. Use --out with a new folder.")
-    refuse_newer(kept, path, ConfigError)
-    return {key: value for key, value in kept.items() if key not in WRITTEN}
+    return kept
+
+
+def _is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether a claim holds what `claim` writes, now or in an earlier version."""
+    texts = [record.get(name, "") for name in ("model", "run", "images")]
+    labels = record.get("labels", "")
+    try:
+        ReadingConfig.model_validate(record.get("reading", {}))
+        if not isinstance(labels, str | None):  # a digest and nothing, in earlier versions
+            Labels.model_validate(labels)
+    except ValidationError:
+        return False
+    return all(isinstance(text, str) and "\0" not in text for text in texts)
 
 
 def relabel(
@@ -155,10 +177,41 @@ def relabel(
         progress: Shows how far the work is.
 
     Raises:
-        ConfigError: It is no such folder, or a format cannot hold these classes.
+        ConfigError: It is no such folder, another process renames it, or a format cannot hold these
+            classes.
         DataError: An image is needed and missing, or an earlier iddc kept no clusters.
         SetupError: A file cannot be written.
     """
+    read_claim(out)
+    with _alone(out):
+        return _relabel(out, labels, images=images, progress=progress)
+
+
+@contextmanager
+def _alone(out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the only process that renames the masks of a folder: names of two would be mixed.
+
+    The folder itself is locked, so that no file stays in it.
+
+    Raises:
+        ConfigError: Another process renames them, and we do not wait.
+    """
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk that cannot lock a folder
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise ConfigError(
+                    f"Another process gives names to the masks in {out}. Wait for it, then give "
+                    "the command again."
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _relabel(out: Path, labels: Labels, *, images: Path | None, progress: Progress) -> Relabelled:
     record = read_claim(out)
     record.pop(_UNFINISHED, None)
     source = images or Path(str(record.get("images", "")))
@@ -194,6 +247,7 @@ def relabel(
                 )
             else:
                 stored = _Stored(out, file, labels, opened)
+                stored.check(with_image="overlay" in collections)
                 for collection in collections.values():
                     if collection.has(file):
                         collection.write(file, stored)
@@ -215,31 +269,46 @@ class _Stored:
     labels: Labels
     opened: Callable[[], Image.Image]
 
-    @property
+    def check(self, *, with_image: bool) -> None:
+        """Read what there is before any file of the image is written again.
+
+        Raises:
+            DataError: It is damaged, or not what `predict` wrote.
+        """
+        _ = self.clusters, self.classes, self.probs
+        if with_image:
+            _ = self.image
+
+    @cached_property
     def image(self) -> Image.Image:
         """The image; only overlays ask for it."""
+        otherwise = f"delete {self.out / 'overlay'} and give the command again."
         try:
-            return self.opened()
+            image = self.opened()
         except UnreadableImage as error:
             raise DataError(
-                f"{error}. Its overlay cannot be made again: put the image back, or delete "
-                f"{self.out / 'overlay'} and give the command again."
+                f"{error}. Its overlay cannot be made again: put the image back, or {otherwise}"
             ) from error
+        height, width = self.clusters.shape
+        if image.size != (width, height):
+            raise DataError(
+                f"{self.file.name} has {image.width} x {image.height} pixels, but its masks have "
+                f"{width} x {height}: it is another image now. Put the old one back, or {otherwise}"
+            )
+        return image
 
     @cached_property
     def clusters(self) -> Integer[np.ndarray, "H W"]:
         """The cluster of every pixel."""
         path = self.out / CLUSTERS / self.file.name.with_suffix(".png")
-        try:
-            with Image.open(path) as image:
-                clusters: np.ndarray = np.asarray(image)
-        except OSError as error:
+        clusters, number = _pixels(path), len(self.labels.id2label)
+        if clusters.ndim != 2 or clusters.max() >= number:
             raise DataError(
-                f"{path} cannot be read ({error}). Predict into a new folder."
-            ) from error
+                f"{path} does not hold clusters from 0 to {number - 1}. Predict into a new folder."
+            )
         return clusters.astype(np.uint16) if clusters.dtype != np.uint8 else clusters
 
-    @property
+    @cached_property
     def classes(self) -> Integer[np.ndarray, "H W"]:
         """The class of every pixel."""
         known = self.labels.classes
@@ -247,20 +316,37 @@ class _Stored:
         path = self.out / VALID / self.file.name.with_suffix(".png")
         if not path.exists():
             return classes
-        with Image.open(path) as image:
-            valid = np.asarray(image)
+        valid = _pixels(path)
+        if valid.shape != classes.shape:
+            raise DataError(f"{path} has another size than the clusters of its image.")
         kind = np.promote_types(classes.dtype, np.min_scalar_type(len(known.names)))
         pixels: np.ndarray = np.where(valid, classes, np.iinfo(kind).max).astype(kind)
         return pixels
 
-    @property
+    @cached_property
     def probs(self) -> Any:
         """What `predict` wrote: a person's names do not change probabilities."""
         path = self.out / "npz" / self.file.name.with_suffix(".npz")
         if not path.exists():
             return None
-        with np.load(path) as stored:
-            return stored["probs"]
+        try:
+            with np.load(path) as stored:
+                return stored["probs"]
+        except Exception as error:  # damaged archives make NumPy raise almost anything
+            raise DataError(f"{path} cannot be read. Predict into a new folder.") from error
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """A picture that `predict` wrote.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return np.asarray(image)
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise DataError(f"{path} cannot be read ({error}). Predict into a new folder.") from error
 
 
 def _items(
