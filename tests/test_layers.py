@@ -30,6 +30,7 @@ LAYERS = {
     "schedules": 1,
     "backbones": 2,
     "datasets": 2,
+    "manifest": 2,
     "masks": 2,
     "processes": 2,
     "refine": 2,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,9 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from iddc.config import ReadingConfig, ViewsConfig
-from iddc.errors import DataError
-from iddc.images import ImageFile, collect, find_images, refuse_many, sample
+from iddc.errors import DataError, UnreadableImage
+from iddc.images import (
+    FoundImages,
+    ImageFile,
+    collect,
+    find_images,
+    open_image,
+    refuse_many,
+    sample,
+)
 from iddc.images.listing import Listing, Texts, without
+from iddc.manifest import MANIFEST, find_listed, kept
 from iddc.views import ViewDataset
 
 NAMES = ["a.png", "b/c.png", "b/ü x.jpg", "d.png", "e.png"]
@@ -153,3 +165,106 @@ def test_a_sample_is_refused_beyond_four_standard_errors(unreadable: int, refuse
 def test_where_none_may_be_unreadable_one_in_the_sample_is_refused() -> None:
     with pytest.raises(DataError):
         refuse_many({"a": "damaged"}, 2000, 0.0, sampled=True)
+
+
+# The manifest
+
+
+@pytest.fixture
+def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of photos whose manifest is in the folder `run` beside it."""
+    monkeypatch.setattr("iddc.manifest.LARGE", 3)
+    for name in ("a.png", "a.jpg", "b/c.png", "labels/c.png"):
+        photo(tmp_path / "photos" / name)
+    keep(tmp_path / "photos", tmp_path / "run")
+    return tmp_path / "photos"
+
+
+def keep(source: Path, run: Path, limit: int | None = None) -> None:
+    run.mkdir(exist_ok=True)
+    with kept(find_images(source, limit=limit), source, run, limit=limit, include_masks=False):
+        until = time.monotonic() + 60
+        while not (run / MANIFEST).exists() and time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def forbid_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> FoundImages:
+        raise AssertionError("listed again")
+
+    monkeypatch.setattr("iddc.manifest.find_images", refuse)
+
+
+def test_a_manifest_gives_the_images_and_the_remarks_without_listing(
+    remembered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = find_images(remembered)
+    forbid_listing(monkeypatch)
+    found = find_listed(remembered, remembered.parent / "run")
+    assert [*found.files] == [*listed.files]
+    assert found.notes == listed.notes
+    assert found.files[0].read_bytes() == (remembered / "a.jpg").read_bytes()
+
+
+def add_a_photo(photos: Path) -> None:
+    photo(photos / "b/d.png")
+
+
+def remove_a_photo(photos: Path) -> None:
+    (photos / "b/c.png").unlink()
+
+
+def add_a_folder(photos: Path) -> None:
+    photo(photos / "z/d.png")
+
+
+def damage_the_manifest(photos: Path) -> None:
+    path = photos.parent / "run" / MANIFEST
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@pytest.mark.parametrize("change", [add_a_photo, remove_a_photo, add_a_folder, damage_the_manifest])
+def test_what_is_not_as_it_was_is_listed_again(
+    change: Callable[[Path], None], remembered: Path
+) -> None:
+    change(remembered)
+    found = find_listed(remembered, remembered.parent / "run")
+    assert [*found.files] == [*find_images(remembered).files]
+
+
+def test_another_request_is_listed_again(remembered: Path) -> None:
+    run = remembered.parent / "run"
+    assert len(find_listed(remembered, run, limit=1).files) == 1
+    assert len(find_listed(remembered, run, include_masks=True).files) == 4
+
+
+def test_an_image_that_changed_under_the_manifest_is_left_out_with_the_reason(
+    remembered: Path,
+) -> None:
+    photo(remembered / "b/c.png", value=7)
+    first, _, last = find_listed(remembered, remembered.parent / "run").files
+    assert first.read_bytes()
+    with pytest.raises(UnreadableImage, match=r"c\.png: changed since the collection was listed"):
+        last.read_bytes()
+
+
+def test_a_zip_that_was_written_anew_is_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iddc.manifest.LARGE", 1)
+    source = tmp_path / "photos.zip"
+    for name in ("a.png", "b.png"):
+        with zipfile.ZipFile(source, "w") as archive:
+            archive.write(photo(tmp_path / name), name)
+        found = find_listed(source, tmp_path / "run").files
+        assert [str(file.name) for file in found] == [name]
+        assert open_image(found[0]).size == (12, 10)
+        keep(source, tmp_path / "run")
+
+
+def test_a_small_collection_has_no_manifest(tmp_path: Path) -> None:
+    photo(tmp_path / "photos/a.png")
+    found = find_images(tmp_path / "photos")
+    with kept(found, tmp_path / "photos", tmp_path, limit=None, include_masks=False):
+        pass
+    assert not (tmp_path / MANIFEST).exists()

@@ -12,7 +12,7 @@ import difflib
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -265,9 +265,14 @@ def find_readable(
     *,
     include_masks: bool = False,
     reading: ReadingConfig = ReadingConfig(),  # noqa: B008 - it is frozen
+    run: Path | None = None,
 ) -> Collected:
-    """Find the images and check their headers; say on stderr what was not read as a photo."""
+    """Find the images and check their headers; say on stderr what was not read as a photo.
+
+    A run that goes on may have a manifest of them.
+    """
     from iddc.images import collect, find_images
+    from iddc.manifest import find_listed
 
     if dataset != "folder":
         from iddc.datasets import train_images
@@ -276,16 +281,20 @@ def find_readable(
             raise ConfigError(
                 f"--include-masks is for --dataset folder: {dataset} says which files are photos."
             )
+        found = None
         files: Sequence[ImageFile] = train_images(dataset, images)[:limit]
     else:
-        found = find_images(images, limit=limit, include_masks=include_masks)
+        if run is None:
+            found = find_images(images, limit=limit, include_masks=include_masks)
+        else:
+            found = find_listed(images, run, limit=limit, include_masks=include_masks)
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
         files = found.files
     collected = collect(files, reading, max_unreadable=runtime.max_unreadable)
     for note in collected.notes:
         print(f"note: {note}", file=sys.stderr)
-    return collected
+    return replace(collected, listed=found)
 
 
 def refuse_inside(out: Path, images: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -30,7 +31,7 @@ from iddc.methods import completed, find_method, new_network, used
 from iddc.runs import Run
 
 if TYPE_CHECKING:
-    from iddc.images import ImageFile, Skipped
+    from iddc.images import FoundImages, ImageFile, Skipped
 
 
 class MakesRun(ReadsPhotos):
@@ -62,6 +63,7 @@ class MakesRun(ReadsPhotos):
             self.dataset,
             include_masks=self.include_masks,
             reading=experiment.reading,
+            run=None if self.overwrite else self.out,
         )
         files, skipped = found.files, found.skipped
         experiment = completed(experiment.model_copy(update={"reading": found.reading}))
@@ -87,7 +89,7 @@ class MakesRun(ReadsPhotos):
         experiment = ready(experiment, self.runtime)
         # Before the folder is touched: a misspelt name must not cost an earlier model.
         network = new_network(experiment)
-        with self.start(experiment) as run:
+        with self.start(experiment) as run, self.kept_manifest(found.listed):
             from iddc.learning import fit
             from iddc.progress import Progress
 
@@ -110,6 +112,16 @@ class MakesRun(ReadsPhotos):
     def chosen(self) -> Experiment:
         """The experiment that the options ask for."""
         return self.experiment
+
+    def kept_manifest(self, listed: FoundImages | None) -> AbstractContextManager[None]:
+        """Keep what was listed beside the run; of the processes of torchrun the first does."""
+        if listed is None or os.environ.get("RANK", "0") != "0":
+            return nullcontext()
+        from iddc.manifest import kept
+
+        return kept(
+            listed, self.images, self.out, limit=self.limit, include_masks=self.include_masks
+        )
 
     def start(self, experiment: Experiment) -> Run:
         """Lock the folder of a run, or go on with an interrupted one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
@@ -44,12 +44,14 @@ class ImageFile:
             without their suffixes, so `name.with_suffix(".png")` is safe to write.
         member: The name inside the zip.
         page: Which image of the file it is, counted from 0.
+        stamp: Its size in bytes and its time in nanoseconds when it was listed, if they are kept.
     """
 
     path: Path
     name: PurePosixPath
     member: str | None = None
     page: int = 0
+    stamp: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         file = str(self.path) if self.member is None else f"{self.path}!{self.inside}"
@@ -64,11 +66,13 @@ class ImageFile:
         """Open the encoded image, read-only.
 
         Raises:
-            UnreadableImage: It is a pipe or a device, or too large.
+            UnreadableImage: It is a pipe or a device, too large, or not what was listed.
         """
         status = self.path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise UnreadableImage(self, "no regular file")
+        if self.stamp is not None and self.stamp != (status.st_size, status.st_mtime_ns):
+            raise UnreadableImage(self, "changed since the collection was listed")
         if self.member is None:
             if status.st_size > MAX_BYTES:
                 raise UnreadableImage(self, f"larger than {MAX_BYTES // 10**9} GB")

@@ -7,8 +7,8 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from iddc.errors import DataError, one_line
@@ -32,6 +32,9 @@ class FoundImages:
 
     files: Sequence[ImageFile]
     notes: tuple[str, ...] = ()
+    watched: Mapping[str, int] = field(default_factory=dict)
+    """The folders, the zip or the list that were read, and when each was changed last before, in
+    nanoseconds: while these times stay, there are no more images and no fewer."""
 
 
 def find_images(
@@ -54,9 +57,10 @@ def find_images(
         DataError: The source is missing, unreadable or holds no image.
     """
     suffix = source.suffix.lower()
+    watched: dict[str, int] = {}
     try:
         if source.is_dir():
-            found = _find_in_folder(source, include_masks)
+            found = _find_in_folder(source, include_masks, watched)
         elif not source.exists():
             raise DataError(
                 f"No such file or folder: {source}. Expected a folder of images, a zip, a text "
@@ -65,24 +69,27 @@ def find_images(
         elif not source.is_file():
             raise DataError(f"{source} is neither a folder nor a regular file.")
         elif suffix == ".zip":
+            watched[os.path.abspath(source)] = source.stat().st_mtime_ns
             found = _find_in_zip(source, include_masks)
         elif suffix in SUFFIXES:
             found = FoundImages((ImageFile(source, _fitting(PurePosixPath(source.name))),))
         else:
+            watched[os.path.abspath(source)] = source.stat().st_mtime_ns
             found = _find_in_list(source)
     except OSError as error:
         raise DataError(f"Cannot read {source}: {error.strerror or error}.") from error
-    return FoundImages(found.files[:limit], tuple(map(one_line, found.notes)))
+    return FoundImages(found.files[:limit], tuple(map(one_line, found.notes)), watched)
 
 
-def _find_in_folder(folder: Path, include_masks: bool) -> FoundImages:
+def _find_in_folder(folder: Path, include_masks: bool, watched: dict[str, int]) -> FoundImages:
+    watched[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
     # What lies in images/ is all that is read, if anything does.
     for base in (folder / "images", folder):
         if base != folder and not base.is_dir():
             continue
         notes: list[str] = []
         others: Counter[str] = Counter()
-        paths = Texts.of(_of_images(_walk(base, notes), others))
+        paths = Texts.of(_of_images(_walk(base, notes, watched), others))
         if base == folder or len(paths) or others:
             break
     if base != folder:
@@ -90,7 +97,7 @@ def _find_in_folder(folder: Path, include_masks: bool) -> FoundImages:
     return _select(Listing(base, paths), folder, notes, others, include_masks)
 
 
-def _walk(folder: Path, notes: list[str]) -> Iterator[str]:
+def _walk(folder: Path, notes: list[str], watched: dict[str, int]) -> Iterator[str]:
     """The paths of all files below a folder, sorted by their parts; hidden ones are left out."""
     seen: set[tuple[int, int]] = set()
 
@@ -102,6 +109,7 @@ def _walk(folder: Path, notes: list[str]) -> Iterator[str]:
             notes.append(f"{here} leads to a folder that is read already")
             return [], set()
         seen.add((status.st_dev, status.st_ino))
+        watched[os.path.abspath(here)] = status.st_mtime_ns
         names, folders = [], set()
         try:
             with os.scandir(here) as entries:

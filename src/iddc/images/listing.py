@@ -70,6 +70,7 @@ class Listing(Sequence[ImageFile]):
         renamed: Names of results that differ from `names`, by index.
         zipped: Whether `base` is a zip.
         chosen: The indices of the images that are in; None: all.
+        stamps: Size and time of each when it was listed, see `ImageFile.stamp`.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class Listing(Sequence[ImageFile]):
         renamed: Mapping[int, str] | None = None,
         zipped: bool = False,
         chosen: range | Int64[np.ndarray, " n"] | None = None,
+        stamps: Int64[np.ndarray, "all 2"] | None = None,
     ) -> None:
         self.base = base
+        self.stamps = stamps
         self.paths = paths
         self._names = paths if names is None else names
         self._renamed = dict(renamed or {})
@@ -102,14 +105,15 @@ class Listing(Sequence[ImageFile]):
     def __getitem__(self, index: int | slice) -> ImageFile | Listing:
         if isinstance(index, slice):
             return self._with(self._renamed, self._chosen[index])
-        return self._file(self.paths[int(self._chosen[index])], self.name(index))
+        at = int(self._chosen[index])
+        return self._file(at, self.paths[at], self.name(index))
 
     def __iter__(self) -> Iterator[ImageFile]:
         if not self._whole:
             yield from (self[index] for index in range(len(self)))
             return
-        for path, name in zip(self.paths, self.names(), strict=True):
-            yield self._file(path, name)
+        for at, (path, name) in enumerate(zip(self.paths, self.names(), strict=True)):
+            yield self._file(at, path, name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -136,6 +140,10 @@ class Listing(Sequence[ImageFile]):
                 yield self._renamed.get(at, name)
         else:
             yield from self._names
+
+    def texts(self) -> Iterator[str]:
+        """The texts of the paths, in order."""
+        yield from self.paths if self._whole else (self.paths[int(at)] for at in self._chosen)
 
     def name(self, index: int) -> str:
         """The name of one result."""
@@ -164,12 +172,17 @@ class Listing(Sequence[ImageFile]):
             renamed=renamed,
             zipped=self.zipped,
             chosen=chosen,
+            stamps=self.stamps,
         )
 
-    def _file(self, path: str, name: str) -> ImageFile:
+    def _file(self, at: int, path: str, name: str) -> ImageFile:
         if self.zipped:
             return ImageFile(self.base, PurePosixPath(name), path)
-        return ImageFile(Path(self.base, path), PurePosixPath(name))
+        stamp: tuple[int, int] | None = None
+        if self.stamps is not None:
+            size, time = self.stamps[at].tolist()
+            stamp = size, time
+        return ImageFile(Path(self.base, path), PurePosixPath(name), stamp=stamp)
 
 
 def names_of(files: Sequence[ImageFile]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from iddc.errors import UnreadableImage
 from iddc.images.check import SURVEYED, Skipped, expand_pages, refuse_many, sample, survey
 from iddc.images.decode import read_samples
 from iddc.images.files import ImageFile
+from iddc.images.find import FoundImages
 from iddc.images.listing import without
 from iddc.images.lookahead import ahead
 from iddc.images.meaning import (
@@ -44,12 +45,14 @@ class Collected:
         skipped: The others.
         reading: How all of them are shown.
         notes: One-line remarks for the user.
+        listed: Where the images come from, if a folder, a zip or a list of paths was listed.
     """
 
     files: Sequence[ImageFile]
     skipped: list[Skipped]
     reading: ReadingConfig
     notes: tuple[str, ...]
+    listed: FoundImages | None = None
 
 
 def collect(

@@ -46,6 +46,7 @@ OWNED_FILES = (
     "skipped.csv",
     "scores.json",
     "diagnosis.json",
+    "manifest.npz",
     "labels.json",
     "report.html",
     "samples",
