@@ -15,6 +15,8 @@ import json
 import math
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -34,12 +36,16 @@ from iddc.bench.prediction import prediction_part
 from iddc.bench.step import step_part
 from iddc.datasets.synthetic import write_scenes
 from iddc.device import pick_device
-from iddc.images import check_images, find_images
+from iddc.images import AS_STORED, collect, find_images
 
 VIT = Case("ViT-S/16", "untrained:vit_small_patch16_224", "cocostuff27-vits16")
 VIT8 = Case("ViT-S/8", "untrained:vit_small_patch8_224", "cocostuff27-vits16")
 COCO_IMAGES = 49_629
 COCO_SIZE = (640, 480)
+FEW_MILLIONS = 10_000_000
+"""How many files nobody makes for a benchmark."""
+IN_A_FOLDER = 1000
+"""Files of a folder, when there are many."""
 DRAWN = 16
 """Different scenes among the files of an epoch or of a large folder; the others are links."""
 
@@ -55,7 +61,7 @@ class Settings:
     clusters: tuple[int, ...] = (27, 171, 1000)
     cases: tuple[Case, ...] = (VIT, VIT8)
     sizes: tuple[tuple[int, int], ...] = ((320, 240), (640, 480), (1280, 960), (2048, 1024))
-    folders: tuple[int, ...] = (100, 1000, 10_000)
+    folders: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)
     processes: tuple[int, ...] = (1, 2)
     images: int = 512
     epochs: int = 1
@@ -114,13 +120,29 @@ def image_sizes(settings: Settings, folder: Path) -> Iterator[Point]:
 
 
 def folder_sizes(settings: Settings, folder: Path) -> Iterator[Point]:
-    """What comes before the first step, finding the images and reading their headers."""
+    """Finding the images and reading headers, as `iddc train` does before anything else.
+
+    Processor time, and the largest memory of this process so far. Ten million are extrapolated.
+    """
+    point = Point("", "", 0.0, 0.0)
     for count in settings.folders:
-        many(folder / str(count), count)
-        started = time.perf_counter()
-        files = find_images(folder / str(count)).files
-        check_images(files, max_unreadable=0.0)
-        yield Point("start: files", f"{count:,}", time.perf_counter() - started, math.nan)
+        images = many(folder / str(count), count)
+        started = time.process_time()
+        collect(find_images(images).files, AS_STORED, max_unreadable=0.0)
+        seconds = time.process_time() - started
+        point = Point("start: files", f"{count:,}", seconds, largest_memory())
+        yield point
+    if settings.folders[-1] == FEW_MILLIONS // 10:
+        seconds = 10 * point.seconds
+        yield Point("start: files", f"{FEW_MILLIONS:,}, extrapolated", seconds, math.nan)
+
+
+def first_steps(settings: Settings, folder: Path) -> Iterator[Point]:
+    """From the command to the line of the first step in the log, on the clock."""
+    for count in settings.folders:
+        images = many(folder / str(count), count)
+        seconds, memory = until_first_step(images, folder / f"run-{count}", settings)
+        yield Point("start: first step", f"{count:,}", seconds, memory)
 
 
 def process_counts(settings: Settings, folder: Path) -> Iterator[Point]:
@@ -155,6 +177,7 @@ CURVES: dict[str, Callable[[Settings, Path], Iterator[Point]]] = {
     "patch": patch_sizes,
     "size": image_sizes,
     "folder": folder_sizes,
+    "first": first_steps,
     "processes": process_counts,
     "epoch": epoch,
 }
@@ -167,8 +190,38 @@ def many(folder: Path, count: int) -> Path:
     sources = sorted(folder.with_name(f"{folder.name}-drawn").glob("*/images/*.jpg"))
     folder.mkdir()
     for index in range(count):
-        os.link(sources[index % len(sources)], folder / f"{index:06}.jpg")
+        inner = folder / f"{index // IN_A_FOLDER:04}" if count > IN_A_FOLDER else folder
+        inner.mkdir(exist_ok=True)
+        os.link(sources[index % len(sources)], inner / f"{index:07}.jpg")
     return folder
+
+
+def largest_memory() -> float:
+    """The largest memory of this process until now, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def until_first_step(images: Path, run: Path, settings: Settings) -> tuple[float, float]:
+    """Train with the default recipe until a step is logged: seconds, and megabytes."""
+    words = [
+        *(sys.executable, "-m", "iddc", "train", images, "--out", run),
+        *("--method", "iddc", "--backbone", "bundled"),
+        *("--training.batch-size", settings.batch, "--device", settings.device.type),
+    ]
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [*map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    log = run / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.02)
+    seconds = time.monotonic() - started
+    process.send_signal(signal.SIGTERM)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if not (log.exists() and log.stat().st_size):
+        raise SystemExit(f"exit code {process.returncode}: {' '.join(map(str, words))}")
+    return seconds, usage.ru_maxrss * 1024 / 1e6
 
 
 def train(

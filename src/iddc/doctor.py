@@ -15,6 +15,7 @@ from pathlib import Path
 from iddc import __version__
 
 EXTRAS = {
+    "cloud": ("aiohttp", "fsspec", "gcsfs", "s3fs"),
     "codecs": ("imagecodecs",),
     "crf": ("pydensecrf2",),
     "export": ("onnx", "onnxruntime", "onnxscript"),

@@ -74,7 +74,8 @@ def kept(
         include_masks: See `find_listed`.
     """
     files = found.files
-    if not isinstance(files, Listing) or len(files) < LARGE or files.stamps is not None:
+    known = not isinstance(files, Listing) or files.stamps is not None or not found.watched
+    if known or len(files) < LARGE:
         yield
         return
     about = {

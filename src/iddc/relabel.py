@@ -25,7 +25,14 @@ from pydantic import ValidationError
 
 from iddc.config import ReadingConfig
 from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
-from iddc.images import AS_STORED, ImageFile, expand_pages, find_images, open_picture
+from iddc.images import (
+    AS_STORED,
+    ImageFile,
+    address_of,
+    expand_pages,
+    find_images,
+    open_picture,
+)
 from iddc.masks import FORMATS, Collection, Labels, cluster_names
 from iddc.masks.collection import CLUSTERS, VALID
 from iddc.progress import SILENT, Progress
@@ -69,7 +76,7 @@ def claim(
     record: dict[str, Any] = {
         "model": digest_of(model),
         "run": str(model.resolve()),
-        "images": str(images.resolve()),
+        "images": address_of(images) or str(images.resolve()),
         "reading": reading.model_dump(mode="json"),
         "prediction": segmenter.experiment.prediction.model_dump(),
         "labels": _chosen(segmenter.labels),

@@ -21,7 +21,7 @@ from iddc.backbones import resolve
 from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast, pick_device
 from iddc.errors import ConfigError
-from iddc.images import Picture, collect, find_images
+from iddc.images import Picture, address_of, collect, find_images
 from iddc.images.given import ImageLike, as_files, as_picture, items_of
 from iddc.learning import fit
 from iddc.masks import Labels, cluster_names
@@ -156,7 +156,8 @@ class Segmenter:
         experiment = completed(self.experiment.model_copy(update={"backbone": backbone}))
         if isinstance(images, str | Path):
             listing = find_images(Path(images))
-            source, given, notes = str(Path(images).resolve()), listing.files, listing.notes
+            source = address_of(images) or str(Path(images).resolve())
+            given, notes = listing.files, listing.notes
         else:
             given, notes = as_files(images), ()
             source = f"{len(given)} images"

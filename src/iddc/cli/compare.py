@@ -78,6 +78,7 @@ class Compare(ReadsPhotos):
         from iddc.comparison import LEGEND, compare
         from iddc.datasets import open_dataset
         from iddc.evaluation import PROTOCOLS
+        from iddc.images import address_of
         from iddc.progress import Progress
 
         dataset = open_dataset("folder", self.data, self.split)
@@ -93,7 +94,7 @@ class Compare(ReadsPhotos):
             PROTOCOLS[self.protocol],
             self.out,
             self.runtime,
-            source=str(self.images.resolve()),
+            source=address_of(self.images) or str(self.images.resolve()),
             progress=Progress(),
         )
         if self.json:

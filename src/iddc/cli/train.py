@@ -203,7 +203,9 @@ def estimate(
 
 def named(images: Path, dataset: DatasetName) -> str:
     """What a run was trained on, for its record."""
-    path = str(images.resolve())
+    from iddc.images import address_of
+
+    path = address_of(images) or str(images.resolve())
     return path if dataset == "folder" else f"{dataset}:{path}"
 
 

@@ -21,6 +21,7 @@ from iddc.images.listing import names_of
 from iddc.images.lookahead import ahead
 from iddc.images.meaning import Layout, Picture
 from iddc.images.measure import Collected, collect, leaves_open, settle
+from iddc.images.remote import address_of
 
 __all__ = [
     "AS_STORED",
@@ -36,6 +37,7 @@ __all__ = [
     "Picture",
     "Skipped",
     "Survey",
+    "address_of",
     "ahead",
     "check_images",
     "collect",

@@ -15,6 +15,7 @@ from iddc.errors import DataError, one_line
 from iddc.images.files import SUFFIXES, ImageFile, meant
 from iddc.images.listing import Listing, Texts
 from iddc.images.masklike import sort_out
+from iddc.images.remote import RemoteImage, address_of, list_below
 
 _MAX_LIST = 500_000_000
 """The largest list of paths, in bytes."""
@@ -46,7 +47,8 @@ def find_images(
     `images/`, only that is read, and masks and labels are not (`masklike.sort_out`, which opens a
     few files where names do not decide). A zip is read like a folder, its members in place. A text
     file has one path per line, absolute or relative to its own folder, and keeps its order; all
-    that it names is read. Hidden files are ignored.
+    that it names is read. Hidden files are ignored. What lies below an address, such as
+    s3://bucket/photos, is read like a folder.
 
     Args:
         source: The folder, zip, text file or image.
@@ -55,11 +57,14 @@ def find_images(
 
     Raises:
         DataError: The source is missing, unreadable or holds no image.
+        SetupError: A server refuses or does not answer, or the extra `cloud` is missing.
     """
     suffix = source.suffix.lower()
     watched: dict[str, int] = {}
     try:
-        if source.is_dir():
+        if url := address_of(source):
+            found = _find_at(url, include_masks)
+        elif source.is_dir():
             found = _find_in_folder(source, include_masks, watched)
         elif not source.exists():
             raise DataError(
@@ -158,6 +163,26 @@ def _of_images(names: Iterable[str], others: Counter[str]) -> Iterator[str]:
             yield name
         else:
             others[PurePosixPath(name).suffix.lower() or "without suffix"] += 1
+
+
+def _find_at(url: str, include_masks: bool) -> FoundImages:
+    """What is below an address; like a folder."""
+    notes: list[str] = []
+    below = sorted(list_below(url), key=lambda path: path.split("/"))
+    if not below:
+        name = PurePosixPath(url.rpartition("/")[2])
+        return FoundImages((RemoteImage(Path(name), _fitting(name), url=url),))
+    url = url.rstrip("/")
+    if any(path.startswith("images/") for path in below):
+        notes.append(f"reads only images/ of {url}")
+        below = [path[7:] for path in below if path.startswith("images/")]
+        url = f"{url}/images"
+    shown = (path for path in below if not any(map(_hidden, path.split("/"))))
+    others: Counter[str] = Counter()
+    paths = Texts.of(_of_images(shown, others))
+    names = Texts.of(map(_safe_text, paths))
+    listing = Listing(Path(url.rpartition("/")[2]), paths, names, url=url)
+    return _select(listing, Path(url), notes, others, include_masks)
 
 
 def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:

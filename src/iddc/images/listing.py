@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from iddc.images.files import ImageFile
+from iddc.images.remote import RemoteImage
 
 _PIECE = 2**20
 """About how many bytes of texts are decoded at once."""
@@ -69,6 +70,7 @@ class Listing(Sequence[ImageFile]):
         names: The names of results; None: the paths.
         renamed: Names of results that differ from `names`, by index.
         zipped: Whether `base` is a zip.
+        url: The address that paths are below, of images that are at addresses.
         chosen: The indices of the images that are in; None: all.
         stamps: Size and time of each when it was listed, see `ImageFile.stamp`.
     """
@@ -81,6 +83,7 @@ class Listing(Sequence[ImageFile]):
         *,
         renamed: Mapping[int, str] | None = None,
         zipped: bool = False,
+        url: str = "",
         chosen: range | Int64[np.ndarray, " n"] | None = None,
         stamps: Int64[np.ndarray, "all 2"] | None = None,
     ) -> None:
@@ -90,6 +93,7 @@ class Listing(Sequence[ImageFile]):
         self._names = paths if names is None else names
         self._renamed = dict(renamed or {})
         self.zipped = zipped
+        self.url = url
         self._chosen = range(len(paths)) if chosen is None else chosen
 
         everything = range(len(paths))
@@ -171,6 +175,7 @@ class Listing(Sequence[ImageFile]):
             self._names,
             renamed=renamed,
             zipped=self.zipped,
+            url=self.url,
             chosen=chosen,
             stamps=self.stamps,
         )
@@ -178,6 +183,8 @@ class Listing(Sequence[ImageFile]):
     def _file(self, at: int, path: str, name: str) -> ImageFile:
         if self.zipped:
             return ImageFile(self.base, PurePosixPath(name), path)
+        if self.url:
+            return RemoteImage(Path(name), PurePosixPath(name), url=f"{self.url}/{path}")
         stamp: tuple[int, int] | None = None
         if self.stamps is not None:
             size, time = self.stamps[at].tolist()

@@ -292,7 +292,7 @@ def _too_rich(file: ImageFile, size: tuple[int, int]) -> bool:
     """Whether a PNG takes more bytes than a label would, so that nobody needs to decode it."""
     if file.member is not None or file.name.suffix.lower() != ".png" or size[0] < 100:
         return False
-    return file.path.stat().st_size > size[0] * size[1]
+    return file.size() > size[0] * size[1]
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from iddc.errors import needs_extra, one_line
-from iddc.images import ImageFile, listed
+from iddc.images import ImageFile, address_of, listed
 from iddc.masks.colours import legend
 from iddc.masks.cvat import in_list
 from iddc.masks.formats import FORMATS, Origin, Segmented
@@ -183,6 +183,8 @@ class Collection:
         # A name that was changed to be unique is no path where other programs find the image.
         inside = PurePosixPath(file.inside.replace("\\", "/"))
         name = str(file.name.with_name(inside.name))
+        if address_of(file.inside):
+            return Origin(name, file.inside, file.inside)
         source, path = (Path(os.path.abspath(path)) for path in (self.source, file.path))
         if file.member:
             return Origin(name, f"{source.stem}/{inside}", inside.name)
