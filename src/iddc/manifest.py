@@ -52,6 +52,7 @@ def find_listed(
                     Texts(kept["paths"].tobytes()),
                     Texts(kept["names"].tobytes()),
                     zipped=about["zipped"],
+                    tarred=about["tarred"],
                     stamps=kept["stamps"] if len(kept["stamps"]) else None,
                 )
                 return FoundImages(listing, tuple(about["notes"]), about["watched"])
@@ -83,13 +84,14 @@ def kept(
         "of": _request(source, limit, include_masks),
         "base": str(files.base),
         "zipped": files.zipped,
+        "tarred": files.tarred,
         "notes": found.notes,
         "watched": found.watched,
     }
     ended = threading.Event()
 
     def write() -> None:
-        stamps = None if files.zipped else _stamps(files, ended)
+        stamps = None if files.zipped or files.tarred else _stamps(files, ended)
         if ended.is_set():
             return
         data = io.BytesIO()

@@ -16,6 +16,7 @@ from iddc.images.files import SUFFIXES, ImageFile, meant
 from iddc.images.listing import Listing, Texts
 from iddc.images.masklike import sort_out
 from iddc.images.remote import RemoteImage, address_of, list_below
+from iddc.images.tar import members_of, text_of
 
 _MAX_LIST = 500_000_000
 """The largest list of paths, in bytes."""
@@ -41,14 +42,15 @@ class FoundImages:
 def find_images(
     source: Path, *, limit: int | None = None, include_masks: bool = False
 ) -> FoundImages:
-    """List the images of a folder, a zip, a text file of paths, or take one image.
+    """List the images of a folder, a zip, tars, a text file of paths, or take one image.
 
     A folder is read with all its subfolders, through links too, sorted by name. If it holds
     `images/`, only that is read, and masks and labels are not (`masklike.sort_out`, which opens a
     few files where names do not decide). A zip is read like a folder, its members in place. A text
     file has one path per line, absolute or relative to its own folder, and keeps its order; all
-    that it names is read. Hidden files are ignored. What lies below an address, such as
-    s3://bucket/photos, is read like a folder.
+    that it names is read. A tar, or a folder with no image but tars, such as the shards of
+    WebDataset, is read in place, tar by tar. Hidden files are ignored. What lies below an
+    address, such as s3://bucket/photos, is read like a folder.
 
     Args:
         source: The folder, zip, text file or image.
@@ -73,6 +75,8 @@ def find_images(
             )
         elif not source.is_file():
             raise DataError(f"{source} is neither a folder nor a regular file.")
+        elif suffix == ".tar":
+            found = _find_in_tars(source.parent, [source.name], source, include_masks, watched)
         elif suffix == ".zip":
             watched[os.path.abspath(source)] = source.stat().st_mtime_ns
             found = _find_in_zip(source, include_masks)
@@ -97,6 +101,9 @@ def _find_in_folder(folder: Path, include_masks: bool, watched: dict[str, int]) 
         paths = Texts.of(_of_images(_walk(base, notes, watched), others))
         if base == folder or len(paths) or others:
             break
+    if not len(paths) and others[".tar"]:
+        tars = [name for name in _walk(base, [], watched) if name.lower().endswith(".tar")]
+        return _find_in_tars(base, tars, folder, include_masks, watched)
     if base != folder:
         notes.append(f"reads only images/ of {folder}")
     return _select(Listing(base, paths), folder, notes, others, include_masks)
@@ -163,6 +170,30 @@ def _of_images(names: Iterable[str], others: Counter[str]) -> Iterator[str]:
             yield name
         else:
             others[PurePosixPath(name).suffix.lower() or "without suffix"] += 1
+
+
+def _find_in_tars(
+    base: Path, tars: Sequence[str], source: Path, include_masks: bool, watched: dict[str, int]
+) -> FoundImages:
+    """What is in tars below a folder, tar by tar in their order; of several, named by them too."""
+    notes: list[str] = []
+    others: Counter[str] = Counter()
+    names: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for tar in tars:
+            watched[os.path.abspath(base / tar)] = (base / tar).stat().st_mtime_ns
+            for member, offset, length in members_of(base / tar, notes):
+                path = _safe_name(PurePosixPath(member))
+                if any(map(_hidden, path.parts)) or not [*_of_images([str(path)], others)]:
+                    continue
+                inside = str(_fitting(path))
+                names.append(f"{os.path.splitext(tar)[0]}/{inside}" if len(tars) > 1 else inside)
+                yield text_of(tar, offset, length)
+
+    paths = Texts.of(texts())
+    listing = Listing(base, paths, Texts.of(names), tarred=True)
+    return _select(listing, source, notes, others, include_masks)
 
 
 def _find_at(url: str, include_masks: bool) -> FoundImages:

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 
 from iddc.images.files import ImageFile
 from iddc.images.remote import RemoteImage
+from iddc.images.tar import image_at
 
 _PIECE = 2**20
 """About how many bytes of texts are decoded at once."""
@@ -70,6 +71,7 @@ class Listing(Sequence[ImageFile]):
         names: The names of results; None: the paths.
         renamed: Names of results that differ from `names`, by index.
         zipped: Whether `base` is a zip.
+        tarred: Whether paths are those of `tar.text_of`.
         url: The address that paths are below, of images that are at addresses.
         chosen: The indices of the images that are in; None: all.
         stamps: Size and time of each when it was listed, see `ImageFile.stamp`.
@@ -83,6 +85,7 @@ class Listing(Sequence[ImageFile]):
         *,
         renamed: Mapping[int, str] | None = None,
         zipped: bool = False,
+        tarred: bool = False,
         url: str = "",
         chosen: range | Int64[np.ndarray, " n"] | None = None,
         stamps: Int64[np.ndarray, "all 2"] | None = None,
@@ -93,6 +96,7 @@ class Listing(Sequence[ImageFile]):
         self._names = paths if names is None else names
         self._renamed = dict(renamed or {})
         self.zipped = zipped
+        self.tarred = tarred
         self.url = url
         self._chosen = range(len(paths)) if chosen is None else chosen
 
@@ -175,6 +179,7 @@ class Listing(Sequence[ImageFile]):
             self._names,
             renamed=renamed,
             zipped=self.zipped,
+            tarred=self.tarred,
             url=self.url,
             chosen=chosen,
             stamps=self.stamps,
@@ -183,6 +188,8 @@ class Listing(Sequence[ImageFile]):
     def _file(self, at: int, path: str, name: str) -> ImageFile:
         if self.zipped:
             return ImageFile(self.base, PurePosixPath(name), path)
+        if self.tarred:
+            return image_at(self.base, path, PurePosixPath(name))
         if self.url:
             return RemoteImage(Path(name), PurePosixPath(name), url=f"{self.url}/{path}")
         stamp: tuple[int, int] | None = None
