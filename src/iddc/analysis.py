@@ -102,7 +102,7 @@ def analyze(
 
     def photo(index: int) -> tuple[Image.Image, None]:
         side = experiment.views.short_side
-        return open_image(files[index], side, experiment.reading), None
+        return open_image(files[index], side, experiment.reading, settled=True), None
 
     vectors, _ = look.at(len(files), photo, progress)
     clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)

@@ -119,7 +119,7 @@ def fill_cache(
 
     def decoded(file: ImageFile) -> UInt8[np.ndarray, "H W 3"] | str:
         try:
-            image = open_image(file, short_side, reading)
+            image = open_image(file, short_side, reading, settled=True)
         except UnreadableImage as error:
             return error.reason
         if min(image.size) < min_side:
