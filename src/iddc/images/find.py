@@ -17,6 +17,7 @@ from iddc.images.listing import Listing, Texts
 from iddc.images.masklike import sort_out
 from iddc.images.remote import RemoteImage, address_of, list_below
 from iddc.images.tar import members_of, text_of
+from iddc.images.walk import is_hidden, walk
 
 _MAX_LIST = 500_000_000
 """The largest list of paths, in bytes."""
@@ -98,68 +99,15 @@ def _find_in_folder(folder: Path, include_masks: bool, watched: dict[str, int]) 
             continue
         notes: list[str] = []
         others: Counter[str] = Counter()
-        paths = Texts.of(_of_images(_walk(base, notes, watched), others))
+        paths = Texts.of(_of_images(walk(base, notes, watched), others))
         if base == folder or len(paths) or others:
             break
     if not len(paths) and others[".tar"]:
-        tars = [name for name in _walk(base, [], watched) if name.lower().endswith(".tar")]
+        tars = [name for name in walk(base, [], watched) if name.lower().endswith(".tar")]
         return _find_in_tars(base, tars, folder, include_masks, watched)
     if base != folder:
         notes.append(f"reads only images/ of {folder}")
     return _select(Listing(base, paths), folder, notes, others, include_masks)
-
-
-def _walk(folder: Path, notes: list[str], watched: dict[str, int]) -> Iterator[str]:
-    """The paths of all files below a folder, sorted by their parts; hidden ones are left out."""
-    seen: set[tuple[int, int]] = set()
-
-    def look_into(prefix: str) -> tuple[list[str], set[str]]:
-        """The names of what is in a folder, sorted, and which of them are folders."""
-        here = os.path.join(folder, prefix[:-1]) if prefix else str(folder)
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            notes.append(f"{here} leads to a folder that is read already")
-            return [], set()
-        seen.add((status.st_dev, status.st_ino))
-        watched[os.path.abspath(here)] = status.st_mtime_ns
-        names, folders = [], set()
-        try:
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    if _hidden(entry.name):
-                        continue
-                    names.append(entry.name)
-                    if _is_folder(entry):
-                        folders.add(entry.name)
-        except OSError as error:
-            notes.append(f"cannot read the folder {here}: {error.strerror}")
-        names.sort()  # which of two links to one folder is followed must not depend on the disk
-        return names, folders
-
-    names, folders = look_into("")
-    stack = [("", iter(names), folders)]
-    while stack:
-        prefix, rest, folders = stack[-1]
-        for name in rest:
-            if name in folders:
-                inner = f"{prefix}{name}/"
-                names, deeper = look_into(inner)
-                stack.append((inner, iter(names), deeper))
-                break
-            yield prefix + name
-        else:
-            stack.pop()
-
-
-def _hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _of_images(names: Iterable[str], others: Counter[str]) -> Iterator[str]:
@@ -185,7 +133,7 @@ def _find_in_tars(
             watched[os.path.abspath(base / tar)] = (base / tar).stat().st_mtime_ns
             for member, offset, length in members_of(base / tar, notes):
                 path = _safe_name(PurePosixPath(member))
-                if any(map(_hidden, path.parts)) or not [*_of_images([str(path)], others)]:
+                if any(map(is_hidden, path.parts)) or not [*_of_images([str(path)], others)]:
                     continue
                 inside = str(_fitting(path))
                 names.append(f"{os.path.splitext(tar)[0]}/{inside}" if len(tars) > 1 else inside)
@@ -208,7 +156,7 @@ def _find_at(url: str, include_masks: bool) -> FoundImages:
         notes.append(f"reads only images/ of {url}")
         below = [path[7:] for path in below if path.startswith("images/")]
         url = f"{url}/images"
-    shown = (path for path in below if not any(map(_hidden, path.split("/"))))
+    shown = (path for path in below if not any(map(is_hidden, path.split("/"))))
     others: Counter[str] = Counter()
     paths = Texts.of(_of_images(shown, others))
     names = Texts.of(map(_safe_text, paths))
@@ -237,7 +185,7 @@ def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:
             for name, member in found.items()
             if name.parts[0] == "images" and len(name.parts) > 1
         }
-    shown = [name for name in found if not any(map(_hidden, name.parts))]
+    shown = [name for name in found if not any(map(is_hidden, name.parts))]
     others: Counter[str] = Counter()
     names = [*_of_images(map(str, sorted(shown, key=lambda name: name.parts)), others)]
     paths = Texts.of(found[PurePosixPath(name)] for name in names)
