@@ -24,7 +24,7 @@ from iddc.images.listing import Listing, Texts
 from iddc.runs import WRITTEN, write_atomic
 
 MANIFEST = "manifest.npz"
-"""Its name in the folder of a run. It may be deleted: then everything is listed again."""
+"""The name of the manifest in the folder of a run. Without it everything is listed again."""
 LARGE = 10_000
 """Smaller collections have none, as they are listed at once."""
 
@@ -75,8 +75,12 @@ def kept(
         include_masks: See `find_listed`.
     """
     files = found.files
-    known = not isinstance(files, Listing) or files.stamps is not None or not found.watched
-    if known or len(files) < LARGE:
+    if (
+        not isinstance(files, Listing)
+        or len(files) < LARGE
+        or files.stamps is not None
+        or not found.watched
+    ):
         yield
         return
     about = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from iddc.errors import DataError, UnreadableImage
 from iddc.images.files import MAX_BYTES, ImageFile
@@ -59,7 +60,8 @@ def members_of(path: Path, notes: list[str]) -> Iterator[tuple[str, int, int]]:
     """
     count = 0
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:") as opened:
+            archive: Any = opened
             while (member := archive.next()) is not None:
                 archive.members.clear()  # else all of a large tar stay in memory
                 count += 1
