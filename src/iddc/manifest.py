@@ -44,7 +44,7 @@ def find_listed(
         DataError: See `find_images`.
     """
     try:
-        with np.load(run / MANIFEST, allow_pickle=False) as kept:
+        with (run / MANIFEST).open("rb") as file, np.load(file, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
             if about["of"] == _request(source, limit, include_masks) and _unchanged(about):
                 listing = Listing(
