@@ -8,9 +8,10 @@ scored and never chooses; training reads none. So results are those of recipes s
 LabelMeFacade and digital rock. For every set there is a table of accuracy, mIoU, the entropy of
 the clusters' sizes over log K (the truth's is in the title), and the seconds that fitting took.
 
-`method:NAME` is a method of `iddc train`, which learns from the same embeddings (`learned.py`). Add
-a recipe: a function of (pictures to fit, K, seed) that returns a function from a `Picture` to
-probabilities of its patches, in RECIPES. See `embedded.py` for the pieces.
+`method:NAME` is a method of `iddc train`, which learns from the same embeddings (`learned.py`);
+`method:NAME:colour=2:lengths=free` gives it other numbers. Add a recipe: a function of (pictures to
+fit, K, seed) that returns a function from a `Picture` to probabilities of its patches, in RECIPES.
+See `embedded.py` for the pieces.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -199,9 +201,11 @@ RECIPES: dict[str, Fit] = {
 
 def find_recipe(name: str) -> Fit:
     """A recipe of this file, or a method of the product."""
-    kind, _, method = name.rpartition(":")
+    kind, _, rest = name.partition(":")
+    method, *numbers = rest.split(":")
     if kind == "method" and method in METHODS:
-        return method_recipe(method)
+        options = dict(number.split("=", 1) for number in numbers)
+        return method_recipe(method, **{key: yaml.safe_load(v) for key, v in options.items()})
     if name in RECIPES:
         return RECIPES[name]
     known = ", ".join([*RECIPES, *(f"method:{one}" for one in METHODS)])

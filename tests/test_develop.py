@@ -147,6 +147,15 @@ def test_both_crops_lie_where_their_boxes_say(develop: Any) -> None:
     assert seen == {True, False}
 
 
+def test_a_recipe_gives_a_method_other_numbers(
+    develop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(develop, "method_recipe", lambda name, **o: given.update(o, name=name))
+    develop.find_recipe("method:consensus:colour=1.5:lengths=free:regions=false")
+    assert given == {"name": "consensus", "colour": 1.5, "lengths": "free", "regions": False}
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones(develop: Any) -> None:
     with pytest.raises(SystemExit, match=r"method:steg.* Known: .*kmeans.*method:stego"):
         develop.find_recipe("method:steg")

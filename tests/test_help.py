@@ -49,7 +49,7 @@ def test_the_number_of_clusters_has_a_short_name() -> None:
 
 
 def test_values_that_training_refuses_are_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "-hh"]) == 0
+    assert main(["train", "--method", "iddc", "-hh"]) == 0
     text = capsys.readouterr().out
     assert "centroids" not in text
     assert "cityscapes-vits8-e2e" not in text

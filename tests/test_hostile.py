@@ -36,6 +36,7 @@ from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
 from iddc.images import ImageFile, check_images, find_images, open_image
 from iddc.masks import FORMATS, read_labels
 from iddc.masks.labels import LABELS
+from iddc.methods import completed, used
 from iddc.network import Network
 from iddc.recipes import RECIPES
 from iddc.runs import Run, load_config
@@ -613,7 +614,8 @@ def test_a_run_whose_record_leads_elsewhere_is_not_taken_for_ours(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    with Run.start(run, RECIPES["folder"].experiment(), source="../../etc"):
+    experiment = completed(RECIPES["folder"].experiment())
+    with Run.start(run, experiment, source="../../etc", record=used(experiment)):
         (run / "checkpoint" / "state.pt").touch()
     text = (run / "config.yaml").read_text()
     other = "untrained:test_vit asked"

@@ -164,12 +164,18 @@ def _starting_point(command: str, args: Sequence[str]) -> Experiment:
     method = given.method
     if command == "baseline":
         method = next((word for word in args if word in METHODS), None)
+    if not method and not given.config and command not in _LEARNING:
+        method = "iddc"  # whose numbers these commands read or pass on
     if not method and not given.config and (word := _names_iddc(experiment.method, args)):
         print(f"note: {word} is an option of --method iddc, which trains here", file=sys.stderr)
         method = "iddc"
     if method in METHODS and method != experiment.method:
         experiment = experiment.model_copy(update={"method": method, "options": {}})
     return experiment
+
+
+_LEARNING = ("train", "check")
+"""The commands for which a recipe's method counts."""
 
 
 def _names_iddc(method: MethodName, args: Sequence[str]) -> str | None:
