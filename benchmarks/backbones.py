@@ -147,7 +147,7 @@ def named(name: str, root: Path, part: Part) -> Backbone | Callable[[Tensor], Te
         return load_backbone(resolve(name)).eval()
     backbone = untrained_backbone(network).eval()
     images = images_of(root, "train", part.short_side, part.train)
-    pixels = (to_working_size(image, part.short_side, 0)[None] for image in images)
+    pixels = (to_working_size(image, part.short_side, 0)[None] / 255 for image in images)
     return reduced_backbone(backbone, COMPONENTS, pixels)
 
 
@@ -159,13 +159,16 @@ def standardised(train: Pictures) -> Callable[[Picture], Float[Tensor, "27 h w"]
 
 
 def with_appearance(some: Pictures, looks: Callable[[Picture], Tensor], *, alone: bool) -> Pictures:
-    """Put appearance in the place of the embeddings, or beside them with equal mean length."""
+    """Put appearance in the place of the embeddings, or beside them with equal mean length.
+
+    Both views of an image, by which the head is taught, are then the same.
+    """
 
     def changed(picture: Picture) -> Picture:
         seen = looks(picture)
         if not alone:
             seen = torch.cat([directions(picture), seen / seen.shape[0] ** 0.5])
-        return replace(picture, features=seen[None].half())
+        return replace(picture, features=seen.half().expand(2, -1, -1, -1))
 
     return Pictures(tuple(changed(one) for one in some.items), some.classes)
 

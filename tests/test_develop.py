@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from iddc.images import ImageFile
+from tiny import photo
 
 PATH = Path(__file__).parents[1] / "benchmarks"
 
@@ -186,6 +188,7 @@ def test_appearance_beside_embeddings_is_standardised_and_as_long_on_average(
     ]
     some = embedded.Pictures(tuple(items), planted.classes)
     both = backbones.with_appearance(some, backbones.standardised(some), alone=False)
+    assert all(len(one.features) == 2 for one in both.items)  # the head is taught by two views
     rows = torch.cat([one.features[0].float().flatten(1) for one in both.items], 1)
     assert torch.equal(
         rows[:3], torch.cat([one.features[0].float().flatten(1) for one in items], 1)
@@ -216,3 +219,23 @@ def test_kmeans_gets_as_many_restarts_as_fit_into_the_seconds_of_iddc(
     rows = budget.compare(planted, planted, 0)
     assert asked == [("iddc", None), ("kmeans", 1), ("kmeans", 3), ("kmeans", 33)]
     assert [(row[1], row[2]) for row in rows.values()] == [(100.0, 4), (10.0, 3), (97.0, 33)]
+
+
+def test_an_image_gives_two_views_a_mirror_image_or_the_same_again(tmp_path: Path) -> None:
+    backbones = benchmark("backbones")
+    for split in ("train", "val"):
+        for seed in (0, 1):
+            for kind, image in (
+                ("images", photo(seed, (96, 64))),
+                ("labels", Image.fromarray(np.tile(np.uint8([0, 1]), (64, 48)))),
+            ):
+                (tmp_path / split / kind).mkdir(parents=True, exist_ok=True)
+                image.save(tmp_path / split / kind / f"{seed}.png")
+    for name, mirrored in (("untrained:test_resnet", True), ("components:test_resnet", False)):
+        train, val = backbones.pictures(name, tmp_path, backbones.Part(2, 1, 64, mirrored))
+        assert (len(train), len(val)) == (2, 1)
+        features = train.items[0].features
+        assert features.shape[::2] == (2, 8)
+        assert torch.equal(features[0], features[1]) != mirrored
+        assert val.items[0].label.shape == (64, 96)
+        assert train.items[0].label is None
