@@ -18,6 +18,7 @@ LAYERS = {
     "consensus": 1,
     "decoders": 1,
     "device": 1,
+    "gaps": 1,
     "ground": 1,
     "images": 1,
     "losses": 1,

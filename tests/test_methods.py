@@ -201,6 +201,38 @@ def test_pieces_give_the_terms_and_gradients_of_the_whole(method: str) -> None:
     check_pieces(method)
 
 
+@pytest.mark.parametrize("method", LEARN)
+@pytest.mark.parametrize("at_once", [8, 2])
+def test_what_a_gap_shows_enters_no_term_and_no_gradient(
+    method: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, maps = learner_of(method), features()
+    valid = torch.ones(5, 2, 64, 64, dtype=torch.bool)
+    valid[1, 0, :, :32] = valid[3, :, 48:] = False
+    spoilt = maps.clone()
+    spoilt[1, 0, :, :, :2] = spoilt[3, :, :, 3] = torch.nan
+    # The crops carry the number of their image; embeddings are those above.
+    crops = torch.arange(10, dtype=torch.uint8).view(5, 2, 1, 1, 1).expand(5, 2, 3, 64, 64)
+    monkeypatch.setattr(
+        "iddc.learning.gradients.embed_crops",
+        lambda _network, rows, _precision: spoilt.flatten(0, 1)[rows[:, 0, 0, 0].long()],
+    )
+    result = backpropagate(
+        learner.method,
+        learner.network,
+        crops,
+        images_of(crops, total=5),
+        processes=ONE,
+        counts=[5],
+        at_once=at_once,
+        valid=valid,
+    )
+    assert all(term.isfinite() for term in result.terms.values())
+    gradients = [p.grad for p in learner.method.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LEARN)
 def test_two_processes_give_the_terms_and_gradients_of_one(method: str, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -20,7 +19,8 @@ from iddc.config import Experiment, Runtime
 from iddc.datasets import LabelledImages
 from iddc.device import autocast, pick_device
 from iddc.errors import DataError, UnreadableImage
-from iddc.images import ImageFile, open_image
+from iddc.gaps import data_patches
+from iddc.images import ImageFile, Picture, open_picture
 from iddc.metrics import IGNORE
 from iddc.network import build_network
 from iddc.progress import SILENT, Progress
@@ -100,18 +100,18 @@ def analyze(
     rng = np.random.default_rng(experiment.seed)
     look = _Look(backbone, experiment, rng)
 
-    def photo(index: int) -> tuple[Image.Image, None]:
+    def photo(index: int) -> tuple[Picture, None]:
         side = experiment.views.short_side
-        return open_image(files[index], side, experiment.reading, settled=True), None
+        return open_picture(files[index], side, experiment.reading, settled=True), None
 
     vectors, _ = look.at(len(files), photo, progress)
     clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)
     classes = None
     if labelled:
 
-        def sample(index: int) -> tuple[Image.Image, np.ndarray]:
+        def sample(index: int) -> tuple[Picture, np.ndarray]:
             found = labelled[index]
-            return found.image, found.label
+            return Picture(found.image), found.label
 
         vectors, known = look.at(len(labelled), sample, progress)
         there = torch.nonzero(known != IGNORE)[:, 0]
@@ -140,7 +140,7 @@ class _Look:
     def at(
         self,
         number: int,
-        read: Callable[[int], tuple[Image.Image, np.ndarray | None]],
+        read: Callable[[int], tuple[Picture, np.ndarray | None]],
         progress: Progress,
     ) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " _"]]:
         """Directions of patches, as the objective sees them, and the classes at their centres."""
@@ -150,14 +150,18 @@ class _Look:
         with progress.job(len(chosen)):
             for done, index in enumerate(chosen, start=1):
                 try:
-                    image, label = read(index)
+                    picture, label = read(index)
                 except UnreadableImage:
                     continue  # it has been named when headers were checked, or is one of many
-                pixels = to_working_size(image, short_side, 0)[None].to(device)
+                pixels = to_working_size(picture.image, short_side, 0)[None].to(device)
                 with torch.no_grad(), autocast(device, self.experiment.training.precision):
                     maps: Tensor = self.backbone(pixels)[0].float()
                 height, width = maps.shape[1:]
-                drawn = self.rng.permutation(height * width)[:PATCHES]
+                drawn = self.rng.permutation(height * width)
+                if picture.valid is not None:
+                    valid = torch.from_numpy(picture.valid)
+                    drawn = drawn[data_patches(valid, (height, width)).flatten().numpy()[drawn]]
+                drawn = drawn[:PATCHES]
                 rows.append(maps.flatten(1).T[torch.from_numpy(drawn).to(device)].cpu())
                 if label is not None:
                     down = ((drawn // width + 0.5) * label.shape[0] / height).astype(int)

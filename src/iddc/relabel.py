@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from PIL import Image
 from pydantic import ValidationError
 
@@ -35,6 +35,7 @@ from iddc.images import (
 )
 from iddc.masks import FORMATS, Collection, Labels, cluster_names
 from iddc.masks.collection import CLUSTERS, VALID
+from iddc.masks.ids import without_gaps
 from iddc.progress import SILENT, Progress
 from iddc.rasters import SUFFIXES, has_rasters, write_raster
 from iddc.runs import WRITTEN, disk_errors, refuse_newer, write_atomic
@@ -319,16 +320,18 @@ class _Stored:
     def classes(self) -> Integer[np.ndarray, "H W"]:
         """The class of every pixel."""
         known = self.labels.classes
-        classes: np.ndarray = known.of_cluster[self.clusters]
+        return without_gaps(known.of_cluster[self.clusters], self.valid, len(known.names))
+
+    @cached_property
+    def valid(self) -> Bool[np.ndarray, "H W"] | None:
+        """Which pixels hold data; None: all."""
         path = self.out / VALID / self.file.name.with_suffix(".png")
         if not path.exists():
-            return classes
-        valid = _pixels(path)
-        if valid.shape != classes.shape:
+            return None
+        valid: np.ndarray = _pixels(path) != 0
+        if valid.shape != self.clusters.shape:
             raise DataError(f"{path} has another size than the clusters of its image.")
-        kind = np.promote_types(classes.dtype, np.min_scalar_type(len(known.names)))
-        pixels: np.ndarray = np.where(valid, classes, np.iinfo(kind).max).astype(kind)
-        return pixels
+        return valid
 
     @cached_property
     def probs(self) -> Any:

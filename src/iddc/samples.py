@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from iddc.canvas import window_starts
 from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast
 from iddc.errors import UnreadableImage
-from iddc.images import ImageFile, ahead, open_image
+from iddc.gaps import NO_DATA, data_patches, filled, resized_mask, stand_ins
+from iddc.images import ImageFile, Picture, ahead, open_picture
 from iddc.progress import SILENT, Progress
 from iddc.windows import to_working_size
 
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 
 class Sampler:
-    """Embeds images of a collection with a frozen backbone.
+    """Embeds images of a collection with a frozen backbone. Gaps without data count in nothing.
 
     Args:
         files: The images.
@@ -69,8 +71,8 @@ class Sampler:
         """Draw patch embeddings in equal shares from all images, as prediction sees them.
 
         Of an image's windows at working size (no mirror images), as many are drawn as hold its
-        share, and of their patches the share itself. With more images than `count`, those without a
-        share are not opened.
+        share, and of their patches with data the share itself. With more images than `count`,
+        those without a share are not opened.
 
         Args:
             count: The most embeddings, of all images together.
@@ -85,20 +87,33 @@ class Sampler:
         chosen: list[int] = among[shares[among] > 0].tolist()
         experiment, side = self._experiment, self._experiment.views.short_side
 
-        def windows_of(index: int) -> UInt8[Tensor, "m 3 h w"]:
-            return draw_windows(
-                to_working_size(self._open(index, side), side, experiment.prediction.window),
+        def windows_of(
+            index: int,
+        ) -> tuple[UInt8[Tensor, "m 3 h w"], Bool[Tensor, "m h w"] | None]:
+            picture = self._open(index, side)
+            image = to_working_size(picture.image, side, experiment.prediction.window)
+            valid = _mask_of(picture, image)
+            drawn = draw_windows(
+                (image.shape[1], image.shape[2]),
                 experiment.prediction,
                 min_pixels=int(shares[index]) * self.backbone.patch_size**2,
                 rng=np.random.default_rng((experiment.seed, index, _WINDOWS)),
+                valid=valid,
             )
+            windows = torch.stack([image[:, rows, columns] for rows, columns in drawn])
+            if valid is None:
+                return windows, None
+            return windows, torch.stack([valid[rows, columns] for rows, columns in drawn])
 
         total = int(shares[chosen].sum())
         vectors = torch.empty(total, self.backbone.embed_dim, device=self.device)
         filled = 0
-        for index, windows in self._each(windows_of, chosen):
-            parts = torch.split(windows, self._at_once)
-            maps = torch.cat([self._embed(part).movedim(1, -1).flatten(0, 2) for part in parts])
+        for index, (windows, valid) in self._each(windows_of, chosen):
+            parts = [self._embed(part) for part in torch.split(windows, self._at_once)]
+            maps = torch.cat([part.movedim(1, -1).flatten(0, 2) for part in parts])
+            if valid is not None:
+                grid = parts[0].shape[2], parts[0].shape[3]
+                maps = maps[data_patches(valid, grid).flatten().to(maps.device)]
             rng = np.random.default_rng((experiment.seed, index, _PATCHES))
             drawn = rng.permutation(len(maps))[: shares[index]]
             vectors[filled : filled + len(drawn)] = maps[torch.from_numpy(drawn).to(self.device)]
@@ -108,6 +123,8 @@ class Sampler:
     def means(self, indices: range | None = None) -> tuple[list[int], Float[Tensor, "n d"]]:
         """The mean embedding of the central square of each image, resized to a crop.
 
+        Of an image with gaps it is the square around the middle of its data.
+
         Args:
             indices: The images that are embedded here; None: all.
 
@@ -116,18 +133,34 @@ class Sampler:
         """
         side = self._experiment.views.crop_size
 
-        def square(index: int) -> UInt8[Tensor, "3 S S"]:
-            cut = ImageOps.fit(self._open(index, side), (side, side), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+        def square(index: int) -> tuple[UInt8[Tensor, "3 S S"], Bool[Tensor, "S S"]]:
+            picture, valid = self._open(index, side), None
+            middle = (0.5, 0.5)
+            if picture.valid is not None:
+                valid = Image.fromarray(picture.valid.astype(np.uint8) * np.uint8(255))
+                down, across = (np.argwhere(picture.valid).mean(0) / picture.valid.shape).tolist()
+                middle = (across, down)
+            fit = partial(ImageOps.fit, method=Image.Resampling.BILINEAR, centering=middle)
+            cut = torch.from_numpy(np.array(fit(picture.image, (side, side)))).permute(2, 0, 1)
+            if valid is None:
+                return cut, torch.ones(side, side, dtype=torch.bool)
+            return cut, torch.from_numpy(np.array(fit(valid, (side, side))) > 127)
 
         rows = [torch.empty(0, self.backbone.embed_dim, device=self.device)]
-        waiting: list[Tensor] = []
+        waiting: list[tuple[Tensor, Tensor]] = []
         found: list[int] = []
 
         def pool() -> None:
-            if waiting:
-                rows.append(self._embed(torch.stack(waiting)).float().mean(dim=(2, 3)))
-                waiting.clear()
+            if not waiting:
+                return
+            maps = self._embed(torch.stack([image for image, _ in waiting])).float()
+            means = maps.mean(dim=(2, 3))
+            for row, (_, valid) in enumerate(waiting):
+                if not valid.all():
+                    counts = data_patches(valid, (maps.shape[2], maps.shape[3])).to(maps.device)
+                    means[row] = maps[row][:, counts].mean(1)
+            rows.append(means)
+            waiting.clear()
 
         for index, image in self._each(square, self._among(indices)):
             found.append(index)
@@ -138,30 +171,45 @@ class Sampler:
         return found, torch.cat(rows)
 
     def maps(self, indices: Iterable[int]) -> Iterator[tuple[int, Float[Tensor, "d h w"]]]:
-        """The embeddings of whole images at working size, one after another."""
-        for index, image in self._each(self._whole, indices):
-            yield index, self._embed(image[None])[0].float()
+        """The embeddings of whole images at working size, one after another; gaps are filled."""
+        for index, (image, valid) in self._each(self._whole, indices):
+            maps = self._embed(image[None]).float()
+            yield index, filled(maps, None if valid is None else valid[None])[0]
 
     def pictures(
         self, indices: Iterable[int]
     ) -> Iterator[tuple[int, Float[Tensor, "2 d h w"], UInt8[Tensor, "3 H W"]]]:
         """The embeddings of whole images and of their mirror images, and their pixels.
 
-        One image after another, at working size; what mirror images give is mirrored back.
+        One image after another, at working size; what mirror images give is mirrored back. Gaps
+        are filled in the embeddings and, pixel by pixel, in the image.
         """
-        for index, image in self._each(self._whole, indices):
+        for index, (image, valid) in self._each(self._whole, indices):
             plain, mirrored = self._embed(torch.stack([image, image.flip(-1)])).float()
-            yield index, torch.stack([plain, mirrored.flip(-1)]), image
+            maps = torch.stack([plain, mirrored.flip(-1)])
+            if valid is not None:
+                maps = filled(maps, valid.expand(2, -1, -1))
+                numbers = torch.from_numpy(stand_ins(valid.numpy()))
+                yield index, maps, image.flatten(1)[:, numbers.flatten()].view_as(image)
+            else:
+                yield index, maps, image
+
+    def _whole(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"] | None]:
+        """An image at working size, and which of its pixels hold data."""
+        side = self._experiment.views.short_side
+        picture = self._open(index, side)
+        image = to_working_size(picture.image, side, 0)
+        return image, _mask_of(picture, image)
 
     def _among(self, indices: range | None) -> range:
         return range(len(self.files)) if indices is None else indices
 
-    def _open(self, index: int, side: int) -> Image.Image:
-        return open_image(self.files[index], side, self._experiment.reading, settled=True)
-
-    def _whole(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        side = self._experiment.views.short_side
-        return to_working_size(self._open(index, side), side, 0)
+    def _open(self, index: int, side: int) -> Picture:
+        file = self.files[index]
+        picture = open_picture(file, side, self._experiment.reading)
+        if picture.valid is not None and not picture.valid.any():
+            raise UnreadableImage(file, NO_DATA)
+        return picture
 
     def _each(self, make: Callable[[int], T], indices: Iterable[int]) -> Iterator[tuple[int, T]]:
         """What is made of each image that can be read, in order, while threads make the next."""
@@ -188,18 +236,37 @@ class Sampler:
         return features
 
 
+def _mask_of(picture: Picture, image: UInt8[Tensor, "3 H W"]) -> Bool[Tensor, "H W"] | None:
+    """Which pixels of an image at another size hold data; None: all of them."""
+    if picture.valid is None:
+        return None
+    mask = resized_mask(picture.valid, (image.shape[2], image.shape[1]))
+    return None if mask.all() else torch.from_numpy(mask.copy())
+
+
 def draw_windows(
-    image: UInt8[Tensor, "3 H W"],
+    size: tuple[int, int],
     config: PredictionConfig,
     *,
     min_pixels: int,
     rng: np.random.Generator,
-) -> UInt8[Tensor, "m 3 h w"]:
+    valid: Bool[Tensor, "H W"] | None = None,
+) -> list[tuple[slice, slice]]:
     """Draw different windows of an image, in random order, until they hold `min_pixels` pixels.
 
     The windows are those of prediction. All of them hold less where the image is small.
+
+    Args:
+        size: Height and width of the image.
+        config: The windows.
+        min_pixels: How many pixels with data they hold together.
+        rng: Where the order comes from.
+        valid: Which pixels hold data; None: all. Windows without any are passed over.
+
+    Returns:
+        The rows and the columns of each; at least one.
     """
-    height, width = image.shape[1:]
+    height, width = size
     side = config.window or max(height, width)
     overlap = config.overlap if config.window else 0
     tall, wide = min(side, height), min(side, width)
@@ -208,6 +275,14 @@ def draw_windows(
         for top in window_starts(height, side, overlap)
         for left in window_starts(width, side, overlap)
     ]
-    drawn = rng.permutation(len(corners))[: math.ceil(min_pixels / (tall * wide))]
-    chosen = (corners[i] for i in drawn)
-    return torch.stack([image[:, top : top + tall, left : left + wide] for top, left in chosen])
+    order = [corners[i] for i in rng.permutation(len(corners))]
+    windows = [(slice(top, top + tall), slice(left, left + wide)) for top, left in order]
+    if valid is None:
+        return windows[: math.ceil(min_pixels / (tall * wide))]
+    chosen, held = [], 0
+    for window in windows:
+        pixels = int(valid[window].sum())
+        if pixels and held < min_pixels:
+            chosen.append(window)
+            held += pixels
+    return chosen or windows[:1]

@@ -18,7 +18,7 @@ from torch import Tensor
 from iddc.errors import ConfigError
 from iddc.masks import IGNORED, Labels, overlay, write_image
 from iddc.masks.coco import as_rle, describe_image
-from iddc.masks.ids import encode, with_palette
+from iddc.masks.ids import encode, with_palette, without_gaps
 from iddc.masks.shares import count_pixels
 
 
@@ -55,12 +55,7 @@ class Segmentation:
         or 65535.
         """
         named = self.labels.classes
-        classes: np.ndarray = named.of_cluster[self.clusters]
-        if self.valid is not None:
-            # 255 cannot be both the last of 256 classes and no data.
-            kind = np.promote_types(classes.dtype, np.min_scalar_type(len(named.names)))
-            classes = np.where(self.valid, classes, np.iinfo(kind).max).astype(kind)
-        return classes
+        return without_gaps(named.of_cluster[self.clusters], self.valid, len(named.names))
 
     @property
     def class_names(self) -> tuple[str, ...]:

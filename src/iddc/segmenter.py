@@ -235,7 +235,9 @@ class Segmenter:
         return pixel_probs(self.network, scores)
 
     @overload
-    def predict(self, image: ImageLike | Tensor, *, with_probs: bool = False) -> Segmentation: ...
+    def predict(
+        self, image: Picture | ImageLike | Tensor, *, with_probs: bool = False
+    ) -> Segmentation: ...
 
     @overload
     def predict(

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from iddc.canvas import working_size
 from iddc.config import ReadingConfig, ViewsConfig
 from iddc.errors import UnreadableImage
+from iddc.gaps import NO_DATA, resized_mask
 from iddc.images import AS_STORED, ImageFile, open_picture
 
 _CROPS, _ORDER, _ROLLS, _PATCHES = range(4)
@@ -59,6 +60,8 @@ class View:
     crops: UInt8[Tensor, "2 3 S S"] | None
     reason: str | None = None
     boxes: Float32[Tensor, "2 4"] | None = None
+    valid: Bool[Tensor, "2 S S"] | None = None
+    """Which pixels of the crops hold data; None: all."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,14 @@ class ViewBatch:
         crops: Their two crops. With b = 0, S is 0 too.
         failures: Index and reason of each image that could not be read.
         boxes: Where the crops lie, see `Crops.boxes`.
+        valid: Which pixels of the crops hold data; None: all of them.
     """
 
     indices: list[int]
     crops: UInt8[Tensor, "b 2 3 S S"]
     failures: list[tuple[int, str]]
     boxes: Float32[Tensor, "b 2 4"]
+    valid: Bool[Tensor, "b 2 S S"] | None = None
 
 
 def draw_crops(size: tuple[int, int], config: ViewsConfig, rng: np.random.Generator) -> Crops:
@@ -121,8 +126,42 @@ def cut(image: Image.Image, crops: Crops, crop_size: int) -> UInt8[Tensor, "2 3 
     return torch.from_numpy(pixels[..., ::-1].copy() if crops.flip else pixels)
 
 
-def most_data(drawn: Sequence[Crops], valid: Bool[np.ndarray, "H W"], crop_size: int) -> Crops:
-    """Choose the first draw whose emptier crop holds the most data."""
+def cut_mask(
+    valid: Bool[np.ndarray, "H W"], crops: Crops, crop_size: int
+) -> Bool[Tensor, "2 S S"] | None:
+    """Cut the two crops out of a mask as `cut` does out of its image; None if no gap is in them."""
+    height, width = valid.shape
+    across, down = width / crops.size[0], height / crops.size[1]
+    masks = np.stack(
+        [
+            resized_mask(
+                valid,
+                (crop_size, crop_size),
+                (
+                    left * across,
+                    top * down,
+                    (left + crop_size) * across,
+                    (top + crop_size) * down,
+                ),
+            )
+            for left, top in crops.corners
+        ]
+    )
+    if masks.all():
+        return None
+    return torch.from_numpy(masks[..., ::-1].copy() if crops.flip else masks)
+
+
+def most_data(
+    drawn: Sequence[Crops],
+    valid: Bool[np.ndarray, "H W"],
+    crop_size: int,
+    rng: np.random.Generator,
+) -> Crops:
+    """Choose the first draw whose emptier crop holds the most data.
+
+    Where one of its crops holds none, both are put around a pixel with data.
+    """
     height, width = valid.shape
 
     def share(crops: Crops) -> float:
@@ -137,7 +176,17 @@ def most_data(drawn: Sequence[Crops], valid: Bool[np.ndarray, "H W"], crop_size:
             for left, top in crops.corners
         )
 
-    return max(drawn, key=share)
+    best = max(drawn, key=share)
+    if share(best) > 0:
+        return best
+    pixels = np.flatnonzero(valid)
+    row, column = divmod(int(pixels[rng.integers(len(pixels))]), width)
+    corner = [
+        min(max(0, round((pixel + 0.5) * scaled / side) - crop_size // 2), scaled - crop_size)
+        for pixel, side, scaled in zip((column, row), (width, height), best.size, strict=True)
+    ]
+    left, top = corner
+    return Crops(best.size, ((left, top), (left, top)), best.flip)
 
 
 class ViewDataset(Dataset[View]):
@@ -173,13 +222,15 @@ class ViewDataset(Dataset[View]):
             return View(index, None, error.reason)
         image, valid, side = picture.image, picture.valid, self.config.crop_size
         if valid is not None and not valid.any():
-            return View(index, None, "no pixel holds data")
+            return View(index, None, NO_DATA)
         rng = _generator(_CROPS, self.seed, epoch, index)
         crops = draw_crops(image.size, self.config, rng)
+        mask = None
         if valid is not None:
             others = [draw_crops(image.size, self.config, rng) for _ in range(_DRAWS - 1)]
-            crops = most_data([crops, *others], valid, side)
-        return View(index, cut(image, crops, side), boxes=crops.boxes(side))
+            crops = most_data([crops, *others], valid, side, rng)
+            mask = cut_mask(valid, crops, side)
+        return View(index, cut(image, crops, side), boxes=crops.boxes(side), valid=mask)
 
 
 def collate_views(views: Sequence[View]) -> ViewBatch:
@@ -188,12 +239,24 @@ def collate_views(views: Sequence[View]) -> ViewBatch:
     failures = [(view.index, view.reason or "") for view in views if view.crops is None]
     crops = [view.crops for view in read if view.crops is not None]
     boxes = [view.boxes for view in read if view.boxes is not None]
+    masks = [view.valid for view in read]
     return ViewBatch(
         [view.index for view in read],
         torch.stack(crops) if crops else torch.empty(0, 2, 3, 0, 0, dtype=torch.uint8),
         failures,
         torch.stack(boxes) if boxes else torch.empty(0, 2, 4),
+        stacked_masks(masks, crops[0].shape[-1]) if crops else None,
     )
+
+
+def stacked_masks(
+    masks: Sequence[Bool[Tensor, "2 S S"] | None], side: int
+) -> Bool[Tensor, "b 2 S S"] | None:
+    """The masks of several images together; None if none has a gap."""
+    if all(mask is None for mask in masks):
+        return None
+    whole = torch.ones(2, side, side, dtype=torch.bool)
+    return torch.stack([whole if mask is None else mask for mask in masks])
 
 
 def epoch_batches(num_images: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

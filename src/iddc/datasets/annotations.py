@@ -27,7 +27,7 @@ from iddc.datasets.folder import Sample
 from iddc.datasets.labelfiles import refuse_other_size
 from iddc.datasets.labelstudiojson import read_tasks
 from iddc.errors import DataError
-from iddc.images import AS_STORED, SUFFIXES, ImageFile, find_images, listed, open_image
+from iddc.images import AS_STORED, SUFFIXES, ImageFile, find_images, listed, open_picture
 from iddc.metrics import IGNORE
 
 CLAIM = "predictions.json"
@@ -90,7 +90,8 @@ class AnnotatedImages:
 
     def __getitem__(self, index: int) -> Sample:
         file, item = self._pairs[index]
-        image = open_image(file, reading=self.reading)
+        picture = open_picture(file, reading=self.reading)
+        image = picture.image
         what = f"{item.path} in {self.source}"
         if item.size:
             refuse_other_size(what, item.size, file, image)
@@ -99,6 +100,8 @@ class AnnotatedImages:
         except DataError as error:
             raise DataError(f"{what}: {error}") from None
         refuse_other_size(what, (ids.shape[1], ids.shape[0]), file, image)
+        if picture.valid is not None:
+            ids[~picture.valid] = IGNORE
         return Sample(image, ids, str(file.name))
 
 

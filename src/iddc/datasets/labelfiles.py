@@ -17,7 +17,7 @@ from PIL import Image
 from iddc.config import ReadingConfig
 from iddc.datasets.classlist import ClassList
 from iddc.errors import DataError, UnreadableImage
-from iddc.images import AS_STORED, ImageFile, listed, open_image, quiet_pillow
+from iddc.images import AS_STORED, ImageFile, listed, open_picture, quiet_pillow
 from iddc.metrics import IGNORE
 
 FORMATS = ("PNG", "TIFF", "BMP")
@@ -34,14 +34,16 @@ def read_pair(
     classes: ClassList | None = None,
     reading: ReadingConfig = AS_STORED,
 ) -> tuple[Image.Image, UInt16[np.ndarray, "H W"]]:
-    """Read an image and the ids of its pixels.
+    """Read an image and the ids of its pixels; those that hold no data are ignored.
 
     Raises:
         DataError: One cannot be read, or they differ in size.
     """
-    opened, ids = open_image(image, reading=reading), read_ids(label, classes)
-    refuse_other_size(str(label), (ids.shape[1], ids.shape[0]), image, opened)
-    return opened, ids
+    picture, ids = open_picture(image, reading=reading), read_ids(label, classes)
+    refuse_other_size(str(label), (ids.shape[1], ids.shape[0]), image, picture.image)
+    if picture.valid is not None:
+        ids[~picture.valid] = IGNORE
+    return picture.image, ids
 
 
 def refuse_other_size(

@@ -97,7 +97,9 @@ def items_of(images: Any) -> Iterator[Any]:
     else:
         raise DataError(f"Expected several images, found {_named(images)}.")
     for item in found:
-        if isinstance(item, tuple | list) and item:
+        if isinstance(item, Picture):
+            yield item
+        elif isinstance(item, tuple | list) and item:
             yield item[0]
         elif isinstance(item, dict) and "image" in item:
             yield item["image"]

@@ -13,11 +13,13 @@ from PIL import Image
 
 from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
-from iddc.images import AS_STORED, ImageFile, open_image
+from iddc.images import AS_STORED, ImageFile, Picture, open_picture
 from iddc.masks import Segmented
 from iddc.progress import Progress
 
 NUM_SAMPLES = 12
+NONE = 65535
+"""What pixels without data have in the place of a cluster, which is 65534 at most."""
 TILE = 128
 """The side of an example of a cluster, in pixels of a sample."""
 _MAX_SIDE = 768
@@ -33,6 +35,7 @@ class Sample:
     name: str
     image: Image.Image
     clusters: Integer[np.ndarray, "H W"]
+    """NONE where there is no data."""
 
 
 class Example(NamedTuple):
@@ -44,7 +47,7 @@ class Example(NamedTuple):
 
 
 def predict_samples(
-    predict: Callable[[Image.Image], Segmented],
+    predict: Callable[[Picture], Segmented],
     files: Sequence[ImageFile],
     progress: Progress,
     reading: ReadingConfig = AS_STORED,
@@ -56,11 +59,14 @@ def predict_samples(
         for index in range(num):
             file = files[index * len(files) // num]
             try:
-                result = predict(open_image(file, reading=reading))
+                result = predict(open_picture(file, reading=reading))
             except UnreadableImage as error:
                 progress.note(f"note: {error}")
             else:
-                samples.append(reduced(str(file.name), result.image, result.clusters))
+                clusters = result.clusters
+                if result.valid is not None:
+                    clusters = np.where(result.valid, clusters.astype(np.uint16), np.uint16(NONE))
+                samples.append(reduced(str(file.name), result.image, clusters))
             progress.update(index + 1, f"sample {index + 1}/{num}", str(file.name))
     return samples
 
@@ -87,7 +93,8 @@ def shares(samples: Sequence[Sample], num_clusters: int) -> Float[np.ndarray, " 
     """The share of each cluster among all pixels of the samples, in [0, 1]."""
     counts = np.zeros(num_clusters)
     for sample in samples:
-        counts += np.bincount(sample.clusters.ravel(), minlength=num_clusters)
+        held = sample.clusters[sample.clusters != NONE]
+        counts += np.bincount(held, minlength=num_clusters)
     counts /= max(1, counts.sum())
     return counts
 
@@ -112,6 +119,8 @@ def find_examples(samples: Sequence[Sample], num_clusters: int) -> list[list[Exa
             counts = _sums(counts, length, axis)
         inside = counts.reshape(-1, len(present))
         for cluster, best, count in zip(present, inside.argmax(0), inside.max(0), strict=True):
+            if cluster == NONE:
+                continue
             top, left = divmod(int(best), counts.shape[1])
             found[cluster].append((-int(count), Example(index, left * _CELL, top * _CELL)))
     return [[example for _, example in sorted(each)[:_EXAMPLES]] for each in found]

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float16, Float32, UInt8
+from jaxtyping import Bool, Float16, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
 from iddc.config import Experiment
 from iddc.device import free_memory, in_memory
+from iddc.gaps import filled, part_of
 from iddc.network import CPU_CROPS, Network, embed_crops
-from iddc.views import ViewBatch
+from iddc.views import ViewBatch, stacked_masks
 
 MEMORY = 4 * 2**30
 """Bytes for what is kept, of all processes of this machine together: at most this, and at most a
@@ -38,9 +40,11 @@ class Embedded(NamedTuple):
     """Both views of an image."""
 
     maps: Float16[Tensor, "2 d h w"] | UInt8[Tensor, "2 3 S S"]
-    """Embeddings, or crops where none are kept."""
+    """Embeddings with gaps filled, or crops where none are kept."""
     boxes: Float32[Tensor, "2 4"]
     """Where the crops lie, see `Crops.boxes`."""
+    valid: Bool[Tensor, "2 S S"] | None = None
+    """Which pixels of crops hold data; None: all, or embeddings are kept."""
 
 
 Embeddings = dict[ViewKey, Embedded]
@@ -63,7 +67,7 @@ class Inputs:
     """What a step learns from: the images that could be read."""
 
     views: UInt8[Tensor, "b 2 3 S S"] | Float32[Tensor, "b 2 d h w"]
-    """Crops, or their embeddings if several steps or heads use them."""
+    """Crops, or their embeddings, with gaps filled, if several steps or heads use them."""
     boxes: Float32[Tensor, "b 2 4"]
     """Where the crops lie, see `Crops.boxes`."""
     ids: list[int]
@@ -72,6 +76,8 @@ class Inputs:
     """The indices of the images that gave the second crop."""
     failures: list[tuple[int, str]]
     """The index and the reason of each image that could not be read."""
+    valid: Bool[Tensor, "b 2 S S"] | None = None
+    """Which pixels of crops hold data; None: all of them."""
 
 
 def cache_bytes() -> int:
@@ -134,13 +140,15 @@ class EmbeddingCache:
             made: Those of them that were missing; images that cannot be read are left out.
         """
         if not self._fixed and wanted.first == wanted.second and made.indices:
-            return Inputs(made.crops, made.boxes, made.indices, made.indices, made.failures)
+            ids = made.indices
+            return Inputs(made.crops, made.boxes, ids, ids, made.failures, made.valid)
         fresh = self._fresh(made)
         pairs = [
             (first[1], second[1], self._find(first, fresh), self._find(second, fresh))
             for first, second in zip(wanted.first, wanted.second, strict=True)
         ]
         ids, partners, rows, boxes = [], [], [], []
+        masks: list[Tensor | None] = []
         for index, partner, one, other in pairs:
             if one is None or other is None:
                 continue
@@ -148,10 +156,13 @@ class EmbeddingCache:
             partners.append(partner)
             rows.append(self._crops_of(one.maps, other.maps))
             boxes.append(torch.stack([one.boxes[0], other.boxes[1]]))
+            both = stacked_masks([one.valid, other.valid], self._side)
+            masks.append(None if both is None else torch.stack([both[0, 0], both[1, 1]]))
         if not rows:
             blank = torch.zeros(0, 2, 3, self._side, self._side, dtype=torch.uint8)
             return Inputs(blank, torch.zeros(0, 2, 4), [], [], made.failures)
-        return Inputs(torch.stack(rows), torch.stack(boxes), ids, partners, made.failures)
+        valid = stacked_masks(masks, self._side)
+        return Inputs(torch.stack(rows), torch.stack(boxes), ids, partners, made.failures, valid)
 
     def _find(self, key: ViewKey, fresh: dict[int, Embedded]) -> Embedded | None:
         """The views of a key, where its image could be read; they are kept if there is room."""
@@ -167,19 +178,27 @@ class EmbeddingCache:
 
     def _fresh(self, made: ViewBatch) -> dict[int, Embedded]:
         """The views that were made for this batch, embedded if they are kept or shared."""
-        maps: Iterable[Tensor] = self._embedded(made.crops) if self._fixed else made.crops
-        rows = map(Embedded, maps, made.boxes)
+        if self._fixed:
+            rows = map(Embedded, self._embedded(made.crops, made.valid), made.boxes)
+        else:
+            masks = repeat(None) if made.valid is None else made.valid
+            rows = map(Embedded, made.crops, made.boxes, masks)
         return dict(zip(made.indices, rows, strict=True))
 
-    def _embedded(self, crops: UInt8[Tensor, "b 2 3 S S"]) -> list[Float16[Tensor, "2 d h w"]]:
+    def _embedded(
+        self, crops: UInt8[Tensor, "b 2 3 S S"], valid: Bool[Tensor, "b 2 S S"] | None
+    ) -> list[Float16[Tensor, "2 d h w"]]:
         def embed(at_once: int) -> list[Tensor]:
             pairs: list[Tensor] = []
-            for part in torch.split(crops, at_once) if len(crops) else ():
+            for start in range(0, len(crops), at_once):
+                part = crops[start : start + at_once]
+                mask = part_of(valid, slice(start, start + at_once))
                 rows = part.to(self._device).flatten(0, 1)
                 if self._device.type == "cpu":
                     rows = pad(rows, (0,) * 7 + (2 * (at_once - len(part)),))
-                features = embed_crops(self._network, rows, self._precision).half().cpu()
-                pairs += torch.split(features[: 2 * len(part)], 2)
+                features = embed_crops(self._network, rows, self._precision)[: 2 * len(part)]
+                features = filled(features, None if mask is None else mask.flatten(0, 1))
+                pairs += torch.split(features.half().cpu(), 2)
             return pairs
 
         with torch.no_grad():

@@ -15,12 +15,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from iddc.backbones import Backbone
 from iddc.config import Precision
 from iddc.device import in_memory, pick_precision
+from iddc.gaps import filled, part_of
 from iddc.methods.method import Batch, Images, Method, Rows
 from iddc.network import Network, embed_crops
 from iddc.processes import Processes
@@ -65,13 +66,14 @@ class Pieces:
     Args:
         method: How the head learns.
         network: The network; of it the backbone is used.
-        inputs: Both views of this process's images, or their raw embeddings.
+        inputs: Both views of this process's images, or their raw embeddings, with gaps filled.
         images: This process's images.
         processes: This process among all.
         counts: How many images each process has.
         at_once: Images in one forward pass, fewer where memory is short.
         precision: The backbone's arithmetic.
         train_backbone: Whether gradients reach the backbone.
+        valid: Which pixels of the views hold data; None: all of them.
         note: Told in one line when memory is short.
     """
 
@@ -87,6 +89,7 @@ class Pieces:
         at_once: int,
         precision: Precision = "fp32",
         train_backbone: bool = False,
+        valid: Bool[Tensor, "b 2 S S"] | None = None,
         note: Callable[[str], object] = warnings.warn,
     ) -> None:
         self.at_once = at_once
@@ -97,8 +100,9 @@ class Pieces:
         self._train_backbone = train_backbone
         # A process to which no image fell computes a blank one, which tells the shapes.
         self._count, self._inputs, self._own = len(inputs), inputs, images
+        self._valid = valid
         if not self._count:
-            self._inputs = inputs.new_zeros(1, *inputs.shape[1:])
+            self._inputs, self._valid = inputs.new_zeros(1, *inputs.shape[1:]), None
             self._own = images.blank()
         self._features = self._inputs
         self._graph: Rows | None = None
@@ -158,10 +162,10 @@ class Pieces:
     def _forward(self, at_once: int) -> tuple[Float[Tensor, "b 2 d h w"], Rows]:
         """The embeddings and the rows of this process's images."""
         self._graph = None  # of an attempt that ran out of memory
-        chunks, found = torch.split(self._inputs, at_once), []
-        keep = len(chunks) == 1
+        starts, found = range(0, len(self._inputs), at_once), []
+        keep = len(starts) == 1
         with torch.set_grad_enabled(keep and self._train_backbone):
-            features = [self._embedded(chunk) for chunk in chunks]
+            features = [self._embedded(slice(start, start + at_once)) for start in starts]
         with torch.set_grad_enabled(keep):
             for i, maps in enumerate(features):
                 part = slice(i * at_once, i * at_once + len(maps))
@@ -185,16 +189,21 @@ class Pieces:
             part = slice(start, start + at_once)
             maps = self._features[part]
             if self._train_backbone:
-                maps = self._embedded(self._inputs[part])
+                maps = self._embedded(part)
             rows = self._method.rows(maps, self._own.part(part))
             _send(rows, gradients, part, scale)
 
-    def _embedded(self, chunk: Tensor) -> Float[Tensor, "b 2 d h w"]:
-        device = self._processes.device
+    def _embedded(self, part: slice) -> Float[Tensor, "b 2 d h w"]:
+        device, chunk, valid = (
+            self._processes.device,
+            self._inputs[part],
+            part_of(self._valid, part),
+        )
         if chunk.is_floating_point():
             return chunk.to(device)
         crops = chunk.to(device).flatten(0, 1)
         maps = embed_crops(self._network, crops, self._precision)
+        maps = filled(maps, None if valid is None else valid.flatten(0, 1))
         return maps.view(len(chunk), 2, *maps.shape[1:])
 
 

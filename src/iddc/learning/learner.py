@@ -188,6 +188,7 @@ class Learner:
             precision=training.precision,
             train_backbone=training.end_to_end
             and backbone_trains(progress, training.backbone_from, training.backbone_until),
+            valid=inputs.valid,
             note=self.note,
         )
 

@@ -83,9 +83,8 @@ class Collection:
         # Clusters come first: whatever masks there are after a kill can be made again.
         clusters = encode(Image.fromarray(result.clusters))
         write_file(self.path(CLUSTERS, file, ".png"), clusters)
-        valid = getattr(result, "valid", None)
-        if valid is not None:
-            write_file(self.path(VALID, file, ".png"), encode(Image.fromarray(valid)))
+        if result.valid is not None:
+            write_file(self.path(VALID, file, ".png"), encode(Image.fromarray(result.valid)))
         self.write(file, result)
         self.clear_skipped(file)
 

@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from PIL import Image
 
 from iddc.errors import ConfigError
 from iddc.masks import coco, cvat, labelme, labelstudio, shares, yolo
 from iddc.masks.colours import overlay
-from iddc.masks.ids import encode, with_palette
+from iddc.masks.ids import encode, with_palette, without_gaps
 from iddc.masks.labels import Classes, Labels
 
 
@@ -34,6 +34,10 @@ class Segmented(Protocol):
     @property
     def classes(self) -> Integer[np.ndarray, "H W"]:
         """The class of every pixel; ignored pixels have the highest value of the type."""
+
+    @property
+    def valid(self) -> Bool[np.ndarray, "H W"] | None:
+        """Which pixels hold data; None: all of them."""
 
     @property
     def labels(self) -> Labels:
@@ -85,9 +89,11 @@ def _check_palette(classes: Classes) -> None:
 
 def _npz(_: Origin, result: Segmented) -> bytes:
     data, names = BytesIO(), np.array(result.labels.names)
-    np.savez(
-        data, probs=np.asarray(result.probs, np.float16), clusters=result.clusters, names=names
-    )
+    probs = np.asarray(result.probs, np.float16)
+    if result.valid is not None:
+        probs = probs * result.valid
+    clusters = without_gaps(result.clusters, result.valid, len(names))
+    np.savez(data, probs=probs, clusters=clusters, names=names)
     return data.getvalue()
 
 

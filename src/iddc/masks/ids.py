@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer, UInt8, UInt16
+from jaxtyping import Bool, Integer, UInt8, UInt16
 from PIL import Image
 
 from iddc.runs import disk_errors, write_atomic
@@ -15,6 +15,24 @@ from iddc.runs import disk_errors, write_atomic
 def write_ids(path: Path, ids: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]) -> None:
     """Write a grey PNG whose values are the ids: 8 bit for uint8, 16 bit for uint16."""
     write_image(path, Image.fromarray(ids))
+
+
+def without_gaps(
+    ids: Integer[np.ndarray, "H W"], valid: Bool[np.ndarray, "H W"] | None, number: int
+) -> Integer[np.ndarray, "H W"]:
+    """Give pixels without data the highest value of a type that has room for it.
+
+    Args:
+        ids: Numbers of clusters or classes.
+        valid: Which pixels hold data; None: all.
+        number: How many clusters or classes there are: of 256, 255 is the last, so that no data
+            is 65535.
+    """
+    if valid is None:
+        return ids
+    kind = np.promote_types(ids.dtype, np.min_scalar_type(number))
+    masked: np.ndarray = np.where(valid, ids, np.iinfo(kind).max).astype(kind)
+    return masked
 
 
 def with_palette(ids: Integer[np.ndarray, "H W"], colours: UInt8[np.ndarray, "k 3"]) -> Image.Image:

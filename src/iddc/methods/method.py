@@ -86,7 +86,8 @@ class Batch(Images):
     """All images of a step, of all processes, with their embeddings."""
 
     features: Float[Tensor, "b 2 d h w"]
-    """The raw embeddings of both views, a target: no gradient goes through them."""
+    """The raw embeddings of both views, a target: no gradient goes through them. Patches without
+    data have others in their places (`iddc.gaps`)."""
 
     def patch_features(self, view: int) -> Float[Tensor, "b m d"]:
         """The embeddings of the patches of a view that are compared, one row for each patch."""
@@ -113,7 +114,9 @@ class Collection(Protocol):
     """All images of the run, to which a method is fitted. What is asked for is computed then.
 
     Each call embeds images with the frozen backbone; those that cannot be read are left out and
-    counted. Under torchrun every process must ask for the same, and gets the same.
+    counted. Pixels without data count in nothing: samples have no patch of them, and maps another
+    one in its place (`iddc.gaps`). Under torchrun every process must ask for the same, and gets the
+    same.
     """
 
     def sample(self, count: int) -> Float[Tensor, "n d"]:

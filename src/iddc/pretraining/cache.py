@@ -19,7 +19,8 @@ from torch import Tensor
 from iddc.canvas import working_size
 from iddc.config import ReadingConfig
 from iddc.errors import SetupError, UnreadableImage
-from iddc.images import AS_STORED, FORMATS, ImageFile, open_image, quiet_pillow
+from iddc.gaps import NO_DATA, fill_pixels
+from iddc.images import AS_STORED, FORMATS, ImageFile, open_picture, quiet_pillow
 from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors, write_atomic
 
@@ -85,7 +86,7 @@ def fill_cache(
     reading: ReadingConfig = AS_STORED,
     progress: Progress = SILENT,
 ) -> ImageCache:
-    """Decode all files into a cache.
+    """Decode all files into a cache. Gaps without data are cut off, or filled from around them.
 
     Args:
         sources: The files of each source.
@@ -119,9 +120,14 @@ def fill_cache(
 
     def decoded(file: ImageFile) -> UInt8[np.ndarray, "H W 3"] | str:
         try:
-            image = open_image(file, short_side, reading, settled=True)
+            picture = open_picture(file, short_side, reading, settled=True)
         except UnreadableImage as error:
             return error.reason
+        image = picture.image
+        if picture.valid is not None:  # no crop may show what holds no data
+            if not picture.valid.any():
+                return NO_DATA
+            image = Image.fromarray(fill_pixels(np.asarray(image), picture.valid))
         if min(image.size) < min_side:
             return f"{image.width} x {image.height} pixels, smaller than --min-side {min_side}"
         reduced = working_size(image.size, short_side)

@@ -68,7 +68,8 @@ def figures(sides: Sequence[ReportedRun]) -> list[Figure]:
             if clusters is None:
                 continue
             ignored = np.array([name == IGNORED for name in side.labels.names])
-            shares = np.bincount(clusters.ravel(), minlength=len(ignored)) / clusters.size
+            held = clusters[clusters != UNMATCHED]
+            shares = np.bincount(held, minlength=len(ignored)) / max(1, held.size)
             largest = np.argsort(-shares, kind="stable")[:NEAREST].tolist()
             parts = ", ".join(f"{side.title(c)} {percent(shares[c])}" for c in largest if shares[c])
             text = f"Mask of {seen.name} by {side.name}: {parts}"

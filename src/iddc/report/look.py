@@ -19,7 +19,9 @@ from torch.nn.functional import normalize
 
 from iddc.device import autocast
 from iddc.errors import UnreadableImage
-from iddc.images import ImageFile, open_image
+from iddc.gaps import data_patches, resized_mask
+from iddc.images import ImageFile, open_picture
+from iddc.metrics import UNMATCHED
 from iddc.network import Network
 from iddc.progress import SILENT, Progress
 from iddc.segmenter import Segmenter
@@ -42,9 +44,10 @@ class ViewedImage:
     image: Image.Image
     """The image as it was looked at: the longer side has at most SIDE pixels."""
     clusters: Integer[np.ndarray, "h w"]
-    """The cluster of each patch."""
+    """The cluster of each patch; UNMATCHED where there is no data."""
     mask: Integer[np.ndarray, "H W"] | None
-    """The cluster of each pixel, as `iddc predict` finds them; samples alone have it."""
+    """The cluster of each pixel, as `iddc predict` finds them, UNMATCHED where there is no data;
+    samples alone have it."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +123,29 @@ def look_at(
     with progress.job(len(chosen)):
         for done, index in enumerate(chosen, start=1):
             try:
-                image = open_image(files[index], reading=segmenter.experiment.reading)
+                picture = open_picture(files[index], reading=segmenter.experiment.reading)
             except UnreadableImage:
                 continue
-            small = image.copy()
+            if picture.valid is not None and not picture.valid.any():
+                continue
+            small = picture.image.copy()
             small.thumbnail((SIDE, SIDE))
             probs, vectors = _embedded(segmenter, network, small)
             # Sums over patches: how sure clusters are, and with which others they are confused.
             confidence, ids = (values.cpu() for values in probs.max(0))
-            mass += probs.flatten(1).double().sum(1).cpu()
-            summed += _summed_probs(probs, ids)
-            total.index_add_(0, ids.flatten(), vectors.flatten(1).T)
-            found = np.bincount(ids.flatten(), minlength=k)
+            holds = torch.ones_like(ids, dtype=torch.bool)
+            if picture.valid is not None:
+                mask_of_all = torch.from_numpy(resized_mask(picture.valid, small.size).copy())
+                holds = data_patches(mask_of_all, (ids.shape[0], ids.shape[1]))
+            inside_all = holds.flatten()
+            flat, own = vectors.flatten(1).T[inside_all], ids.flatten()[inside_all]
+            likely = probs.flatten(1)[:, inside_all.to(probs.device)]
+            mass += likely.double().sum(1).cpu()
+            summed += _summed_probs(likely, own)
+            total.index_add_(0, own, flat)
+            found = np.bincount(own, minlength=k)
             counts += found
+            ids = torch.where(holds, ids, UNMATCHED)
             images += found > 0
             # The largest region of each cluster in this image.
             for cluster in np.flatnonzero(found).tolist():
@@ -144,11 +157,15 @@ def look_at(
             # The mask, of the few images that are shown, and patches for the affinities.
             mask = None
             if index in shown:
-                clusters = Image.fromarray(segmenter.predict(image).clusters.astype(np.int32))
-                mask = np.asarray(clusters.resize(small.size, Image.Resampling.NEAREST))
+                result = segmenter.predict(picture)
+                clusters = result.clusters.astype(np.int32)
+                if result.valid is not None:
+                    clusters = np.where(result.valid, clusters, np.int32(UNMATCHED))
+                resized = Image.fromarray(clusters).resize(small.size, Image.Resampling.NEAREST)
+                mask = np.asarray(resized)
             seen.append(ViewedImage(str(files[index].name), small, ids.numpy(), mask))
-            places = torch.from_numpy(rng.permutation(ids.numel())[:PATCHES])
-            drawn.append((vectors.flatten(1).T[places], ids.flatten()[places]))
+            places = torch.from_numpy(rng.permutation(len(own))[:PATCHES])
+            drawn.append((flat[places], own[places]))
             progress.update(done, "looking", f"image {done} of {len(chosen)}")
     if not seen:
         return None
@@ -185,11 +202,11 @@ def _embedded(
     return logits[0].float().softmax(0), normalize(features[0].float(), dim=0).cpu()
 
 
-def _summed_probs(probs: Float[Tensor, "k h w"], ids: Int64[Tensor, "h w"]) -> csr_array:
+def _summed_probs(probs: Float[Tensor, "k n"], ids: Int64[Tensor, " n"]) -> csr_array:
     """The sums of the highest probabilities, (k, k); rows are the clusters that win patches."""
     k = len(probs)
-    highest, others = (values.cpu() for values in probs.flatten(1).topk(min(_MOST, k), dim=0))
-    winners = ids.flatten().expand_as(others)
+    highest, others = (values.cpu() for values in probs.topk(min(_MOST, k), dim=0))
+    winners = ids.expand_as(others)
     places = winners.flatten().numpy(), others.flatten().numpy()
     return csr_array((highest.flatten().numpy(), places), shape=(k, k))
 

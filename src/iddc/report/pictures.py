@@ -35,8 +35,9 @@ def mask(
     colours: UInt8[np.ndarray, "k 3"],
     ignored: Bool[np.ndarray, " k"],
 ) -> str:
-    """A mask in colours, transparent where a cluster is ignored."""
+    """A mask in colours, transparent where a cluster is ignored or there is no data (-1)."""
     table = np.insert(colours, 3, np.where(ignored, 0, 255), axis=1)
+    table = np.concatenate([table, np.zeros_like(table[:1])])
     return _address(Image.fromarray(table[clusters]), lossless=True, method=2)
 
 

@@ -192,8 +192,9 @@ def match(first: RunStatistics, second: RunStatistics) -> Match:
     confusion = Confusion.zeros(*shape)
     for one, other in zip(first.seen, second.seen, strict=True):
         grid = Image.fromarray(other.clusters.astype(np.int32))
-        near = grid.resize(one.clusters.shape[::-1], Image.Resampling.NEAREST)
-        confusion += Confusion.count(np.asarray(near), one.clusters, *shape, ignore=UNMATCHED)
+        near = np.asarray(grid.resize(one.clusters.shape[::-1], Image.Resampling.NEAREST))
+        held = (near != UNMATCHED) & (one.clusters != UNMATCHED)
+        confusion += Confusion.count(near[held], one.clusters[held], *shape, ignore=UNMATCHED)
     partner = confusion.match()
     return Match(partner, confusion.scores(partner).accuracy)
 

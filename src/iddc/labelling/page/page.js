@@ -5,6 +5,7 @@
 const $ = (id) => document.getElementById(id);
 const rows = [];
 const samples = [];
+const NONE = 65535; // a pixel without data
 let facts, state, current;
 let hovered = null;
 let saving = Promise.resolve();
@@ -345,12 +346,17 @@ async function makeSample(index) {
   };
   canvas.addEventListener("mousemove", (event) => {
     const cluster = clusterAt(event);
+    if (cluster === NONE) {
+      told.textContent = "no data";
+      return;
+    }
     const name = numbered(cluster) ? "" : `${state.names[cluster]} · `;
     told.textContent = name + facts.numbers[cluster];
   });
   canvas.addEventListener("mouseleave", () => { told.textContent = ""; });
   canvas.addEventListener("click", (event) => {
     const row = rows[clusterAt(event)];
+    if (!row) return;
     row.item.hidden = false;
     row.item.scrollIntoView({ block: "center" });
     startNaming(row);
@@ -369,6 +375,7 @@ function middles({ clusters, width, height }) {
     }
   }
   const least = 0.02 * width * height / 4;
+  runs.delete(NONE);
   return [...runs].filter(([, own]) => own.reduce((sum, run) => sum + run.length, 0) >= least)
     .map(([cluster, own]) => {
       const longest = own.reduce((most, run) => Math.max(most, run.length), 0);
@@ -414,7 +421,7 @@ function paint() {
       const cluster = clusters[place];
       const right = (place + 1) % width ? clusters[place + 1] : cluster;
       const below = clusters[place + width] ?? cluster;
-      const edge = inside[cluster] !== inside[right] || inside[cluster] !== inside[below];
+      const edge = !inside[cluster] !== !inside[right] || !inside[cluster] !== !inside[below];
       out[place] = edge ? 0xffffffff : table[cluster];
     }
     context.putImageData(pixels, 0, 0);
