@@ -412,6 +412,42 @@ def test_the_camera_of_a_raster_is_kept(tmp_path: Path) -> None:
         assert found.rpcs.to_dict() == camera.to_dict()
 
 
+RPC_TEXT = {
+    "a_RPC.TXT": "{0}_OFF: +0020.00 pixels\n",
+    "a_rpc.txt": "{0}_OFF: +0020.00 pixels\n",
+    "a.RPB": "\t{1}Offset = 20;\n",
+    "A.rpb": "\t{1}Offset = +2.0E+01;\n",
+}
+
+
+@pytest.mark.parametrize("name", RPC_TEXT)
+def test_the_camera_in_a_file_beside_a_raster_is_kept(name: str, tmp_path: Path) -> None:
+    text = name.lower().endswith("txt")
+    lines = [] if text else ['satId = "QB02";', "BEGIN_GROUP = IMAGE"]
+    for long, short in zip(
+        ("LINE", "SAMP", "LAT", "LONG", "HEIGHT"), ("line", "samp", "lat", "long", "height"),
+        strict=True,
+    ):  # fmt: skip
+        lines.append(RPC_TEXT[name].format(long, short).strip("\n"))
+        lines.append(f"{long}_SCALE: 0.5 meters" if text else f"\t{short}Scale = 0.5;")
+    for long, short in (("LINE", "line"), ("SAMP", "samp")):
+        for part in ("NUM", "DEN"):
+            numbers = [f"{0.25 * i:+.6E}" for i in range(20)]
+            if text:
+                lines += [f"{long}_{part}_COEFF_{i + 1}: {n}" for i, n in enumerate(numbers)]
+            else:
+                lines.append(f"\t{short}{part.title()}Coef = (\n" + ",\n".join(numbers) + ");")
+    path = unplaced(tmp_path / "a.tif")
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    with segmented(path) as found:
+        camera = found.rpcs
+    assert (camera.line_off, camera.height_scale) == (20, 0.5)
+    assert camera.samp_den_coeff == [0.25 * i for i in range(20)]
+    (tmp_path / name).write_text("\n".join(lines[:-1]))
+    with pytest.raises(UnreadableImage, match="coefficients of a camera are damaged"):
+        segmented(path)
+
+
 def test_control_points_are_kept(tmp_path: Path) -> None:
     path = unplaced(tmp_path / "a.tif")
     point = pytest.importorskip("rasterio.control").GroundControlPoint

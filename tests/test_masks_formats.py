@@ -65,6 +65,7 @@ class Result:
     clusters: np.ndarray
     labels: Labels
     probs: Any = None
+    valid: Any = None
 
     @property
     def image(self) -> Image.Image:

@@ -479,7 +479,8 @@ def test_two_images_of_a_set_keep_their_relative_brightness(tmp_path: Path) -> N
     assert notes == ("16-bit images: 0..4095 is shown as 0..255",)
     assert np.array_equal(grey(tmp_path / "dark.tif", found), by_hand(dark, 0, 4095))
     own = ReadingConfig(range="file")
-    assert settle(files, survey(files, own).layouts, own) == (own, ())
+    settled, remarks = settle(files, survey(files, own).layouts, own)
+    assert (settled.measured, remarks) == ({}, ())
     assert grey(tmp_path / "dark.tif", own).max() == 254  # 1020 of 1023
 
 
@@ -490,7 +491,7 @@ def test_photos_of_8_bits_are_not_opened_for_their_range(
     files = [ImageFile(tmp_path / "a.jpg", PurePosixPath("a.jpg"))]
     layouts = survey(files).layouts
     (tmp_path / "a.jpg").unlink()
-    assert settle(files, layouts, ReadingConfig()) == (ReadingConfig(), ())
+    assert settle(files, layouts, ReadingConfig()) == (ReadingConfig(kinds=("uint8 rgb",)), ())
 
 
 def test_an_alpha_that_is_no_mask_in_one_file_is_none_in_all(tmp_path: Path) -> None:

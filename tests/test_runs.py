@@ -88,7 +88,7 @@ def test_a_new_run_says_all_its_choices(tmp_path: Path) -> None:
         assert run.experiment == experiment
         record = yaml.safe_load((run.path / "config.yaml").read_text())
         assert record["format_version"] == FORMAT_VERSION
-        assert record["images"] == {"source": "photos", "limit": 7}
+        assert record["images"] == {"source": "photos", "limit": 7, "include_masks": False}
         versions = json.loads((run.path / "versions.json").read_text())
         assert versions["iddc"] == __version__
         assert versions["torch"][0].isdigit()

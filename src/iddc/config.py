@@ -73,6 +73,8 @@ Blend = Literal["mean", "tent"]
 ValueRange = Literal["auto", "file"] | tuple[float, float]
 """One range of all images; one for each file; or the values that become 0 and 255."""
 Pages = Literal["first", "all"] | tuple[Annotated[int, Field(ge=1)], ...]
+NoData = Literal["auto", "file"] | float
+"""Marks of missing data that are found; those alone that files name; or one more."""
 Speed = Literal["exact", "balanced", "fast"]
 """Mirrored windows; as few windows as fit; as few large ones as fit."""
 RefineName = Literal["none", "fast", "crf"]
@@ -211,12 +213,19 @@ class ReadingConfig(Frozen):
     says."""
     pages: Pages = "first"
     """Pages of a file that are images of their own: first, all, or numbers from 1."""
+    nodata: NoData = "auto"
+    """Pixels that hold no data: auto: those that the file marks, and numbers such as -9999 far from
+    all others; file: those that the file marks; or a number that marks them, too."""
     measured: dict[str, tuple[float, float]] = {}
     """Ranges that `auto` found, for each kind of values, such as uint16."""
     alpha: Literal["auto", "ignore"] = "auto"
     """Alpha channels are masks, or, where `auto` found one that cannot be a mask, nothing."""
     band_names: tuple[str, ...] = ()
     """Names of all bands, where the files gave them names; `bands` are found by them again."""
+    marks: dict[str, tuple[float, ...]] = {}
+    """Numbers that `auto` found to mark pixels without data, for each kind of values."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of images that a model was trained on, such as `uint8 rgb`."""
 
     @model_validator(mode="after")
     def _values_make_sense(self) -> ReadingConfig:

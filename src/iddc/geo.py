@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from PIL import Image
 from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage, needs_extra
 from iddc.images import AS_STORED, MAX_PIXELS, Picture, tiff
-from iddc.images.meaning import every_nth, known_span, make_rule, show
+from iddc.images.meaning import every_nth, known_span, make_rule, may_hide_marks, show
 from iddc.masks import Classes
 from iddc.runs import disk_errors
 from iddc.runs.files import open_atomic, read_text
@@ -30,6 +31,18 @@ MOST_PER_BYTE = 10_000
 A file of 60 kB can claim 10^12, which no machine ever ends."""
 MAX_BLOCK = 2**26
 """The most values of a tile of a file, which GDAL unpacks as a whole: 4 bands of 4096 x 4096."""
+_RPC = (
+    *(
+        f"{what}_{part}"
+        for what in ("LINE", "SAMP", "LAT", "LONG", "HEIGHT")
+        for part in ("OFF", "SCALE")
+    ),
+    *(f"{what}_{part}_COEFF" for what in ("LINE", "SAMP") for part in ("NUM", "DEN")),
+)
+"""What a camera file must have, as GDAL calls it."""
+_RPB = {"Offset": "_OFF", "Scale": "_SCALE", "Num": "_NUM", "Den": "_DEN", "Coef": "_COEFF"}
+_RPB |= {"Bias": "_BIAS", "Rand": "_RAND"}
+"""What the names in a file .RPB become."""
 ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 """No files beside a raster: any may be a list of addresses, which GDAL would fetch."""
 
@@ -46,8 +59,9 @@ def segment_raster(
 
     The numbers become colours as those of a photo do (`images.meaning`). Where the raster has no
     data the result has none: 255, or 65535 in 16 bits (256 classes and more), as in ignored pixels.
-    One tile is in memory at a time. Of the files beside a raster only its world file is read:
-    a.tfw, a.tifw or a.wld of a.tif. Coefficients of a camera (RPC) in the file are kept.
+    One tile is in memory at a time. Of the files beside a raster only its world file is read
+    (a.tfw, a.tifw or a.wld of a.tif), and a_RPC.TXT or a.RPB where the file has no coefficients of
+    a camera itself, which are kept.
 
     Args:
         source: The GeoTIFF.
@@ -147,7 +161,8 @@ def _reading(source: Path) -> Iterator[None]:
 def _placed(source: Path, raster: Any) -> dict[str, Any]:
     """The place of a raster on Earth, if it is known, as the arguments of a new one."""
     points, crs = raster.gcps
-    known = {"rpcs": raster.rpcs} if raster.rpcs else {}
+    camera = raster.rpcs or _camera_beside(source)
+    known = {"rpcs": camera} if camera else {}
     if points:
         return {**known, "gcps": points, "crs": crs}
     if not raster.transform.is_identity:
@@ -159,6 +174,40 @@ def _placed(source: Path, raster: Any) -> dict[str, Any]:
 
     transform = affine.loadsw(read_text(world, 10_000))
     return {**known, "crs": raster.crs, "transform": transform}
+
+
+def _camera_beside(source: Path) -> Any:
+    """The coefficients of a camera in a_RPC.TXT or a.RPB beside a.tif; None without such a file.
+
+    Raises:
+        ValueError: The file lacks one of them.
+    """
+    beside = _names(source.parent, source.parent.stat().st_mtime_ns)
+    stem = source.stem.lower()
+    found = next(
+        (beside[name] for name in (f"{stem}_rpc.txt", f"{stem}.rpb") if name in beside), []
+    )
+    if not found:
+        return None
+    text = read_text(found[0], 100_000)
+    number = r"[-+]?[\d.]+(?:[eE][-+]?\d+)?"
+    values: dict[str, list[str]] = {}
+    if found[0].suffix.lower() == ".txt":
+        for name, value in re.findall(rf"(?m)^\s*([A-Z_]+?)(?:_\d+)?:\s*({number})", text):
+            values.setdefault(name, []).append(value)
+    else:
+        for name, value in re.findall(r"(\w+)\s*=\s*(\([^)]*\)|[^;\n]*);", text):
+            parts = re.sub("|".join(_RPB), lambda part: _RPB[part[0]], name)
+            values[parts.upper()] = re.findall(number, value)
+    from rasterio.rpc import RPC
+
+    lengths = {name: len(values.get(name, [])) for name in _RPC}
+    if any(length != (20 if name.endswith("COEFF") else 1) for name, length in lengths.items()):
+        raise ValueError(f"its coefficients of a camera are damaged: {found[0].name}")
+    kept = {
+        name: " ".join(values[name]) for name in (*_RPC, "ERR_BIAS", "ERR_RAND") if name in values
+    }
+    return RPC.from_gdal(kept)  # type: ignore[no-untyped-call]
 
 
 def _world_file(source: Path) -> Path | None:
@@ -230,7 +279,8 @@ def _reader(source: Path, raster: Any, reading: ReadingConfig) -> Callable[[Wind
         return np.moveaxis(bands, 0, 2)
 
     sample = np.zeros((0, 0, layout.count + layout.masked), raster.dtypes[0])
-    if known_span(layout, reading) is None or layout.alpha is not None:
+    to_see = known_span(layout, reading) is None or layout.alpha is not None
+    if to_see or may_hide_marks(layout, reading):
         # The pixels of a photo's sample, without ever holding more than some rows of the raster.
         step = every_nth(layout.size)
         height = max(1, raster.block_shapes[0][0])

@@ -27,12 +27,12 @@ from iddc.images import (
     ahead,
     expand_pages,
     find_images,
+    fit_layouts,
     leaves_open,
     listed,
     open_picture,
     refuse_many,
     sample,
-    settle,
     survey,
 )
 from iddc.masks import FORMATS, Collection, Labels
@@ -132,17 +132,17 @@ def predict_collection(
         sampled = len(files) > SURVEYED
         headers = survey([files[index] for index in sample(files)] if sampled else todo, reading)
         bad = [] if rasters or sampled else headers.skipped
-        if any(leaves_open(layout, reading) for layout in headers.layouts):
-            whole = sampled or len(todo) == len(files)
-            every = headers if whole else survey(files, reading)
-            reading, remarks = settle(every.files, every.layouts, reading)
-            for remark in remarks:
-                progress.note(f"note: {remark}")
+        every, whole = headers, sampled or len(todo) == len(files)
+        if not whole and any(leaves_open(layout, reading) for layout in headers.layouts):
+            every = survey(files, reading)
+        reading, remarks = fit_layouts(every.files, every.layouts, reading)
+        for remark in (*every.notes, *remarks):
+            progress.note(f"note: {remark}")
     if step == 1:  # of a shard the share may be larger than of all
         refuse_many({str(item.file): item.reason for item in bad}, len(files), max_unreadable)
 
     # The folder becomes ours, and says of each image that has no masks why.
-    claim(out, model, source, segmenter, reading, progress)
+    claim(out, model, source, segmenter, reading, progress, include_masks=include_masks)
     for file in {*own} - {*todo}:
         collection.clear_skipped(file)
     for item in bad:

@@ -10,11 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import count, repeat
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,6 +66,8 @@ def claim(
     segmenter: Segmenter,
     reading: ReadingConfig = AS_STORED,
     progress: Progress = SILENT,
+    *,
+    include_masks: bool = False,
 ) -> None:
     """Note in `out` which model, names and images its masks are of.
 
@@ -78,6 +81,7 @@ def claim(
         "model": digest_of(model),
         "run": str(model.resolve()),
         "images": address_of(images) or str(images.resolve()),
+        "include_masks": include_masks,
         "reading": reading.model_dump(mode="json"),
         "prediction": segmenter.experiment.prediction.model_dump(),
         "labels": _chosen(segmenter.labels),
@@ -368,19 +372,21 @@ def _items(
         DataError: See `_files`.
     """
     if is_video(source):
-        names = {path.with_suffix(".png").as_posix() for path in kept}
+        names = {_frame_number(path): PurePosixPath(path.with_suffix(".png")) for path in kept}
         moving: Iterator[Any] = frames(source) if needs_images else repeat(None)
-        for index, frame in zip(count(), moving, strict=False):
-            if not names:
-                return
-            short = f"{index:06}.png"
-            name = PurePosixPath(source.stem.strip("."), short)
-            if str(name) in names:
-                names.remove(str(name))
-                yield ImageFile(source, name, short), partial(_decoded, frame)
+        for index, frame in zip(range(max(names) + 1), moving, strict=False):
+            if name := names.pop(index, None):
+                yield ImageFile(source, name, name.name), partial(_decoded, frame)
+        if names:
+            raise DataError(f"{source} has fewer frames than there are masks of it.")
         return
     for file in _files(source, kept, reading):
         yield file, partial(_opened, file, reading)
+
+
+def _frame_number(path: Path) -> int:
+    """The number at the end of the name of a frame: frame_000012, or 000012 in older folders."""
+    return int(re.findall(r"\d+$", path.stem)[0])
 
 
 def _opened(file: ImageFile, reading: ReadingConfig) -> Image.Image:
@@ -430,6 +436,12 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
         yield f"of another model (now that of {now['run']})"
     if kept.get("images") != now["images"]:
         yield f"of {kept.get('images')}, now {now['images']}"
+    if kept.get("include_masks", now["include_masks"]) != now["include_masks"]:
+        yield "with --include-masks" if kept["include_masks"] else "without --include-masks"
+    files: Any = kept.get("reading")
+    for name in ("range", "bands", "pages", "nodata") if isinstance(files, dict) else ():
+        if name in files and files[name] != now["reading"][name]:
+            yield f"{name} was {files[name]}, now {now['reading'][name]}"
     before, after = kept.get("prediction"), now["prediction"]
     if before != after:
         before = before if isinstance(before, dict) else {}

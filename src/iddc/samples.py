@@ -206,7 +206,7 @@ class Sampler:
 
     def _open(self, index: int, side: int) -> Picture:
         file = self.files[index]
-        picture = open_picture(file, side, self._experiment.reading)
+        picture = open_picture(file, side, self._experiment.reading, settled=True)
         if picture.valid is not None and not picture.valid.any():
             raise UnreadableImage(file, NO_DATA)
         return picture

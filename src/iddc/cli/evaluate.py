@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from iddc.cli.options import Flat, Informing, Limited, RunPath
+from iddc.cli.options import Flat, Informing, ReadsLikeModel, RunPath
 from iddc.cli.printing import print_json, print_scores
 from iddc.config import DatasetName, ProtocolName, RefineName, Runtime
 from iddc.runs import Run
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Informing, Limited):
+class Evaluate(Informing, ReadsLikeModel):
     """Score a run on labelled images. This is where labels are read, and nowhere else.
 
     Clusters are matched to classes one to one so that the most pixels are right; pixels of
@@ -60,7 +60,7 @@ class Evaluate(Informing, Limited):
 
     def __call__(self) -> int:
         """Evaluate."""
-        from iddc.datasets import open_dataset
+        from iddc.datasets import fit_dataset, open_dataset
         from iddc.evaluation import PROTOCOLS, evaluate
         from iddc.progress import Progress
         from iddc.segmenter import Segmenter
@@ -69,6 +69,7 @@ class Evaluate(Informing, Limited):
         run = Run.open(self.run)
         stamp = run.stamp
         segmenter = Segmenter.load(self.run, self.runtime.device)
+        segmenter.experiment = self.read_by(segmenter.experiment)
         dataset = open_dataset(
             self.dataset,
             self.data,
@@ -78,7 +79,7 @@ class Evaluate(Informing, Limited):
             background=self.background,
             reading=segmenter.experiment.reading,
         )
-        for note in getattr(dataset, "notes", ()):
+        for note in (*getattr(dataset, "notes", ()), *fit_dataset(dataset)):
             print(f"note: {note}", file=sys.stderr)
         # The labels are opened here, for the first time.
         refined = "" if self.refine == "none" else f"-{self.refine}"

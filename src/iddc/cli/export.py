@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +54,18 @@ class Export(Command):
         _check_suffix(self.out, self.to)
 
         from iddc import export
+        from iddc.images import fit_to_model
         from iddc.segmenter import Segmenter
 
         segmenter = Segmenter.load(run.path, "cpu")
-        chosen = None if self.check is None else _choose(run, self.check)
+        reading = segmenter.experiment.reading
+        chosen = None if self.check is None else _choose(run, self.check, reading)
         data = export.export(segmenter, self.to)
         if chosen is not None:
-            found = export.check(
-                segmenter, data, self.to, _opened(chosen, segmenter.experiment.reading)
-            )
+            reading, notes = fit_to_model(chosen, reading)
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr)
+            found = export.check(segmenter, data, self.to, _opened(chosen, reading))
             outcome = (
                 f"{found.num_images} images",
                 f"largest error of a probability {found.error:.1e}",
@@ -95,15 +99,16 @@ def _check_suffix(out: Path, to: ExportFormat) -> None:
         raise ConfigError(f"--out: a file for {to} ends in {suffix}, found {out.name!r}.")
 
 
-def _choose(run: Run, given: Sequence[Path]) -> list[ImageFile]:
+def _choose(run: Run, given: Sequence[Path], reading: ReadingConfig) -> list[ImageFile]:
     """Some of the images, evenly spread; without any, of those the run was trained on."""
     from iddc.datasets.samples import find_samples, recorded_source
-    from iddc.images import find_images
+    from iddc.images import expand_pages, find_images
 
     if given:
-        files = [file for source in given for file in find_images(source).files]
+        every = [file for source in given for file in find_images(source).files]
+        files = [*expand_pages(every, reading)]
     else:
-        found, why = find_samples(run, None)
+        found, why = find_samples(run, None, reading)
         if why:
             source, _ = recorded_source(run)
             where = f" Looked for {source}." if source else ""

@@ -129,18 +129,22 @@ class Label(Informing):
 def _samples(run: Run, images: Path | None) -> Iterator[Sequence[Sample]]:
     """Dozens of the images that were given, or of the run's, as its model sees them."""
     from iddc.datasets.samples import find_samples
+    from iddc.images import fit_to_model
     from iddc.labelling.samples import predict_samples, spread
     from iddc.progress import Progress
     from iddc.segmenter import Segmenter
 
-    files, reason = find_samples(run, images)
+    segmenter = Segmenter.load(run.path)
+    files, reason = find_samples(run, images, segmenter.experiment.reading)
     if reason:
         print(f"note: {reason} Give others with --images.", file=sys.stderr)
     if files:
-        segmenter = Segmenter.load(run.path)
+        reading, notes = fit_to_model(files, segmenter.experiment.reading)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         for chosen in spread(len(files)):
             own = [files[number] for number in chosen]
-            yield predict_samples(segmenter.predict, own, Progress(), segmenter.experiment.reading)
+            yield predict_samples(segmenter.predict, own, Progress(), reading)
 
 
 def _by_cluster(option: str, words: Sequence[str], example: str) -> dict[int, str]:

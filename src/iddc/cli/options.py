@@ -34,10 +34,13 @@ from iddc.config import (
     Experiment,
     Frozen,
     MethodName,
+    NoData,
     ObjectiveConfig,
+    Pages,
     ReadingConfig,
     Runtime,
     TrainingConfig,
+    ValueRange,
 )
 from iddc.errors import ConfigError
 from iddc.methods import METHODS, completed, find_method
@@ -70,6 +73,8 @@ ConfigFile = Annotated[
         help_behavior_hint="(default: none)",
     ),
 ]
+READING = ("range", "bands", "pages", "nodata")
+"""The fields of ReadingConfig that are options; the others are found."""
 Flat = arg(name="")
 """The fields become options without a prefix: --num-clusters, --objective.penalty."""
 
@@ -106,6 +111,44 @@ class ReadsPhotos(Limited):
 
     include_masks: bool = False
     """Read masks and labels among IMAGES like photos; else they are left out, and listed."""
+
+
+def _own(metavar: str) -> Any:
+    return arg(metavar=metavar, help_behavior_hint="(default: the model's own)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsLikeModel(Limited):
+    """What the commands have that show a model new images."""
+
+    range: Annotated[ValueRange | None, _own("{auto,file}|MIN MAX")] = None
+    """Values shown as black and white in files of more than 8 bits; auto: a range of these images
+    instead of that of the training; file: a range for each; or two numbers."""
+    bands: Annotated[tuple[int, ...] | None, _own("BAND...")] = None
+    """Bands shown as red, green and blue, counted from 1, or one shown as grey."""
+    pages: Annotated[Pages | None, _own("{first,all}|PAGE...")] = None
+    """Pages of a file that are images of their own: first, all, or numbers from 1."""
+    nodata: Annotated[NoData | None, _own("{auto,file}|NUMBER")] = None
+    """Pixels that hold no data: those that the file marks (file), also numbers such as -9999 far
+    from all others (auto), or a number."""
+
+    def read_by(self, experiment: Experiment) -> Experiment:
+        """The experiment with what the options say of reading files.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        given = {name: getattr(self, name) for name in READING}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if self.range == "auto":
+            changes["measured"] = {}
+        if self.bands is not None:
+            changes["band_names"] = ()
+        try:
+            reading = ReadingConfig(**experiment.reading.model_dump() | changes)
+        except ValidationError as error:
+            raise ConfigError(f"--{explain(error)}") from None
+        return experiment.model_copy(update={"reading": reading})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +268,7 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
         fields = [
             StructFieldSpec(name, _type(name, field), getattr(defaults, name), field.description)
             for name, field in model.model_fields.items()
-            if shown.has(model, name)
-            and (model is not ReadingConfig or name in ("range", "bands", "pages"))
+            if shown.has(model, name) and (model is not ReadingConfig or name in READING)
         ]
         if model is Experiment:  # the numbers of its method, under their own name
             fields += [

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 from pydantic import ValidationError
 from tyro.conf import arg
 
-from iddc.cli.options import Flat, ImagesPath, ReadsPhotos, RunPath, refuse_inside, say
+from iddc.cli.options import (
+    Flat,
+    ImagesPath,
+    ReadsLikeModel,
+    ReadsPhotos,
+    RunPath,
+    refuse_inside,
+    say,
+)
 from iddc.cli.shards import parse_shard
 from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
 from iddc.errors import ConfigError
@@ -38,7 +46,7 @@ ModelsOwn = arg(metavar="N", help_behavior_hint="(default: the model's own)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(ReadsPhotos):
+class Predict(ReadsPhotos, ReadsLikeModel):
     """Write the masks of images, each as large as its image.
 
     DIR/png/a/b.png is the mask of a/b.jpg; other formats are alike, or one file of all images
@@ -138,5 +146,5 @@ class Predict(ReadsPhotos):
         except ValidationError as error:
             raise ConfigError(f"--window, --overlap: {explain(error)}") from None
         changed = segmenter.experiment.model_copy(update={"prediction": config})
-        segmenter.experiment = changed
+        segmenter.experiment = self.read_by(changed)
         return segmenter

@@ -130,6 +130,7 @@ class MakesRun(ReadsPhotos):
             experiment,
             source=named(self.images, self.dataset),
             limit=self.limit,
+            include_masks=self.include_masks,
             overwrite=self.overwrite,
             record=used(experiment),
         )

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from iddc.config import DatasetName, ReadingConfig
-from iddc.datasets.annotations import open_annotations
+from iddc.datasets.annotations import AnnotatedImages, open_annotations
 from iddc.datasets.cityscapes import CITYSCAPES
 from iddc.datasets.cocostuff import COCOSTUFF27, COCOSTUFF171
 from iddc.datasets.folder import FolderDataset, LabelledImages, Sample
 from iddc.datasets.potsdam import POTSDAM3
 from iddc.datasets.published import PairedImages
 from iddc.errors import ConfigError
-from iddc.images import AS_STORED, ImageFile
+from iddc.images import AS_STORED, ImageFile, fit_to_model
 
 __all__ = [
     "DATASETS",
@@ -23,6 +23,7 @@ __all__ = [
     "FolderDataset",
     "LabelledImages",
     "Sample",
+    "fit_dataset",
     "open_dataset",
     "outline",
     "train_images",
@@ -93,6 +94,18 @@ def open_dataset(
         opened = dataset(root, split)
         return replace(opened, reading=reading) if isinstance(opened, PairedImages) else opened
     raise ConfigError(f"--binary is for the data set folder: {name} says what its ids mean.")
+
+
+def fit_dataset(dataset: LabelledImages) -> tuple[str, ...]:
+    """Show the images of a folder or a file of annotations as `iddc predict` would show them.
+
+    Returns:
+        One line for each difference from the images that the model was trained on.
+    """
+    if not isinstance(dataset, FolderDataset | AnnotatedImages):
+        return ()  # their images are known to be photos of 8 bits
+    dataset.reading, notes = fit_to_model(dataset.files, dataset.reading)
+    return notes
 
 
 def train_images(name: str, root: Path) -> Sequence[ImageFile]:

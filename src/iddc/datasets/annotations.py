@@ -85,6 +85,11 @@ class AnnotatedImages:
             else ()
         )
 
+    @property
+    def files(self) -> list[ImageFile]:
+        """The images."""
+        return [file for file, _ in self._pairs]
+
     def __len__(self) -> int:
         return len(self._pairs)
 

@@ -78,7 +78,7 @@ class FolderDataset:
     def __init__(
         self, root: Path, split: str, *, binary: bool = False, reading: ReadingConfig = AS_STORED
     ) -> None:
-        self._reading = reading
+        self.reading = reading
         folder, self._pairs = _find_pairs(root, split)
         self._classes = find_class_list(folder, root)
         self._binary = binary
@@ -122,12 +122,17 @@ class FolderDataset:
         train = root / "train"
         return find_images(train if train.is_dir() else root).files
 
+    @property
+    def files(self) -> list[ImageFile]:
+        """The images."""
+        return [file for file, _ in self._pairs]
+
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
         file, label = self._pairs[index]
-        image, ids = read_pair(file, label, self._classes, self._reading)
+        image, ids = read_pair(file, label, self._classes, self.reading)
         if self._binary:
             ids = binary_ids(ids, label)
         strange = np.unique(ids[(ids >= self.num_classes) & (ids != IGNORE)])

@@ -20,7 +20,14 @@ from iddc.images.find import FoundImages, find_images, listed
 from iddc.images.listing import names_of
 from iddc.images.lookahead import ahead
 from iddc.images.meaning import Layout, Picture
-from iddc.images.measure import Collected, collect, leaves_open, settle
+from iddc.images.measure import (
+    Collected,
+    collect,
+    fit_layouts,
+    fit_to_model,
+    leaves_open,
+    settle,
+)
 from iddc.images.remote import address_of
 
 __all__ = [
@@ -43,6 +50,8 @@ __all__ = [
     "collect",
     "expand_pages",
     "find_images",
+    "fit_layouts",
+    "fit_to_model",
     "leaves_open",
     "listed",
     "names_of",

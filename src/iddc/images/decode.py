@@ -41,6 +41,32 @@ from iddc.images.pillow import (
 
 AS_STORED = ReadingConfig()
 """What a file says, and where it says nothing, the range of its own values."""
+_START = 512
+"""Bytes that tell formats apart."""
+_FOREIGN = (
+    (128, b"DICM", "a DICOM file"),
+    (344, b"n+1\0", "a NIfTI volume"),
+    (344, b"ni1\0", "a NIfTI volume"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"CDF", "a NetCDF file"),
+    (4, b"ftyphei", "a HEIC photo"),
+    (4, b"ftyphev", "a HEIC photo"),
+    (4, b"ftypmif1", "a HEIF photo"),
+    (4, b"ftypcrx", "a raw photo of a camera"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photo of a camera"),
+    (0, b"\xff\x0a", "a JPEG XL photo"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL photo"),
+    (0, b"v/1\x01", "an OpenEXR image"),
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PF\n", "a PFM image of floats"),
+    (0, b"Pf\n", "a PFM image of floats"),
+    (0, b"P7\n", "a PAM image"),
+    (0, b"PK\x03\x04", "a zip"),
+    (0, b"\x1f\x8b", "a file packed by gzip"),
+)
+"""Where a known format has which bytes, and what it is called."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -135,7 +161,7 @@ def picture_of(
     Raises:
         Refused: It does not say what its numbers mean.
     """
-    if is_plain(image) and not reading.bands:
+    if is_plain(image) and not reading.bands and not isinstance(reading.nodata, float):
         image.load()
         image = turned(image)
         return Picture(image if image.mode == "RGB" else image.convert("RGB"))
@@ -162,7 +188,11 @@ def _shown(
     step = every_nth(layout.size)
     rule, _ = make_rule(layout, reading, values[::step, ::step])
     unknown = reading.range == "auto" and known_span(layout, reading) is None
-    if settled and unknown and valid_values(values, layout, rule.bands, rule.alpha).size:
+    if (
+        settled
+        and unknown
+        and valid_values(values, layout, rule.bands, rule.alpha, rule.marks).size
+    ):
         raise Refused(
             f"its values are {layout.kind}, and no image whose header was read first has such "
             "values; give --range LOW HIGH, or --range file for a range of its own"
@@ -247,7 +277,22 @@ def open_header(file: ImageFile, stream: BufferedIOBase) -> Image.Image:
     if not stream.read(1):
         raise UnreadableImage(file, "the file is empty")
     stream.seek(0)
-    return Image.open(cast("IO[bytes]", stream), formats=tuple(FORMATS))
+    try:
+        return Image.open(cast("IO[bytes]", stream), formats=tuple(FORMATS))
+    except UnidentifiedImageError:
+        stream.seek(0)
+        name = foreign_format(stream.read(_START))
+        if name is None:
+            raise
+        raise Refused(f"it is {name}, which is not read; convert it to PNG or TIFF") from None
+
+
+def foreign_format(start: bytes) -> str | None:
+    """The name of a format that is known but not read, from the first bytes of a file."""
+    for offset, mark, name in _FOREIGN:
+        if start[offset : offset + len(mark)] == mark:
+            return name
+    return "an SVG drawing" if b"<svg" in start else None
 
 
 def explain(error: Exception) -> str:

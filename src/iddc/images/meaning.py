@@ -25,6 +25,12 @@ SAMPLED = 512
 """The longest side of the regular sample of a file on which ranges are measured, in pixels."""
 HUGE = 1e30
 """Floats beyond this are no measurements but marks of missing data that the file does not name."""
+MARKS = (-999.0, -9999.0, -99999.0, -32767.0, -32768.0, -2147483648.0)
+"""Numbers that by custom mark pixels without data, also where the file does not say so."""
+_MARKED = 0.01
+"""The share of pixels that must have another number exactly for it to be such a mark."""
+_VARIED = 16
+"""So many different numbers must be left for it to be one."""
 _MOST_MIDDLE = 0.5
 """The share of pixels between 0 and the top above which an alpha channel is none."""
 _NEAR = 0.9
@@ -82,6 +88,14 @@ class Layout:
     notes: tuple[str, ...] = ()
 
     @property
+    def described(self) -> str:
+        """What it holds, in two words: `uint8 rgb`, `uint16 grey`, `float32 5 bands`."""
+        shown = self.count - (self.alpha is not None)
+        if self.colour in ("rgb", "palette", "cmyk") or self.rgb is not None:
+            return f"{self.kind} rgb"
+        return f"{self.kind} grey" if shown == 1 else f"{self.kind} {shown} bands"
+
+    @property
     def exact(self) -> Span | None:
         """The range that needs no look at any value: that of at most 15 bits, or as stated."""
         if self.colour == "palette":
@@ -109,12 +123,14 @@ class Rule:
         span: What becomes 0 and 255.
         alpha: The sample that masks pixels, if one does.
         opaque: Its largest value.
+        marks: Numbers that mark pixels without data, beside the one that the file names.
     """
 
     bands: tuple[int, ...]
     span: Span
     alpha: int | None = None
     opaque: float = 255.0
+    marks: tuple[float, ...] = ()
 
 
 def chosen_bands(layout: Layout, reading: ReadingConfig) -> tuple[int, ...]:
@@ -190,10 +206,52 @@ def make_rule(
                 f"its alpha channel is no mask ({reason}); the colours are taken as they are"
             )
             alpha = None
+    marks = reading.marks.get(layout.kind, ()) if reading.nodata == "auto" else ()
+    if isinstance(reading.nodata, float) and layout.colour != "palette":
+        marks = (reading.nodata,)
+    if may_hide_marks(layout, reading):
+        found = undeclared_marks(valid_values(sample, layout, bands, alpha, marks))
+        marks = (*marks, *(mark for mark in found if mark not in marks))
     span = known_span(layout, reading)
     if span is None:
-        span = measured_span(valid_values(sample, layout, bands, alpha), layout.kind, layout.top)
-    return Rule(bands, span, alpha, opaque), tuple(notes)
+        values = valid_values(sample, layout, bands, alpha, marks)
+        span = measured_span(values, layout.kind, layout.top)
+    return Rule(bands, span, alpha, opaque, marks), tuple(notes)
+
+
+def may_hide_marks(layout: Layout, reading: ReadingConfig) -> bool:
+    """Whether numbers must be looked at to know which of them mark missing data."""
+    signed = not layout.kind.startswith("uint") and layout.colour != "palette"
+    return signed and reading.nodata == "auto"
+
+
+def undeclared_marks(values: Shaped[np.ndarray, " n"]) -> tuple[float, ...]:
+    """Find the numbers that mark missing data though no file says so.
+
+    It is the smallest or the largest number, if it is far from all others: one of `MARKS`, at
+    least as far as half of the others' range; another number but 0, twice as far as their range
+    and in a hundredth of the pixels at least.
+
+    Args:
+        values: A sample of those that are not known to be marks.
+    """
+    found: list[float] = []
+    numbers, counts = np.unique(values, return_counts=True)
+    for end in (0, -1):
+        if len(numbers) < 3:
+            break
+        mark, count = float(numbers[end]), int(counts[end])
+        others, weights = (x[1:] if end == 0 else x[:-1] for x in (numbers, counts))
+        # The range of the others, without a few that lie apart.
+        place = np.searchsorted(weights.cumsum(), weights.sum() * np.array([0.001, 0.999]))
+        low, high = others[place.clip(0, len(others) - 1)].astype(np.float64)
+        gap = float(others[0]) - mark if end == 0 else mark - float(others[-1])
+        usual = mark in MARKS and gap >= (high - low) / 2
+        rare = mark == 0 or len(others) < _VARIED or count < _MARKED * len(values)
+        if gap > 0 and (usual or (not rare and gap >= 2 * (high - low))):
+            found.append(mark)
+            numbers, counts = others, weights
+    return tuple(found)
 
 
 def known_span(layout: Layout, reading: ReadingConfig) -> Span | None:
@@ -215,10 +273,14 @@ def every_nth(size: tuple[int, int]) -> int:
 
 
 def valid_values(
-    values: Shaped[np.ndarray, "h w c"], layout: Layout, bands: tuple[int, ...], alpha: int | None
+    values: Shaped[np.ndarray, "h w c"],
+    layout: Layout,
+    bands: tuple[int, ...],
+    alpha: int | None,
+    marks: tuple[float, ...] = (),
 ) -> Shaped[np.ndarray, " n"]:
     """The values of some bands, of the pixels that hold data."""
-    valid = _holds_data(values, layout, bands)
+    valid = _holds_data(values, layout, bands, marks)
     if alpha is not None:
         opaque = values[..., alpha] != 0
         valid = opaque if valid is None else valid & opaque
@@ -271,7 +333,10 @@ def _opaque(layout: Layout, alpha: Shaped[np.ndarray, "h w"]) -> float:
 
 
 def _holds_data(
-    values: Shaped[np.ndarray, "h w c"], layout: Layout, bands: tuple[int, ...]
+    values: Shaped[np.ndarray, "h w c"],
+    layout: Layout,
+    bands: tuple[int, ...],
+    marks: tuple[float, ...] = (),
 ) -> Bool[np.ndarray, "h w"] | None:
     """Which pixels hold data as far as their colours say; None: all of them.
 
@@ -288,8 +353,11 @@ def _holds_data(
             real &= np.abs(picked) < HUGE
         finite = real.all(axis=-1)
         valid = finite if valid is None else valid & finite
-    if layout.nodata is not None and math.isfinite(layout.nodata):
-        marked = picked == _as_stored(layout.nodata, picked.dtype)
+    declared = () if layout.nodata is None else (layout.nodata,)
+    for mark in (*declared, *marks):
+        if not math.isfinite(mark):
+            continue
+        marked = picked == _as_stored(mark, picked.dtype)
         missing = marked.all(axis=-1) if picked.dtype.kind in "ub" else marked.any(axis=-1)
         valid = ~missing if valid is None else valid & ~missing
     return valid
@@ -306,7 +374,7 @@ def show(values: Shaped[np.ndarray, "H W c"], layout: Layout, rule: Rule) -> Pic
 
     The orientation of the file is not applied here.
     """
-    valid = _holds_data(values, layout, rule.bands)
+    valid = _holds_data(values, layout, rule.bands, rule.marks)
     if layout.colour == "palette":
         assert layout.palette is not None
         rgb = layout.palette[np.minimum(values[..., 0], len(layout.palette) - 1)]

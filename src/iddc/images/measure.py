@@ -21,16 +21,25 @@ from iddc.images.listing import without
 from iddc.images.lookahead import ahead
 from iddc.images.meaning import (
     Layout,
+    Rule,
     Span,
     every_nth,
     known_span,
     make_rule,
+    may_hide_marks,
     measured_span,
     valid_values,
 )
 
 FILES = 64
 """The most files of each kind that are looked at, evenly spread over all."""
+_FITTED = 16
+"""The most files of each kind whose values are compared with the range of a model."""
+_OUTSIDE, _NARROW = 0.25, 0.1
+"""The share of values outside of a model's range, and the share of it that they take, beyond which
+images do not fit it."""
+_BLACK = 0.05
+"""The share of pixels that are 0 in all bands, from which on the user is asked about them."""
 _VALUES = 2**16
 """The most values that one file adds, so that a large one counts no more than a small one."""
 
@@ -115,7 +124,8 @@ def settle(
         The same with the ranges and the names of bands that were found, and one line for each.
     """
     names = _band_names(layouts, reading)
-    reading = reading.model_copy(update={"band_names": names})
+    kinds_seen = reading.kinds or tuple(sorted({layout.described for layout in layouts}))
+    reading = reading.model_copy(update={"band_names": names, "kinds": kinds_seen})
     kinds: dict[str, list[int]] = defaultdict(list)
     for index, layout in enumerate(layouts):
         masked = (
@@ -130,36 +140,135 @@ def settle(
     tops: dict[str, float] = {}
     notes: list[str] = []
     no_masks: list[str] = []
+    marked: dict[tuple[str, float], list[str]] = defaultdict(list)
+    black: list[str] = []
 
-    def look(index: int) -> tuple[Layout, np.ndarray, tuple[str, ...]] | None:
+    def look(index: int) -> tuple[Layout, np.ndarray, Rule, tuple[str, ...], float] | None:
         try:
             samples, layout = read_samples(files[index])
             step = every_nth(layout.size)
             sample = samples[::step, ::step]
             rule, remarks = make_rule(layout, reading, sample)
-            return layout, valid_values(sample, layout, rule.bands, rule.alpha), remarks
+            numbers = valid_values(sample, layout, rule.bands, rule.alpha, rule.marks)
+            zeros = float((sample[..., rule.bands] == 0).all(-1).mean()) if sample.size else 0.0
+            return layout, numbers, rule, remarks, zeros
         except UnreadableImage:
             return None  # damage is counted where images are used
 
     for index, found in ahead(look, todo):
         if found is None:
             continue
-        layout, numbers, remarks = found
+        layout, numbers, rule, remarks, zeros = found
+        for mark in rule.marks:
+            if reading.nodata == "auto":
+                marked[layout.kind, mark].append(str(files[index].name))
+        if layout.kind.startswith("uint") and layout.nodata is None and zeros >= _BLACK:
+            black += [str(files[index].name)] if _lacks_range(layout, reading) else []
         no_masks += [f"{files[index].name}: {remark}" for remark in remarks]
-        if leaves_open(layout, reading):
+        if _lacks_range(layout, reading):
             values[layout.kind].append(numbers[:: max(1, -(-len(numbers) // _VALUES))])
             tops[layout.kind] = max(tops.get(layout.kind, 0.0), layout.top or 0.0)
-    measured = dict(reading.measured)
+    measured, marks = dict(reading.measured), dict(reading.marks)
+    for kind, mark in marked:
+        marks[kind] = tuple(sorted({*marks.get(kind, ()), mark}))
     for kind, parts in values.items():
         if sum(map(len, parts)):
-            measured[kind] = measured_span(np.concatenate(parts), kind, tops[kind] or None)
+            every = np.concatenate(parts)
+            every = every[~np.isin(every, marks.get(kind, ()))]
+            measured[kind] = measured_span(every, kind, tops[kind] or None)
     notes += [described(kind, span) for kind, span in _shown(layouts, reading, measured).items()]
-    changes: dict[str, object] = {"measured": measured}
+    for (_, mark), named in marked.items():
+        notes.append(
+            f"{mark:.10g} is far from all other numbers and marks pixels without data "
+            f"({_first(named)}); --nodata file takes it for a number"
+        )
+    if black and reading.nodata == "auto":
+        notes.append(
+            f"a twentieth of the pixels and more is 0 in all bands ({_first(black)}): it is shown "
+            "black; if there is no data, give --nodata 0"
+        )
+    changes: dict[str, object] = {"measured": measured, "marks": marks}
     if no_masks:
         changes["alpha"] = "ignore"
         more = f" (and {len(no_masks) - 1} more)" if len(no_masks) > 1 else ""
         notes.append(f"{no_masks[0]}{more}: alpha channels mask no pixel of these images")
     return reading.model_copy(update=changes), tuple(notes)
+
+
+def fit_to_model(
+    files: Sequence[ImageFile], reading: ReadingConfig
+) -> tuple[ReadingConfig, tuple[str, ...]]:
+    """How a model sees new images, and in what they differ from those that it was trained on.
+
+    Args:
+        files: The new images; those that cannot be read are passed over.
+        reading: How the model reads images.
+
+    Returns:
+        The same with ranges for kinds of values that the model does not know, and one line for
+        each difference.
+    """
+    some = files
+    if len(files) > SURVEYED:
+        some = [files[index] for index in sample(files)]
+    found = survey(some, reading)
+    return fit_layouts(found.files, found.layouts, reading)
+
+
+def fit_layouts(
+    files: Sequence[ImageFile], layouts: Sequence[Layout], reading: ReadingConfig
+) -> tuple[ReadingConfig, tuple[str, ...]]:
+    """`fit_to_model` where the headers were read already."""
+    notes: list[str] = []
+    strange: dict[str, list[str]] = defaultdict(list)
+    for file, layout in zip(files, layouts, strict=True):
+        if reading.kinds and layout.described not in reading.kinds:
+            strange[layout.described].append(str(file.name))
+    for kind, named in strange.items():
+        notes.append(
+            f"{len(named):,} images are {kind} ({_first(named)}); the model was trained on "
+            f"{', '.join(reading.kinds)}"
+        )
+    known = {
+        kind: span
+        for kind, span in reading.measured.items()
+        if reading.range == "auto" and any(layout.kind == kind for layout in layouts)
+    }
+    open_ones = any(leaves_open(layout, reading) for layout in layouts)
+    settled, remarks = settle(files, layouts, reading) if open_ones else (reading, ())
+    notes += [line for line in remarks if line not in {*map(described, known, known.values())}]
+    for kind, (low, high) in known.items():
+        chosen = [
+            index
+            for index, layout in enumerate(layouts)
+            if layout.kind == kind and not layout.exact
+        ]
+        parts = []
+        for index in _spread(chosen)[:: max(1, FILES // _FITTED)]:
+            try:
+                samples, layout = read_samples(files[index])
+            except UnreadableImage:
+                continue
+            step = every_nth(layout.size)
+            sample = samples[::step, ::step]
+            rule, _ = make_rule(layout, settled, sample)
+            parts.append(valid_values(sample, layout, rule.bands, rule.alpha, rule.marks))
+        values = np.concatenate(parts) if parts else np.zeros(0)
+        if not values.size:
+            continue
+        first, last = measured_span(values, kind)
+        outside = float(((values < low) | (values > high)).mean())
+        if outside > _OUTSIDE or last - first < _NARROW * (high - low):
+            notes.append(
+                f"the model shows {low:.6g}..{high:.6g} of {kind} as 0..255, and these images have "
+                f"{first:.6g}..{last:.6g}, so they look unlike those of the training; --range auto "
+                "measures them anew"
+            )
+    return settled, tuple(notes)
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
 
 
 def described(kind: str, span: Span) -> str:
@@ -170,6 +279,14 @@ def described(kind: str, span: Span) -> str:
 
 
 def leaves_open(layout: Layout, reading: ReadingConfig) -> bool:
+    """Whether all files of a set must be looked at to know how this one is shown.
+
+    Its range is not known, or it may hold marks of missing data of which no tag speaks.
+    """
+    return _lacks_range(layout, reading) or may_hide_marks(layout, reading)
+
+
+def _lacks_range(layout: Layout, reading: ReadingConfig) -> bool:
     """Whether a file says no range, and neither does `reading`."""
     return reading.range == "auto" and known_span(layout, reading) is None
 

@@ -220,7 +220,9 @@ def _layout(file: Any, plane: Plane, pages: int, notes: tuple[str, ...]) -> Layo
     if colour == "palette":
         if frame.colormap is None:
             raise Refused("its palette is missing")
-        palette = (np.asarray(frame.colormap).T // 256).astype(np.uint8)
+        colormap = np.asarray(frame.colormap).T
+        # Some programs write 8 bits, though TIFF has 16; libtiff reads them so, too.
+        palette = (colormap // (256 if colormap.max() > 255 else 1)).astype(np.uint8)
     orientation = _tag(frame, 274)
     return Layout(
         size=plane.size,

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from iddc import __version__
 from iddc.datasets.samples import find_samples
-from iddc.images import ImageFile
+from iddc.images import ImageFile, fit_to_model
 from iddc.masks.ids import write_file
 from iddc.progress import SILENT, Progress
 from iddc.report import drawings, gallery, tables
@@ -62,13 +62,17 @@ def write_report(
         DataError: A model, scores or the given images cannot be read.
         ConfigError, SetupError: See `pick_device`; or the report cannot be written.
     """
-    found, why = find_samples(run, images)
     runs = [run, compare] if compare else [run]
+    segmenters = [Segmenter.load(each.path, device) for each in runs]
+    found, why = find_samples(run, images, segmenters[0].experiment.reading)
     names = _names([each.path.resolve() for each in runs])
     sides: list[ReportedRun] = []
     matched = None
-    for each, name in zip(runs, names, strict=True):
-        segmenter = Segmenter.load(each.path, device)
+    for each, segmenter, name in zip(runs, segmenters, names, strict=True):
+        reading, notes = fit_to_model(found, segmenter.experiment.reading)
+        for note in notes:
+            progress.note(f"note: {note}")
+        segmenter.experiment = segmenter.experiment.model_copy(update={"reading": reading})
         look = look_at(segmenter, found, samples=samples, progress=progress) if found else None
         colours = segmenter.labels.cluster_colours
         if sides and look and sides[0].look:

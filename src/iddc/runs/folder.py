@@ -80,6 +80,7 @@ class Run:
         *,
         source: str,
         limit: int | None = None,
+        include_masks: bool = False,
         overwrite: bool = False,
         record: Mapping[str, Any] | None = None,
     ) -> Run:
@@ -90,6 +91,7 @@ class Run:
             experiment: Every choice of the run.
             source: Where the images come from, as the user gave it.
             limit: How many of them are used, if not all.
+            include_masks: Whether masks among them were read like photos.
             overwrite: Replace an earlier run, finished or not. Never replaces anything else.
             record: What of the experiment the run uses, for config.yaml; all of it if not given.
 
@@ -102,7 +104,7 @@ class Run:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
             return run
         asked = {
-            "images": {"source": source, "limit": limit},
+            "images": {"source": source, "limit": limit, "include_masks": include_masks},
             **(record or experiment.model_dump()),
         }
         run._refuse(asked, overwrite=overwrite)
@@ -177,7 +179,8 @@ class Run:
             )
         if not self.checkpoint.exists():
             return  # it stopped before there was anything to keep, as at a misspelt backbone
-        had = _shared({"images": kept.get("images"), **self.experiment.model_dump()}, asked)
+        images = {"include_masks": False, **(kept.get("images") or {})}
+        had = _shared({"images": images, **self.experiment.model_dump()}, asked)
         changes = differences(had, asked)
         if changes:
             raise ConfigError(
