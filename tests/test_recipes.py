@@ -412,3 +412,24 @@ def test_figure_7_varies_both_thresholds_around_0_2() -> None:
 def test_figure_7_scores_the_model_after_each_epoch() -> None:
     (panel,) = (panel for panel in FIGURES["fig7"].panels if panel.x == "epoch")
     assert [row.snapshots for row in panel.rows] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("picie-vits8", "picie"),
+        ("picie-h-vits16", "picie-h"),
+        ("stego-vits8+crf", "stego"),
+        ("hp-vitb8", "hp"),
+        ("vits8+crf", "iddc"),
+        ("vits16-released", "iddc"),
+    ],
+)
+def test_a_row_is_of_the_method_that_its_name_begins_with(name: str, method: str) -> None:
+    rows = [row for table in TABLES.values() for row in table.rows if row.name == name]
+    assert {row.method for row in rows} == {method}
+
+
+def test_every_row_of_tables_1_to_4_is_run() -> None:
+    names = ("table1", "table2", "table3", "table4")
+    assert not [row.cells for name in names for row in TABLES[name].rows if row.recipe is None]

@@ -292,10 +292,10 @@ def test_rows_whose_data_are_missing_are_not_run_and_say_why(tmp_path: Path) -> 
     result = reproduce("table3", Settings(data=tmp_path / "data"), tmp_path / "out")
     for found in result.outcomes:
         assert not found.entries
-        assert ("No images of Cityscapes" in found.reason) == (found.job is not None)
+        assert "No images of Cityscapes" in found.reason
     page = result.path.read_text()
     assert "not run: No images of Cityscapes (train)" in page
-    assert page.count("not run: another method") == 6
+    assert "not run: another method" not in page
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -593,7 +593,7 @@ def test_a_time_that_cannot_be_measured_stops_nothing(
         (["table3"], 2, "--data DIR"),
         (["table3", "--smoke", "--data", "x"], 2, "--smoke draws its own data"),
         (["table3", "--smoke", "--backbone", "bundled"], 2, "--smoke draws its own data"),
-        (["table3", "--smoke", "--rows", "vits9"], 2, "No row 'vits9' in table3. Known: stego-"),
+        (["table3", "--smoke", "--rows", "vits9"], 2, "No row 'vits9' in table3. Known: mdc-"),
         (["table3", "--smoke", "--seeds", "0"], 2, "--seeds: expected at least 1, found 0"),
         (["table3", "--data", "x", "--num-clusters", "1"], 2, "expected 2 to 65535, found 1"),
         (["table3", "--data", "x", "--weights", "vitb8=f"], 2, "Unknown backbone in --weights"),

@@ -1,15 +1,15 @@
 """The tables and figures of the paper as data: what each row is, and what was published for it.
 
-A row names the recipe that reruns it. Rows of other methods have published numbers only; STEGO is
-one of our baselines. Figures 4-7 are sweeps: the paper shows them as curves without their values,
-so the values are ours, relative to the recipe that is varied.
+A row names the recipe that reruns it, and its method where that is not IDDC. Figures 4-7 are
+sweeps: the paper shows them as curves without their values, so the values are ours, relative to the
+recipe that is varied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from iddc.config import DatasetName, MethodName, ProtocolName, RecipeName, RefineName
 from iddc.recipes.ablations import Edit, objective, scaled, shifted
@@ -89,6 +89,8 @@ _NOTES = {
     "unpublished": UNPUBLISHED,
     "twin": "the paper does not say whether its number is end to end",
     "released": "20 epochs, as the authors' code runs it",
+    "trained": "a head on the recipe's frozen ViT; published with a ResNet-18 that was trained",
+    "compact": "docs/methods.md says what is left out of the published system",
 }
 _IBOT: RecipeName = "cityscapes-linear-ibot-vits16"
 _BEST = "each published row is the best of a grid, chosen by labels; ours has one setting"
@@ -105,24 +107,29 @@ def _table(
     """A table whose lines have the columns, accuracy and mIoU in percent as printed.
 
     What is ours to run also has the row's name, its recipe and perhaps a key of `_NOTES`. A name
-    that begins with stego or kmeans is that baseline's; one that ends with +crf is refined.
+    that begins with that of a method is of this method; one that ends with +crf is refined.
     """
     heads = tuple(name.replace("_", " ") for name in columns.split())
 
     def row(cells: list[str]) -> Row:
         accuracy, miou, name, recipe, note = (cells[len(heads) :] + [""] * 3)[:5]
-        method = name.partition("-")[0]
         return Row(
             tuple(cells[: len(heads)]),
             (None if accuracy == "–" else float(accuracy) / 100, float(miou) / 100),
             name,
             _recipe(recipe) if recipe else None,
-            cast("MethodName", method) if method in {"stego", "kmeans"} else "iddc",
+            _method(name),
             refine="crf" if name.endswith("+crf") else "none",
             note=_NOTES.get(note, ""),
         )
 
     return Table(title, heads, tuple(map(row, rows_of(rows))), dataset, protocol, notes)
+
+
+def _method(name: str) -> MethodName:
+    """The method whose name a row's begins with; the longest, as of picie and picie-h."""
+    known = [one for one in get_args(MethodName) if f"{name}-".startswith(f"{one}-")]
+    return max(known, key=len, default="iddc")
 
 
 def _recipe(word: str) -> RecipeName:
@@ -136,19 +143,19 @@ TABLES: dict[str, Table] = {
         "cocostuff27",
         "iddc-sliding",
         """
-    Modified DC (ECCV'18) | R18+FPN  | 32.2 | 9.8
-    IIC (ICCV'19)         | R18+FPN  | 21.8 | 6.7
-    PiCIE (CVPR'21)       | R18+FPN  | 48.1 | 13.8
-    PiCIE+H (CVPR'21)     | R18+FPN  | 50.0 | 14.4
+    Modified DC (ECCV'18) | R18+FPN  | 32.2 | 9.8  | mdc-vits16      | cocostuff27-vits16 | trained
+    IIC (ICCV'19)         | R18+FPN  | 21.8 | 6.7  | iic-vits16      | cocostuff27-vits16 | trained
+    PiCIE (CVPR'21)       | R18+FPN  | 48.1 | 13.8 | picie-vits16    | cocostuff27-vits16 | trained
+    PiCIE+H (CVPR'21)     | R18+FPN  | 50.0 | 14.4 | picie-h-vits16  | cocostuff27-vits16 | trained
     STEGO                 | ViT-S/16 | 52.5 | 23.7 | stego-vits16    | cocostuff27-vits16
-    HP (CVPR'23)          | ViT-S/16 | 54.5 | 24.3
+    HP (CVPR'23)          | ViT-S/16 | 54.5 | 24.3 | hp-vits16       | cocostuff27-vits16 | compact
     IDDC                  | ViT-S/16 | 59.9 | 25.8 | vits16          | cocostuff27-vits16
     IDDC as released      | ViT-S/16 | 59.9 | 25.8 | vits16-released \
                                                    | cocostuff27-vits16-released | released
     IDDC, end to end      | ViT-S/16 | 59.9 | 25.8 | vits16-e2e      | cocostuff27-vits16-e2e | twin
-    ACSeg (CVPR'23)       | ViT-S/8  | –    | 16.4
-    TransFGU (ECCV'22)    | ViT-S/8  | 52.7 | 17.5
-    HP (CVPR'23)          | ViT-S/8  | 57.2 | 24.6
+    ACSeg (CVPR'23)       | ViT-S/8  | –    | 16.4 | acseg-vits8     | cocostuff27-vits8  | compact
+    TransFGU (ECCV'22)    | ViT-S/8  | 52.7 | 17.5 | transfgu-vits8  | cocostuff27-vits8  | compact
+    HP (CVPR'23)          | ViT-S/8  | 57.2 | 24.6 | hp-vits8        | cocostuff27-vits8  | compact
     STEGO                 | ViT-S/8  | 47.7 | 24.0 | stego-vits8     | cocostuff27-vits8
     STEGO+CRF             | ViT-S/8  | 48.3 | 24.5 | stego-vits8+crf | cocostuff27-vits8
     IDDC                  | ViT-S/8  | 58.3 | 25.5 | vits8           | cocostuff27-vits8
@@ -162,8 +169,8 @@ TABLES: dict[str, Table] = {
         "cocostuff171",
         "iddc-sliding",
         """
-    PiCIE (CVPR'21)    | ViT-S/8 | 18.5 | 3.0
-    TransFGU (ECCV'22) | ViT-S/8 | 34.3 | 11.9
+    PiCIE (CVPR'21)    | ViT-S/8 | 18.5 | 3.0  | picie-vits8    | cocostuff171-vits8 | compact
+    TransFGU (ECCV'22) | ViT-S/8 | 34.3 | 11.9 | transfgu-vits8 | cocostuff171-vits8 | compact
     IDDC               | ViT-S/8 | 34.3 | 12.2 | vits8     | cocostuff171-vits8
     IDDC, end to end   | ViT-S/8 | 34.3 | 12.2 | vits8-e2e | cocostuff171-vits8-e2e | twin
         """,
@@ -175,17 +182,17 @@ TABLES: dict[str, Table] = {
         "cityscapes",
         "stego-center-crop",
         """
-    Modified DC (ECCV'18) | R18+FPN | 40.7 | 7.1
-    IIC (ICCV'19)         | R18+FPN | 47.9 | 6.4
-    PiCIE (CVPR'21)       | R18+FPN | 65.6 | 12.3
-    HP (CVPR'23)          | ViT-B/8 | 79.5 | 18.4
+    Modified DC (ECCV'18) | R18+FPN | 40.7 | 7.1  | mdc-vits8       | cityscapes-vits8 | trained
+    IIC (ICCV'19)         | R18+FPN | 47.9 | 6.4  | iic-vits8       | cityscapes-vits8 | trained
+    PiCIE (CVPR'21)       | R18+FPN | 65.6 | 12.3 | picie-vits8     | cityscapes-vits8 | trained
+    HP (CVPR'23)          | ViT-B/8 | 79.5 | 18.4 | hp-vitb8        | cityscapes-vitb8 | compact
     STEGO                 | ViT-B/8 | 66.4 | 19.6 | stego-vitb8     | cityscapes-vitb8
     STEGO+CRF             | ViT-B/8 | 73.2 | 21.0 | stego-vitb8+crf | cityscapes-vitb8
     IDDC                  | ViT-B/8 | 78.0 | 21.6 | vitb8           | cityscapes-vitb8
     IDDC+CRF              | ViT-B/8 | 78.6 | 21.7 | vitb8+crf       | cityscapes-vitb8
     IDDC, end to end      | ViT-B/8 | 78.0 | 21.6 | vitb8-e2e       | cityscapes-vitb8-e2e | twin
-    TransFGU (ECCV'22)    | ViT-S/8 | 77.9 | 16.8
-    HP (CVPR'23)          | ViT-S/8 | 80.1 | 18.4
+    TransFGU (ECCV'22)    | ViT-S/8 | 77.9 | 16.8 | transfgu-vits8  | cityscapes-vits8 | compact
+    HP (CVPR'23)          | ViT-S/8 | 80.1 | 18.4 | hp-vits8        | cityscapes-vits8 | compact
     IDDC                  | ViT-S/8 | 79.9 | 22.0 | vits8           | cityscapes-vits8
     IDDC, end to end      | ViT-S/8 | 79.9 | 22.0 | vits8-e2e       | cityscapes-vits8-e2e | twin
         """,

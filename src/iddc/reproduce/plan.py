@@ -43,8 +43,8 @@ class Settings:
     """What stands in for the CRF of +CRF rows."""
     last: Edit = identity
     """Applied to every experiment at last."""
-    stego: Mapping[str, int] = field(default_factory=dict)
-    """What is other in STEGO's configuration."""
+    options: Mapping[str, int] = field(default_factory=dict)
+    """What is other in the numbers of baselines, where they have these names."""
     smoke: bool = False
     """Draw the data and shrink every experiment, to see that everything works."""
 
@@ -85,10 +85,10 @@ class Job:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def _options(self) -> dict[str, object] | None:
-        """The numbers of STEGO that are not the usual ones; None for other methods."""
-        if self.row.method != "stego":
+        """The numbers of a baseline that are not the usual ones; None for IDDC and k-means."""
+        if self.row.method in {"iddc", "kmeans"}:
             return None
-        usual = find_method("stego").Config().model_dump()
+        usual = find_method(self.row.method).Config().model_dump()
         return {k: v for k, v in self.experiment.options.items() if v != usual[k]}
 
     def folder(self, runs: Path, target: str, seed: int) -> Path:
@@ -172,10 +172,9 @@ def job_of(row: Row, target: Target, settings: Settings, num_classes: int) -> Jo
     if file:
         word = f"{experiment.backbone}={file}"
         experiment = experiment.model_copy(update={"backbone": word})
-    options = settings.stego if row.method == "stego" else {}
-    experiment = completed(
-        experiment.model_copy(update={"method": row.method, "options": dict(options)})
-    )
+    numbers = find_method(row.method).Config.model_fields
+    options = {name: value for name, value in settings.options.items() if name in numbers}
+    experiment = completed(experiment.model_copy(update={"method": row.method, "options": options}))
     dataset = settings.dataset or target.dataset
     refine = settings.refine if row.refine == "crf" else row.refine
     return Job(row, experiment, dataset, settings.data, target.protocol, refine)

@@ -19,6 +19,14 @@ LABEL = "SMOKE: drawn scenes, not a result"
 SEEDS = 2
 SIDE = 64
 """The side of a crop, in pixels."""
+CLUSTERS = 64
+"""The most clusters: the drawn scenes have 160 patches, which k-means can group."""
+SHORT = {
+    **{"steps": 2, "batch_size": 4, "clusterings": 1, "rounds": 2},
+    **{"dim": 8, "pool": 32, "concepts": 64, "blocks": 1, "hidden": 16, "fine_clusters": 30},
+    "window_size": 32,
+}
+"""What is small in the numbers of baselines, where they have these names."""
 
 
 def prepare(settings: Settings, dataset: DatasetName, out: Path) -> Settings:
@@ -36,10 +44,11 @@ def prepare(settings: Settings, dataset: DatasetName, out: Path) -> Settings:
             update={
                 "backbone": str(backbone),
                 "epochs": 2,
+                "num_clusters": min(experiment.num_clusters, CLUSTERS),
                 "views": experiment.views.model_copy(update=changes),
                 "training": experiment.training.model_copy(update={"batch_size": 4}),
                 "prediction": PredictionConfig(window=SIDE, overlap=SIDE // 4),
             }
         )
 
-    return replace(settings, data=data, last=shrink, stego={"steps": 2, "batch_size": 4})
+    return replace(settings, data=data, last=shrink, options=SHORT)
