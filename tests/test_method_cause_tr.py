@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from iddc.decoders import Attention, CodebookDecoder, heads_of
-from test_methods import learner_of
+from iddc.errors import ConfigError
+from iddc.learning.learner import Learner
+from steps import ONE
+from test_methods import learner_of, tiny
 
 
 def twin(attention: Attention) -> nn.MultiheadAttention:
@@ -61,6 +64,14 @@ def test_both_heads_ask_by_the_codebook_of_the_first_stage() -> None:
     for head in (method.head, method.student):
         assert torch.equal(head.decoder.codebook, method.codebook)
     assert method.codebook.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["cause", "cause-tr"])
+def test_more_clusters_than_concepts_are_refused(name: str) -> None:
+    experiment = tiny(name).model_copy(update={"num_clusters": 17})
+    message = f"--{name}.concepts: expected at least the 17 clusters of --num-clusters, found 16"
+    with pytest.raises(ConfigError, match=message):
+        Learner(experiment, 5, ONE)
 
 
 def test_a_code_depends_on_other_patches_of_the_image() -> None:

@@ -24,7 +24,7 @@ dropout. Concepts, codes and their moving average are as released, on IDDC's vie
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from iddc.config import Experiment, Frozen, HeadName
+from iddc.errors import ConfigError
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.methods.modularity import fit_concepts, one_of_each_block
 from iddc.network import Codes
@@ -93,6 +94,11 @@ class Cause(Method):
 
     def __init__(self, head: nn.Module, experiment: Experiment, options: Frozen) -> None:
         super().__init__(head, experiment, options)
+        if experiment.num_clusters > self.options.concepts:
+            raise ConfigError(
+                f"--{self.name}.concepts: expected at least the {experiment.num_clusters} clusters "
+                f"of --num-clusters, found {self.options.concepts}."
+            )
         self.student = copy.deepcopy(self.head)
         self.student.centroids.requires_grad_(False)
         self.projector = nn.Linear(self.options.dim, self.options.projection)
@@ -115,19 +121,25 @@ class Cause(Method):
         """The first stage before the steps, and the third after them."""
         options = self.options
         rng = np.random.default_rng((self.experiment.seed, epoch))
+        fit = partial(
+            fit_concepts,
+            rng=rng,
+            batch_size=options.batch_size,
+            steps=options.fitting_steps,
+            **{"clip": options.clip, "temperature": options.modularity_temperature},
+        )
         if not epoch:
             collection.note(f"learning a codebook of {options.concepts:,} concepts")
             images = (one_of_each_block(maps, rng) for _, maps in collection.maps())
-            rate = [options.learning_rate * 4]  # the release's four processes
-            self.codebook, loss = self._fit(self.codebook, [*images], rate, rng)
+            rate = 4 * options.learning_rate  # the release has four processes
+            self.codebook, loss = fit(self.codebook, [*images], [rate])
             return {"codebook_loss": loss}
         if epoch == epochs:
             collection.note(f"fitting {self.experiment.num_clusters:,} centroids")
             images = (one_of_each_block(self._codes(maps), rng) for _, maps in collection.maps())
             drawn = torch.from_numpy(rng.uniform(-1, 1, tuple(self.head.centroids.shape)))
-            start = drawn.to(self.codebook)
             rates = [options.learning_rate * 0.5**i for i in range(3)]
-            found, loss = self._fit(start / len(start), [*images], rates, rng)
+            found, loss = fit(drawn.to(self.codebook) / len(drawn), [*images], rates)
             self.head.centroids.copy_(found)
             return {"centroids_loss": loss}
         return {}
@@ -142,22 +154,6 @@ class Cause(Method):
     @torch.no_grad()
     def _codes(self, maps: Float[Tensor, "d h w"]) -> Float[Tensor, "c h w"]:
         return self.head.codes(maps[None].float())[0]
-
-    def _fit(
-        self,
-        concepts: Float[Tensor, "g d"],
-        images: Sequence[Float[Tensor, "n d"]],
-        rates: Sequence[float],
-        rng: np.random.Generator,
-    ) -> tuple[Float[Tensor, "g d"], float]:
-        options = self.options
-        return fit_concepts(
-            *(concepts, images, rates, rng),
-            batch_size=options.batch_size,
-            steps=options.fitting_steps,
-            clip=options.clip,
-            temperature=options.modularity_temperature,
-        )
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The projected codes of student and teacher, and the nearest concepts, of some patches."""
