@@ -8,7 +8,7 @@ reads labels, so nothing may be chosen by what it says of photos; who scores a v
 it in docs/log.md. The second is where constants are chosen: scenes drawn by a program, with the
 true probabilities of patches of 8, 16 and 32 pixels, under noise, resized as a network's are.
 
-trimap     the mIoU of pixels within BAND pixels of an edge between two classes of the truth
+trimap     the mIoU of pixels within EDGE_WIDTH pixels of an edge between two classes of the truth
            (Kohli, Ladicky and Torr, *Robust higher order potentials for enforcing label
            consistency*, 2009), with the matching of all pixels
 seconds    per image, of the refinement alone: probabilities to probabilities, median
@@ -27,9 +27,8 @@ from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,15 +38,13 @@ from iddc.datasets.synthetic import CLASSES, draw_scene
 from iddc.device import pick_device
 from iddc.errors import IddcError
 from iddc.evaluation import PROTOCOLS
-from iddc.metrics import IGNORE, Confusion, Scores
+from iddc.metrics import EDGE_WIDTH, IGNORE, Confusion, Scores, edge_band
 from iddc.progress import SILENT, Progress
 from iddc.refine import refiner
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
 from iddc.windows import most_probable, predict_probs, to_working_size
 
-BAND = 5
-"""In pixels."""
 PATCHES = (8, 16, 32)
 """The sides of the patches of drawn scenes, in pixels."""
 SIZE = (640, 480)
@@ -158,7 +155,7 @@ def measure(
     seconds: dict[RefineName, list[float]] = {name: [] for name in names}
     for sample, probs in cases:
         image = to_working_size(sample.image, 0, 0)
-        near_edge = np.where(edge_band(sample.label, BAND), sample.label, IGNORE)
+        near_edge = np.where(edge_band(sample.label, EDGE_WIDTH), sample.label, IGNORE)
         for name in names:
             started = _now(probs.device)
             refined = torch.cat(list(refiner(name, image)([probs])), dim=1)
@@ -175,23 +172,6 @@ def measure(
         )
         for name in names
     }
-
-
-def edge_band(label: Integer[np.ndarray, "H W"], width: float) -> Bool[np.ndarray, "H W"]:
-    """The pixels within `width` pixels of one that has a neighbour of another class.
-
-    Neighbours share a side. Ignored pixels have no class, and their outlines are no edges.
-    """
-    edge = np.zeros(label.shape, bool)
-    for here, there in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        one, other = label[here], label[there]
-        differs = (one != other) & (one != IGNORE) & (other != IGNORE)
-        edge[here] |= differs
-        edge[there] |= differs
-    if not edge.any():
-        return edge
-    distance: np.ndarray = distance_transform_edt(~edge)
-    return distance <= width
 
 
 def _now(device: torch.device) -> float:

@@ -11,17 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iddc import comparison
 from iddc.cli import main
-from iddc.comparison import Comparison, Entry, size_entropy, spread
+from iddc.comparison import Comparison, Entry, Restarts, final_loss, size_entropy, spread
+from iddc.config import Experiment, Runtime
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
 from iddc.methods.kmeans import KMeans
 from iddc.methods.stego import Stego
+from iddc.progress import SILENT
+from iddc.runs import Run
 
 
 def entry(method: str, seed: int, miou: float, seconds: float | None = 1.0) -> Entry:
     values = {"accuracy": 2 * miou, "miou": miou, "size_entropy": 0.5, "seconds": seconds}
-    return Entry(method, seed, values, {"sky": miou})
+    more = {"trimap": miou / 2, "memory": 2.5e9}
+    ends = {"miou": (miou - 0.02, miou + 0.04)}
+    return Entry(method, seed, {**values, **more}, {"sky": miou, "sea": None}, ends)
 
 
 FOUND = Comparison(
@@ -45,7 +51,18 @@ def test_the_table_has_means_deviations_and_differences_seed_by_seed() -> None:
     # 5.0 and 1.0 points above k-means of the same seed.
     assert table["hp"]["mIoU - first"] == "+3.0 ± 2.8"
     assert table["hp"]["time (s)"] == "7"
+    # The mean ends of 18.0 to 24.0 and 20.0 to 26.0.
+    assert table["kmeans"]["over images"] == "19.0 to 25.0"
+    assert table["kmeans"]["trimap (%)"] == "10.5 ± 0.7"
+    assert table["kmeans"]["memory (GB)"] == "2.5 ± 0.0"
     assert table["stego"]["mIoU (%)"] == "-"
+
+
+def test_classes_have_a_row_each_and_one_without_any_iou_a_dash() -> None:
+    assert FOUND.classes() == (
+        ["class", "kmeans", "hp"],
+        [["sky", "21.0 ± 1.4", "24.0 ± 1.4"], ["sea", "-", "-"]],
+    )
 
 
 def test_every_format_has_the_same_cells(tmp_path: Path) -> None:
@@ -54,14 +71,18 @@ def test_every_format_has_the_same_cells(tmp_path: Path) -> None:
     with (tmp_path / "comparison.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [header, *rows]
     text = (tmp_path / "comparison.md").read_text()
-    assert "| hp | 2 | 48.0 ± 2.8 | 24.0 ± 1.4 | +3.0 ± 2.8 | 0.50 ± 0.00 | 7 |" in text
+    assert "| hp | 2 | 48.0 ± 2.8 | 24.0 ± 1.4 | +3.0 ± 2.8 | 22.0 to 28.0 | 12.0 ± 0.7 |" in text
+    assert "| sky | 21.0 ± 1.4 | 24.0 ± 1.4 |" in text
     assert "- stego: it needs more images" in text
     latex = (tmp_path / "comparison.tex").read_text()
     assert r"hp & 2 & 48.0 $\pm$ 2.8 & 24.0 $\pm$ 1.4" in latex
     assert r"accuracy (\%)" in latex
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert [run["miou"] for run in record["runs"]] == [0.20, 0.22, 0.25, 0.23]
-    assert record["runs"][0]["iou"] == {"sky": 0.20}
+    assert record["runs"][0]["iou"] == {"sky": 0.20, "sea": None}
+    assert record["runs"][0]["intervals"] == {"miou": pytest.approx([0.18, 0.24])}
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == ["sky", "21.0 ± 1.4", "24.0 ± 1.4"]
 
 
 def test_the_entropy_of_sizes_is_that_of_the_formula() -> None:
@@ -87,7 +108,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(scenes: Path, out: Path, *methods: str, seeds: int = 2) -> list[str]:
-    options = "--num-clusters 4 --backbone untrained:test_vit --views.short-side 64 --device cpu"
+    options = "--num-clusters 4 --backbone untrained:test_vit --views.short-side 64"
+    options += " --device cpu --workers 0"
     command = ["compare", str(scenes / "train"), "--data", str(scenes), "--out", str(out)]
     return [*command, *options.split(), "--seeds", str(seeds), "--methods", *methods]
 
@@ -109,13 +131,126 @@ def test_the_command_trains_scores_and_goes_on(
         trained.append(self.experiment.seed)
         return fit(self, *args)
 
+    scored: list[object] = []
+    evaluate = comparison.evaluate
+
+    def watched(*args: Any, **named: Any) -> Any:
+        scored.append(args)
+        return evaluate(*args, **named)
+
     monkeypatch.setattr(KMeans, "refit", counting)
+    monkeypatch.setattr(comparison, "evaluate", watched)
     assert main(words(scenes, out, "kmeans")) == 0
-    assert trained == [1]
+    assert (trained, len(scored)) == ([1], 1)
     runs = json.loads((out / "comparison.json").read_text())["runs"]
     assert runs[0] == first[0]
     assert [run["seed"] for run in runs] == [0, 1]
     assert "kmeans" in capsys.readouterr().out
+    # The page needs nothing else, and shows each image, its labels and what the method makes of it.
+    page = (out / "comparison.html").read_text()
+    assert page.count("<figure>") == page.count('src="data:image/webp;base64,') > 0
+    assert page.count("<figure>") % 3 == 0
+    assert "http:" not in page.replace("http-equiv", "")
+    assert "https:" not in page
+
+
+def test_runs_that_exist_are_scored_as_they_were(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(words(scenes, first, "kmeans", "consensus", seeds=1)) == 0
+    runs = [str(first / "runs" / name) for name in ("kmeans-0", "consensus-0")]
+    rest = ["--data", str(scenes), "--out", str(second), "--device", "cpu", "--json"]
+    capsys.readouterr()
+    assert main(["compare", *runs, *rest]) == 0
+    found = json.loads(capsys.readouterr().out)["runs"]
+    assert found == json.loads((first / "comparison.json").read_text())["runs"]
+
+
+@pytest.mark.parametrize("options", [["--methods", "kmeans"], ["--seeds", "2"], ["--budget", "3"]])
+def test_options_of_training_are_refused_where_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    command = ["compare", str(run), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*command, *options]) == 2
+    assert f"{options[0]}: finished runs are scored as they are" in capsys.readouterr().err
+
+
+def test_images_and_runs_together_are_refused(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = words(scenes, tmp_path / "out", "kmeans", seeds=1)
+    command.insert(2, str(scenes / "val"))
+    assert main(command) == 2
+    assert "is no run. Give one folder of images, or the folders" in capsys.readouterr().err
+
+
+def test_a_comparison_that_was_killed_goes_on_to_the_same_numbers(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(words(scenes, whole, "kmeans", "consensus", seeds=1)) == 0
+    evaluate, asked = comparison.evaluate, []
+
+    def killed(*args: Any, **named: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "evaluate", killed)
+        assert main(words(scenes, cut, "kmeans", "consensus", seeds=1)) == 130
+    assert not (cut / "comparison.json").exists()
+    assert main(words(scenes, cut, "kmeans", "consensus", seeds=1)) == 0
+
+    def numbers(folder: Path) -> list[dict[str, Any]]:
+        runs = json.loads((folder / "comparison.json").read_text())["runs"]
+        return [{k: v for k, v in run.items() if k not in {"seconds", "memory"}} for run in runs]
+
+    assert numbers(cut) == numbers(whole)
+
+
+def test_a_budget_is_for_restarts_and_the_lowest_loss_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of 25 s fit twice into 60 s; the second has the lower loss."""
+    losses = {"hp-0": 3.0, "hp-0.restart1": 2.0, "hp-0.restart2": 1.0}
+
+    def train(self: Restarts, folder: Path, number: int, *_: Any) -> dict[str, float | None]:
+        return {"seconds": 25.0, "memory": float(number)}
+
+    monkeypatch.setattr(Restarts, "_train", train)
+    monkeypatch.setattr(comparison, "final_loss", lambda run: losses[run.path.name])
+    restarts = Restarts([], Experiment(), tmp_path / "hp-0", Runtime(), "photos")
+    assert restarts.best(60.0, {}, SILENT) == (
+        tmp_path / "hp-0.restart1",
+        {"seconds": 25.0, "memory": 1.0},
+    )
+    assert restarts.best(0.0, {}, SILENT)[0] == tmp_path / "hp-0"
+
+
+def test_restarts_are_told_apart_by_their_last_losses_or_their_inertia(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": i, "loss": i}) + "\n" for i in range(20)))
+    assert final_loss(Run(tmp_path)) == pytest.approx(18.5)  # the mean of the last two
+    log.write_text(json.dumps({"inertia": 0.25}) + "\n")
+    assert final_loss(Run(tmp_path)) == 0.25
+
+
+def test_a_method_that_the_backbone_does_not_suit_is_a_row_with_its_reason(
+    scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "comparison"
+    command = words(scenes, out, "kmeans", "transfgu", seeds=1)
+    command[command.index("untrained:test_vit")] = "untrained:test_resnet"
+    assert main(command) == 5
+    record = json.loads((out / "comparison.json").read_text())
+    assert "needs the class token of a ViT" in record["failures"]["transfgu"]
+    assert [run["method"] for run in record["runs"]] == ["kmeans"]
 
 
 def test_scores_are_those_of_evaluate(
@@ -152,6 +287,7 @@ def test_a_method_that_fails_has_its_reason_and_the_others_are_done(
     ("change", "said"),
     [
         (["--seeds", "0"], "--seeds: expected at least 1, found 0"),
+        (["--budget", "-1"], "--budget: expected minutes of 0 or more, found -1"),
         (["--methods", "kmeans", "kmeans"], "--methods: expected each method once"),
     ],
 )
@@ -192,7 +328,7 @@ def test_a_time_that_cannot_be_read_is_left_out_of_the_table(
 ) -> None:
     out = tmp_path / "comparison"
     assert main(words(scenes, out, "kmeans", seeds=1)) == 0
-    (clock,) = (out / "runs").glob("*.seconds")
+    (clock,) = (out / "runs").glob("*.cost.json")
     clock.write_text(damage)
     assert main(words(scenes, out, "kmeans", seeds=1)) == 0
     (run,) = json.loads((out / "comparison.json").read_text())["runs"]

@@ -279,10 +279,10 @@ def contents(folder: Path) -> dict[str, bytes]:
             data = path.read_bytes()
             if path.name.startswith("comparison.") and path.suffix != ".json":
                 continue  # made of the JSON
-            if path.suffix == ".seconds":
+            if path.name.endswith(".cost.json"):
                 continue
             if path.name in ("log.jsonl", "README.md", "comparison.json"):
-                data = re.sub(rb'"seconds": ([\d.]+|null)|[\d.]+ minutes', b"", data)
+                data = re.sub(rb'"(seconds|memory)": ([\d.]+|null)|[\d.]+ minutes', b"", data)
             found[str(path.relative_to(folder))] = data.replace(bytes(folder), b"OUT")
     return found
 

@@ -7,8 +7,11 @@ import torch
 from torch.nn.functional import normalize
 
 from iddc.decoders import Concepts
+from iddc.learning.learner import Learner
 from iddc.methods.acseg import concept_loss
 from oracles import waves
+from steps import ONE
+from test_methods import Fixed, features, tiny
 
 
 def likeness(features: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
@@ -45,6 +48,17 @@ def test_the_loss_is_that_of_loops_and_the_mean_over_images() -> None:
 def test_alike_patches_give_no_signal() -> None:
     features = torch.ones(1, 6, 3, dtype=torch.float64)
     assert concept_loss(features, waves(3, 1, 6, 2).abs()).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_with_fewer_regions_than_clusters_patches_are_clustered() -> None:
+    """Two concepts in five images give at most ten regions."""
+    experiment = tiny("acseg")
+    options = experiment.options | {"concepts": 2}
+    learner = Learner(
+        experiment.model_copy(update={"num_clusters": 11, "options": options}), 5, ONE
+    )
+    found = learner.refit(Fixed(features()), learner.plan.epochs)
+    assert found["regions"] > 10
 
 
 def test_all_patches_of_a_region_have_the_cluster_of_its_mean_embedding() -> None:

@@ -35,7 +35,7 @@ from iddc.errors import DataError
 from iddc.images import ahead, listed
 from iddc.intervals import LEVEL, RESAMPLES, ImageCounts, Interval, intervals
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
-from iddc.metrics import IGNORE, LABELS, UNMATCHED, Confusion, Scores
+from iddc.metrics import EDGE_WIDTH, IGNORE, LABELS, UNMATCHED, Confusion, Scores, edge_band
 from iddc.progress import SILENT, Progress
 from iddc.runs import disk_errors
 from iddc.segmenter import Segmenter, make_request
@@ -120,6 +120,8 @@ class Evaluation:
     """The intervals of accuracy and mIoU over other draws of the images; empty for one image."""
     by_name: Scores | None = None
     """Scores of clusters as the classes that a person named them after (`SEEN`)."""
+    near_edges: Scores | None = None
+    """Scores of the pixels near an edge of the labels, by the same matching (trimap)."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -168,6 +170,7 @@ def evaluate(
     protocol: EvalProtocol = PROTOCOLS["full"],
     *,
     by_name: bool = False,
+    trimap: bool = False,
     save_masks: Path | None = None,
     saved: Sequence[int] | None = None,
     progress: Progress = SILENT,
@@ -179,6 +182,7 @@ def evaluate(
         dataset: Images with labels.
         protocol: How; one of PROTOCOLS for a published number.
         by_name: Score also the names that a person gave (`match_by_name`).
+        trimap: Score also the pixels within EDGE_WIDTH of an edge of their label alone.
         save_masks: Write here, for each image, a PNG of the image, the truth and the prediction
             side by side as they were scored, in the colours of the classes. Ignored pixels are
             black, clusters that are matched to no class grey.
@@ -193,14 +197,17 @@ def evaluate(
     named = match_by_name(segmenter.labels, dataset.class_names) if by_name else None
     segmenter = _in_precision(segmenter, protocol.precision)
     if save_masks is None:
-        return _count(segmenter, dataset, protocol, named, None, (), progress)
+        return _count(segmenter, dataset, protocol, named, None, (), progress, trimap)
     with disk_errors(save_masks):
         save_masks.mkdir(parents=True, exist_ok=True)
         kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
     # The colours are known when all images are counted, so the clusters wait on the disk.
     with kept as folder:
         positions = range(len(dataset)) if saved is None else saved
-        evaluation = _count(segmenter, dataset, protocol, named, Path(folder), positions, progress)
+        kept_at = Path(folder)
+        evaluation = _count(
+            segmenter, dataset, protocol, named, kept_at, positions, progress, trimap
+        )
         shown = evaluation.by_name or evaluation.scores
         for index in positions:
             sample = dataset[index]
@@ -223,9 +230,11 @@ def _count(
     keep: Path | None,
     positions: Sequence[int],
     progress: Progress,
+    trimap: bool,
 ) -> Evaluation:
     """Evaluate; `named` gives clusters their classes too, `keep` gets those of some positions."""
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
+    at_edges = confusion
     each = ImageCounts((segmenter.num_clusters, dataset.num_classes))
 
     def asked(index: int) -> Request:
@@ -249,6 +258,9 @@ def _count(
                 one = _confusion(clusters, label, *confusion.counts.shape)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
+            if trimap:
+                near = np.where(edge_band(label, EDGE_WIDTH), label, IGNORE).astype(np.uint8)
+                at_edges += _confusion(clusters, near, *confusion.counts.shape)
             confusion += one
             each.add(one)
             if keep and index in positions:
@@ -257,6 +269,8 @@ def _count(
     matched = confusion.scores(confusion.match(protocol.matching_rows))
     spread = intervals(each, matched.matching)
     scores = Evaluation(matched, confusion, dataset.class_names, len(dataset), spread)
+    if at_edges.counts.any():
+        scores = replace(scores, near_edges=at_edges.scores(np.array(matched.matching)))
     return scores if named is None else replace(scores, by_name=confusion.scores(named))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from iddc.config import MatchingRows
 from iddc.errors import DataError
@@ -21,6 +21,8 @@ LABELS = 256
 """How many values a label has: classes, `IGNORE` and wrong ones."""
 UNMATCHED = -1
 """The class of a cluster that is matched to none."""
+EDGE_WIDTH = 5
+"""Pixels at most so far from an edge of the labels count in the trimap mIoU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +165,25 @@ class Scores:
             "iou": dict(zip(class_names, self.iou, strict=True)),
             "matching": [class_names[i] if i != UNMATCHED else None for i in self.matching],
         }
+
+
+def edge_band(label: Integer[np.ndarray, "H W"], width: int) -> Bool[np.ndarray, "H W"]:
+    """The pixels within `width` pixels of one that has a neighbour of another class.
+
+    Neighbours share a side. Ignored pixels have no class, and their outlines are no edges.
+    """
+    from scipy.ndimage import distance_transform_edt  # type: ignore[attr-defined]  # no stubs
+
+    edge = np.zeros(label.shape, bool)
+    for here, there in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        one, other = label[here], label[there]
+        differs = (one != other) & (one != IGNORE) & (other != IGNORE)
+        edge[here] |= differs
+        edge[there] |= differs
+    if not edge.any():
+        return edge
+    distance: np.ndarray = distance_transform_edt(~edge)
+    return distance <= width
 
 
 def _wrong_label(value: int, num_classes: int, ignore: int) -> DataError:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from iddc.cli.options import (
     ConfigFile,
     Flat,
-    ImagesPath,
     ReadsPhotos,
     find_readable,
     ready,
@@ -31,12 +30,21 @@ class Compare(ReadsPhotos):
     """Train several methods on the same images, score them alike, and write one table.
 
     All have the same backbone, number of clusters, working size and seeds. Runs are in DIR/runs,
-    tables in DIR/comparison.md, .csv, .tex and .json. An interrupted command goes on when it is
-    given again. Labels are opened after the last training, to score alone. The exit code is 5 if a
-    method failed; its reason stands in the table, and the others are done.
+    tables in DIR/comparison.md, .csv, .tex and .json, images side by side in DIR/comparison.html.
+    With finished runs in place of IMAGES nothing is trained: they are scored. An interrupted
+    command goes on when it is given again. Labels are opened after the last training, to score
+    alone. The exit code is 5 if a method failed; its reason stands in the table, and the others
+    are done.
     """
 
-    images: ImagesPath
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(
+            metavar="IMAGES|RUN",
+            help="A folder with its subfolders, a zip, a text file of paths, or one image; or the "
+            "folders of finished runs.",
+        ),
+    ]
     data: Annotated[Path, arg(metavar="DIR")]
     """The labelled images to score on, as for `iddc evaluate`."""
     split: str = "val"
@@ -45,6 +53,9 @@ class Compare(ReadsPhotos):
     """The methods; the differences in the table are to the first one."""
     seeds: Annotated[int, arg(metavar="N")] = 5
     """Runs of each method, from --seed on."""
+    budget: Annotated[float, arg(metavar="MINUTES", help_behavior_hint="(default: one run)")] = 0.0
+    """Minutes that each method has for each seed. It starts again as long as one more run fits, and
+    the run of the lowest loss counts."""
     protocol: ProtocolName = "full"
     """How images are resized, seen and scored."""
     out: Annotated[Path, arg(metavar="DIR")]
@@ -63,40 +74,71 @@ class Compare(ReadsPhotos):
         super().__post_init__()
         if self.seeds < 1:
             raise ConfigError(f"--seeds: expected at least 1, found {self.seeds}.")
+        if self.budget < 0:
+            raise ConfigError(f"--budget: expected minutes of 0 or more, found {self.budget:g}.")
+        usual = {field.name: field.default for field in fields(self)}
+        given = [
+            name for name in ("methods", "seeds", "budget") if getattr(self, name) != usual[name]
+        ]
+        if self._scores_runs and given:
+            raise ConfigError(
+                f"--{given[0]}: finished runs are scored as they are, and nothing is trained. "
+                "Leave it out."
+            )
+        if not self.paths:
+            raise ConfigError("Expected IMAGES or the folders of finished runs, found nothing.")
+        if len(self.paths) > 1 and (others := [path for path in self.paths if not _is_run(path)]):
+            raise ConfigError(
+                f"{others[0]} is no run. Give one folder of images, or the folders of finished "
+                "runs alone."
+            )
+
+    @property
+    def _scores_runs(self) -> bool:
+        return bool(self.paths) and all(map(_is_run, self.paths))
 
     def __call__(self) -> int:
         """Compare."""
-        refuse_inside(self.out, self.images)
-        images = find_readable(
-            self.images,
-            self.limit,
-            self.runtime,
-            include_masks=self.include_masks,
-            reading=self.experiment.reading,
-        )
         from iddc.backbones import load_backbone
-        from iddc.comparison import LEGEND, compare
+        from iddc.comparison import LEGEND, Labelled, compare, compare_runs
         from iddc.datasets import open_dataset
         from iddc.evaluation import PROTOCOLS
         from iddc.images import address_of
         from iddc.progress import Progress
 
-        dataset = open_dataset("folder", self.data, self.split)
-        experiment = self.experiment.model_copy(update={"reading": images.reading})
-        experiment = ready(experiment, self.runtime)
-        load_backbone(experiment.backbone)  # one that is missing would fail every method
-        found = compare(
-            images.files,
-            experiment,
-            self.methods,
-            self.seeds,
-            dataset,
+        for path in self.paths:
+            refuse_inside(self.out, path)
+        labelled = Labelled(
+            open_dataset("folder", self.data, self.split),
+            f"{self.data.resolve()} {self.split}",
             PROTOCOLS[self.protocol],
-            self.out,
-            self.runtime,
-            source=address_of(self.images) or str(self.images.resolve()),
-            progress=Progress(),
         )
+        if self._scores_runs:
+            found = compare_runs(self.paths, labelled, self.out, self.runtime, progress=Progress())
+        else:
+            (folder,) = self.paths
+            images = find_readable(
+                folder,
+                self.limit,
+                self.runtime,
+                include_masks=self.include_masks,
+                reading=self.experiment.reading,
+            )
+            experiment = self.experiment.model_copy(update={"reading": images.reading})
+            experiment = ready(experiment, self.runtime)
+            load_backbone(experiment.backbone)  # one that is missing would fail every method
+            found = compare(
+                images.files,
+                experiment,
+                self.methods,
+                self.seeds,
+                labelled,
+                self.out,
+                self.runtime,
+                source=address_of(folder) or str(folder.resolve()),
+                budget=self.budget,
+                progress=Progress(),
+            )
         if self.json:
             print_json(found.as_dict())
             return found.exit_code
@@ -104,5 +146,9 @@ class Compare(ReadsPhotos):
         print(f"\n{LEGEND}")
         for name, reason in found.failures.items():
             print(f"{name} failed: {reason}")
-        say(f"\n{self.out / 'comparison.md'}")
+        say(f"\n{self.out / 'comparison.html'}")
         return found.exit_code
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()

@@ -8,7 +8,8 @@ d_i = sum_j A_ij, 2m = sum_i d_i and S_ik = max(cos(u_i, c_k), 0):
     L = -1/(2m) sum_ij (A_ij - d_i d_j / 2m) max_k S_ik S_jk
 
 averaged over images. At the end spherical k-means groups the mean embeddings of the regions of all
-images, a region being the patches nearest to one concept. The loss never compares images: what a
+images, a region being the patches nearest to one concept; with fewer regions than clusters, it
+groups patches. The loss never compares images: what a
 class is follows from this k-means alone.
 
 The authors' code is not public: this follows the paper as others describe it. Left out: the split
@@ -73,13 +74,16 @@ class Acseg(Method):
         if epoch < epochs:
             return {}
         collection.note("clustering the regions of all images")
-        found = []
+        seed, clusters = self.experiment.seed, self.experiment.num_clusters
+        found = [self.head.centroids[:0]]
         for _, maps in collection.maps():
             features = maps[None].float()
             members, means = self.head.regions(self.head.cosines(features), features)
             found.append(means[0, members[0].any(dim=0)])
-        regions = torch.cat(found) if found else self.head.centroids[:0]
-        seed, clusters = self.experiment.seed, self.experiment.num_clusters
+        regions = torch.cat(found)
+        if len(regions) < clusters:
+            collection.note(f"{len(regions)} regions are too few: clustering patches instead")
+            regions = collection.sample(KMeansConfig().max_vectors).float()
         result = spherical_kmeans(regions, clusters, KMeansConfig(), seed=seed)
         self.head.centroids.copy_(result.centroids)
         return {"regions": float(len(regions)), "inertia": result.inertia}

@@ -126,7 +126,8 @@ class Cause(Method):
             rng=rng,
             batch_size=options.batch_size,
             steps=options.fitting_steps,
-            **{"clip": options.clip, "temperature": options.modularity_temperature},
+            clip=options.clip,
+            temperature=options.modularity_temperature,
         )
         if not epoch:
             collection.note(f"learning a codebook of {options.concepts:,} concepts")
