@@ -37,7 +37,7 @@ from iddc.segmenter import Segmenter
 from iddc.windows import (
     Request,
     argmax_clusters,
-    cluster_map,
+    cluster_ids,
     probability_strips,
     to_working_size,
 )
@@ -159,7 +159,7 @@ def seconds(
         one.seen.clear()
         start = time.process_time()
         pixels = to_working_size(sample.image, short_side, config.min_side)
-        cluster_map(one, pixels, config, sample.label.shape, device=CPU)
+        [*cluster_ids(one, [Request(pixels, sample.label.shape)], config, device=CPU)]
         times.append(time.process_time() - start)
     return median(times)
 

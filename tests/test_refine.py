@@ -26,7 +26,7 @@ from iddc.evaluation import PROTOCOLS, EvalProtocol, evaluate
 from iddc.progress import Progress
 from iddc.refine import REACH, REFINERS, dense_crf, fast_rows, mean_field, refiner
 from iddc.segmenter import Segmenter
-from iddc.windows import cluster_map, predict_probs
+from iddc.windows import Request, as_array, cluster_ids, predict_probs
 from tiny import tiny_segmenter
 
 needs_crf = pytest.mark.skipif(
@@ -384,11 +384,16 @@ def test_maps_and_probabilities_are_refined_alike(name: RefineName) -> None:
     device, size = torch.device("cpu"), (64, 96)
     chosen = refiner(name, image)
     probs = predict_probs(Blurred(), image, config, size, device=device, refine=chosen)
-    clusters = cluster_map(Blurred(), image, config, size, device=device, refine=chosen)
+
+    def cluster_map(*refine: Any) -> np.ndarray:
+        requests = [Request(image, size, *refine)]
+        ((_, ids),) = cluster_ids(Blurred(), requests, config, device=device)
+        return as_array(ids, Blurred().num_clusters)
+
+    clusters = cluster_map(chosen)
     assert np.array_equal(clusters, probs.argmax(0).numpy())
     assert np.array_equal(clusters, (image[0] > 0).numpy())
-    plain = cluster_map(Blurred(), image, config, size, device=device)
-    assert not np.array_equal(plain, clusters)
+    assert not np.array_equal(cluster_map(), clusters)
 
 
 @pytest.mark.parametrize(
