@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from iddc.config import Experiment, Runtime
 from iddc.datasets import open_dataset
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
-from iddc.images import find_images
+from iddc.images import Picture, find_images
 from iddc.recipes import RECIPES
 
 QUIET = Runtime(device="cpu", workers=0)
@@ -99,8 +100,13 @@ def test_no_more_images_are_opened_than_it_says(
 ) -> None:
     files = list(find_images(scenes / "train").files) * 20
     opened = []
-    real = analysis.open_image
-    monkeypatch.setattr(analysis, "open_image", lambda *args: (opened.append(args), real(*args))[1])
+    real = analysis.open_picture
+
+    def open_picture(*args: Any, **options: Any) -> Picture:
+        opened.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(analysis, "open_picture", open_picture)
     analyze(files, experiment(), tmp_path, QUIET)
     assert len(opened) == IMAGES
 

@@ -33,7 +33,7 @@ from iddc.config import (
     ViewsConfig,
 )
 from iddc.errors import DataError, NumericError
-from iddc.images import ImageFile, Skipped, find_images, open_image
+from iddc.images import ImageFile, Picture, Skipped, find_images, open_picture
 from iddc.learning import fit
 from iddc.network import Centroids, Network, build_network
 from iddc.runs import Run
@@ -368,11 +368,11 @@ def test_large_images_are_opened_at_the_size_that_is_used(
 ) -> None:
     asked = []
 
-    def opened(file: ImageFile, min_side: int, reading: ReadingConfig) -> Image.Image:
+    def opened(file: ImageFile, min_side: int, reading: ReadingConfig, *, settled: bool) -> Picture:
         asked.append(min_side)
-        return open_image(file, min_side, reading)
+        return open_picture(file, min_side, reading, settled=settled)
 
-    monkeypatch.setattr(samples, "open_image", opened)
+    monkeypatch.setattr(samples, "open_picture", opened)
     experiment = tiny().model_copy(update={"views": ViewsConfig(short_side=64, crop_size=32)})
     sampler = Sampler(photos[:1], backbone, experiment, QUIET)
     sampler.patches(9)
