@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 from develop import RECIPES, Predict, nearest
 from embedded import DATA, Picture, Pictures, load
 from iddc.metrics import Confusion
-from iddc.regions import colour_regions
-from iddc.report.verdict import FAIR, GOOD, follows_regions
+from iddc.regions import colour_regions, follows_regions
+from iddc.report.verdict import FAIR, GOOD
 
 SETS = ("idd-lite", "labelmefacade", "digital-rock")
 NAMES = ("kmeans", "consensus-head", "appearance", "pixels", "bands", "grey")

@@ -495,6 +495,22 @@ def test_a_number_of_clusters_that_was_not_chosen_is_called_the_default(
     assert "27 clusters (default: choose with --num-clusters)" in capsys.readouterr().out
 
 
+def test_the_number_of_clusters_can_be_chosen_by_a_sweep(
+    photos: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("iddc.cli.sweep.CLUSTERS", (2, 4))
+    words = [word for word in tiny if word not in ("--num-clusters", "3")]
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *words, "-k", "auto"]) == 0
+    said = capsys.readouterr().out
+    chosen = Run.open(tmp_path / "run").experiment.num_clusters
+    assert chosen in (2, 4)
+    assert f"{chosen} clusters, chosen by a sweep" in said
+
+
 def test_a_finished_run_is_replaced_only_with_overwrite(
     photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

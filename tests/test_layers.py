@@ -40,6 +40,7 @@ LAYERS = {
     "windows": 2,
     "geo": 3,
     "network": 3,
+    "sweep": 4,
     "samples": 3,
     "segmentation": 3,
     "thresholds": 3,

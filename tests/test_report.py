@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable
 from html import unescape
@@ -260,6 +261,12 @@ def test_a_curve_of_one_value_is_drawn(scenes: Path, tmp_path: Path) -> None:
 
 
 # The page ----------------------------------------------------------------------------------------
+
+
+def test_the_verdict_stands_above_the_samples(scenes: Path, tmp_path: Path) -> None:
+    text = text_of(make_run(tmp_path / "run", scenes))
+    assert text.index("Verdict: ") < text.index('id="samples"')
+    assert f"of {K} clusters are in use" in text
 
 
 def test_a_report_is_one_file_that_may_fetch_nothing(scenes: Path, tmp_path: Path) -> None:
@@ -609,6 +616,18 @@ def test_names_stand_inside_the_regions_they_name(scenes: Path, tmp_path: Path) 
     assert found == {"sky" if c == 0 else str(c): c for c in large}
 
 
+def test_a_report_of_5_000_images_looks_at_64_and_stays_small(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    photo = find_images(scenes).files[0].path
+    for number in range(5000):
+        os.link(photo, tmp_path / "many" / f"photo-{number:04}{photo.suffix}")
+    text = text_of(make_run(tmp_path / "run", tmp_path / "many"), samples=64)
+    assert "were measured on 64 images" in text
+    assert text.count('class="mask"') == 64
+    assert "photo-4921" in text  # the last of 64 that are spread evenly
+    assert len(text) < 2_000_000
+
+
 # In a browser ------------------------------------------------------------------------------------
 
 
@@ -651,6 +670,20 @@ def test_axe_finds_nothing_wrong_with_the_report(
     media(browser, scheme, width)
     browser.get(shown)
     assert axe() == []
+
+
+def test_names_of_200_characters_push_nothing_out_of_a_narrow_page(
+    browser: Chrome, scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long").mkdir()
+    for number, file in enumerate(find_images(scenes).files[:2]):
+        os.link(file.path, tmp_path / "long" / f"{number}{'x' * 195}.jpg")
+    run = make_run(tmp_path / ("r" * 200), tmp_path / "long")
+    write_labels(run.path, Labels.numbered(K).edit({0: "n" * 100}))
+    media(browser, "light", 390)
+    browser.get(write_report(run, device="cpu", samples=2).path.as_uri())
+    root = "document.documentElement"
+    assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
 
 
 def test_a_sample_and_a_mosaic_are_enlarged(browser: Chrome, shown: str) -> None:

@@ -10,6 +10,7 @@ and Jain, 2005).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,19 +91,48 @@ def fit_consensus(
         NumericError: A vector is not finite.
         DataError: There are fewer distinct groups than clusters. It says how many.
     """
+    return fit_each(vectors, (num_clusters,), config, seed=seed)[num_clusters]
+
+
+def fit_each(
+    vectors: Float[Tensor, "n d"],
+    clusters: Sequence[int],
+    config: ConsensusConfig = ConsensusConfig(),  # noqa: B008  (frozen)
+    *,
+    seed: int = 0,
+) -> dict[int, Consensus]:
+    """Find classes of any size for several K. The over-clusterings are the same for all of them.
+
+    Args:
+        vectors: As for `fit_consensus`.
+        clusters: The values of K.
+        config: The numbers.
+        seed: What is drawn follows from it.
+
+    Raises:
+        NumericError, DataError: See `fit_consensus`.
+    """
     if not vectors.isfinite().all():
         raise NumericError(
             "Expected finite embeddings, found NaN or infinity. Check the backbone's weights, or "
             "set training.precision to fp32 in a --config."
         )
     generator = torch.Generator().manual_seed(seed)
-    groupings = []
+    most = max(config.prototypes, 2 * max(clusters))
+    divided = []
     for _ in range(config.groupings):
         drawn = torch.randperm(len(vectors), generator=generator)[: config.vectors]
-        most = max(config.prototypes, 2 * num_clusters)
-        centroids = over_cluster(vectors[drawn], most, config.iterations)
-        groupings.append(Grouping(centroids, merge(centroids, num_clusters), num_clusters))
+        divided.append(over_cluster(vectors[drawn], most, config.iterations))
+    return {k: _agreed(divided, k, config) for k in clusters}
 
+
+def _agreed(
+    divided: Sequence[Float[Tensor, "_ d"]], num_clusters: int, config: ConsensusConfig
+) -> Consensus:
+    """Merge every over-clustering into K classes, and find those on which they agree."""
+    groupings = [
+        Grouping(centroids, merge(centroids, num_clusters), num_clusters) for centroids in divided
+    ]
     # Every centroid is one vote on what belongs together, whatever the number of its patches.
     codes = _codes(groupings, torch.cat([one.centroids for one in groupings]), config.temperature)
     members = one_hot(merge(codes, num_clusters), num_clusters).float()

@@ -8,9 +8,11 @@ horizon.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, Integer, UInt8
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize
@@ -86,6 +88,31 @@ def colour_share(maps: Float[Tensor, "d h w"], regions: Int64[Tensor, "h w"]) ->
     total = centred.square().sum()
     between = region_means(centred, (regions,)).square().sum()
     return float(between / total) if total > 0 else 0.0
+
+
+def follows_regions(
+    clusters: Sequence[Integer[np.ndarray, "_ _"]],
+    regions: Sequence[Integer[np.ndarray, "_ _"]],
+    k: int,
+) -> float:
+    """The share of patches with the cluster of most patches of their region, less chance.
+
+    Chance is what one cluster for everything would have if it were the largest one: its share.
+
+    Args:
+        clusters: The cluster of each patch of each image.
+        regions: The region of each patch, numbered from 0 in each image.
+        k: K.
+    """
+    same, counts = 0, np.zeros(k, np.int64)
+    for ids, areas in zip(clusters, regions, strict=True):
+        pairs, sizes = np.unique(areas.ravel() * k + ids.ravel(), return_counts=True)
+        most = np.zeros(areas.max() + 1, np.int64)
+        np.maximum.at(most, pairs // k, sizes)
+        same += int(most.sum())
+        counts += np.bincount(ids.ravel(), minlength=k)
+    total, largest = counts.sum(), counts.max()
+    return float((same - largest) / (total - largest)) if largest < total else 0.0
 
 
 def grid_regions(

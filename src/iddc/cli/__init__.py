@@ -29,6 +29,7 @@ from iddc.cli.pretrain import Pretrain
 from iddc.cli.relabel import Relabel
 from iddc.cli.report import Report
 from iddc.cli.reproduce import Reproduce
+from iddc.cli.sweep import Sweep
 from iddc.cli.train import Baseline, Train
 from iddc.cli.verify import Verify
 from iddc.errors import ConfigError, IddcError, Interrupted, one_line
@@ -37,6 +38,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, type[Command]] = {
     "check": Check,
+    "sweep": Sweep,
     "train": Train,
     "predict": Predict,
     "relabel": Relabel,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 WIDTH = 100
 """The most characters of a line."""
 GROUPS = {
-    "Start here": ("demo", "check", "train", "report", "label", "predict"),
+    "Start here": ("demo", "check", "sweep", "train", "report", "label", "predict"),
     "Use a model": ("relabel", "evaluate", "export"),
     "Compare and reproduce": (
         *("compare", "baseline", "pretrain", "analyze", "reproduce", "recipes", "models", "import"),
@@ -43,7 +43,7 @@ TEXTS = {
         {
             "IMAGES": "a folder with its subfolders, a zip, a text file of paths, or one image",
             "--out RUN": "the folder of the run to write",
-            "-k K, --num-clusters K": "how many clusters to find (default: 27)",
+            "-k K, --num-clusters K": "how many clusters to find, or auto (default: 27)",
             "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
             "--recipe NAME": "a recipe of `iddc recipes` (default: folder, for your own images)",
             "--config FILE": "take every number from this file, such as RUN/config.yaml",
@@ -66,6 +66,19 @@ TEXTS = {
             **_JSON,
         },
         ("photos/", "tiles/ --limit 100 --json"),
+    ),
+    "sweep": Short(
+        "IMAGES --out DIR [OPTIONS]",
+        {
+            "IMAGES": "a folder with its subfolders, a zip, a text file of paths, or one image",
+            "--out DIR": "the folder to write: sweep.html, which works offline",
+            "-k K ...": "the numbers of clusters to try (default: 6 9 12 18 27)",
+            "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
+            "--seeds N": "how many seeds are compared at each K (default: 3)",
+            **_DEVICE,
+            **_JSON,
+        },
+        ("photos/ --out sweep", "photos/ -k 4 8 16 32 --backbone bundled --out sweep"),
     ),
     "compare": Short(
         "IMAGES --data DIR --out DIR [OPTIONS]",

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from pydantic import ValidationError
 from tyro.conf import Positional, arg
 
 from iddc.cli.check import duration, training_memory, training_minutes
 from iddc.cli.options import (
+    Command,
     ConfigFile,
     Flat,
     ImagesPath,
@@ -26,9 +28,9 @@ from iddc.cli.options import (
     say,
 )
 from iddc.config import DatasetName, Experiment, MethodName, Runtime
-from iddc.errors import DataError, IddcError
+from iddc.errors import ConfigError, DataError, IddcError
 from iddc.methods import completed, find_method, new_network, used
-from iddc.runs import Run
+from iddc.runs import Run, explain
 
 if TYPE_CHECKING:
     from iddc.images import FoundImages, ImageFile, Skipped
@@ -51,11 +53,12 @@ class MakesRun(ReadsPhotos):
         if self.print_config:
             import yaml
 
-            print(yaml.safe_dump(used(completed(self.experiment)), sort_keys=False), end="")
+            print(yaml.safe_dump(used(completed(self.chosen())), sort_keys=False), end="")
             return 0
         # The images, and the numbers that follow from them.
         refuse_inside(self.out, self.images)
         experiment = self.chosen()
+        auto = getattr(self, "num_clusters", None) == "auto"
         found = find_readable(
             self.images,
             self.limit,
@@ -84,9 +87,13 @@ class MakesRun(ReadsPhotos):
             cost = estimate(files, experiment, device.type, memory=True)
             line = filter(None, (work, str(device), cost, out))
             say(describe(files, skipped, experiment), *line)
+            if auto:
+                say("A sweep of several K on up to 64 images would choose the number of clusters.")
             say("Nothing is written. Leave out --dry-run to train.")
             return 0
         experiment = ready(experiment, self.runtime)
+        if auto:
+            experiment = self.suggested(experiment, files)
         # Before the folder is touched: a misspelt name must not cost an earlier model.
         network = new_network(experiment)
         with self.start(experiment) as run, self.kept_manifest(found.listed):
@@ -123,6 +130,20 @@ class MakesRun(ReadsPhotos):
             listed, self.images, self.out, limit=self.limit, include_masks=self.include_masks
         )
 
+    def suggested(self, experiment: Experiment, files: Sequence[ImageFile]) -> Experiment:
+        """The experiment with the K that a sweep suggests; a run that goes on has its own."""
+        run = Run(self.out)
+        if run.has_config and not run.finished and not self.overwrite:
+            return experiment.model_copy(update={"num_clusters": run.experiment.num_clusters})
+        from iddc.cli.sweep import CLUSTERS
+        from iddc.progress import Progress
+        from iddc.sweep import sweep
+
+        found = sweep(files, experiment, CLUSTERS, self.runtime, progress=Progress())
+        agreed = ", ".join(f"{x.num_clusters}: {x.agreement:.0%}" for x in found.levels)
+        say(f"{found.suggested} clusters, chosen by a sweep. Seeds agree at K = {agreed}")
+        return experiment.model_copy(update={"num_clusters": found.suggested})
+
     def start(self, experiment: Experiment) -> Run:
         """Lock the folder of a run, or go on with an interrupted one."""
         return Run.start(
@@ -147,6 +168,11 @@ class Train(MakesRun):
     images: ImagesPath
     dataset: TrainedOn = "folder"
     out: NewRun
+    num_clusters: Annotated[
+        int | Literal["auto"] | None,
+        arg(aliases=["-k"], metavar="K", help_behavior_hint="(default: the recipe's, such as 27)"),
+    ] = None
+    """K, how many clusters to find; auto: what a sweep of several K suggests (`iddc sweep`)."""
     config: ConfigFile = None
     overwrite: bool = False
     """Replace an earlier run in RUN."""
@@ -156,6 +182,21 @@ class Train(MakesRun):
     """Print every number of the run as YAML, which --config reads, and do nothing else."""
     experiment: Annotated[Experiment, Flat]
     runtime: Annotated[Runtime, Flat]
+    choices: ClassVar[frozenset[str]] = Command.choices - {"num_clusters"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.chosen()  # refuses a K out of range
+
+    def chosen(self) -> Experiment:
+        """The experiment with the number of clusters."""
+        if not isinstance(self.num_clusters, int):
+            return self.experiment
+        try:
+            Experiment(num_clusters=self.num_clusters)
+        except ValidationError as error:
+            raise ConfigError(f"--{explain(error)}") from None
+        return self.experiment.model_copy(update={"num_clusters": self.num_clusters})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 
 from iddc.config import Experiment
 from iddc.learning.guards import LIVE_SHARE
-from iddc.regions import colour_regions, patch_colours
+from iddc.regions import colour_regions, follows_regions, patch_colours
 from iddc.report.look import RunStatistics
 
 GOOD, FAIR = 0.6, 0.4
@@ -118,31 +118,6 @@ def follows_colours(look: RunStatistics) -> float:
         pixels = torch.from_numpy(np.array(seen.image)).permute(2, 0, 1)
         regions.append(colour_regions(patch_colours(pixels, (height, width))).numpy())
     return follows_regions([seen.clusters for seen in look.seen], regions, len(look.counts))
-
-
-def follows_regions(
-    clusters: Sequence[Integer[np.ndarray, "_ _"]],
-    regions: Sequence[Integer[np.ndarray, "_ _"]],
-    k: int,
-) -> float:
-    """The share of patches with the cluster of most patches of their region, less chance.
-
-    Chance is what one cluster for everything would have if it were the largest one: its share.
-
-    Args:
-        clusters: The cluster of each patch of each image.
-        regions: The region of each patch, numbered from 0 in each image.
-        k: K.
-    """
-    same, counts = 0, np.zeros(k, np.int64)
-    for ids, areas in zip(clusters, regions, strict=True):
-        pairs, sizes = np.unique(areas.ravel() * k + ids.ravel(), return_counts=True)
-        most = np.zeros(areas.max() + 1, np.int64)
-        np.maximum.at(most, pairs // k, sizes)
-        same += int(most.sum())
-        counts += np.bincount(ids.ravel(), minlength=k)
-    total, largest = counts.sum(), counts.max()
-    return float((same - largest) / (total - largest)) if largest < total else 0.0
 
 
 def position_shares(

@@ -1,0 +1,160 @@
+"""Several K at once: their numbers, the suggested one, the tree, and a page that works offline."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from iddc.cli import main
+from iddc.consensus import ConsensusConfig, fit_consensus, fit_each
+from iddc.report.sweep import draw_tree, inherited_colours
+from iddc.sweep import Level, Sweep, suggest
+from tiny import write_photos
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+SMALL = ConsensusConfig(groupings=2, prototypes=12, vectors=200, iterations=3)
+QUICK = ["-k", "3", "5", "--backbone", "untrained:test_vit", "--device", "cpu", "--workers", "0"]
+WHITE = (Image.new("RGB", (6, 4), "white"),)
+
+
+def level(ids: list[list[int]], k: int, agreement: float = 1.0) -> Level:
+    return Level(k, (np.array(ids),), k, 0.5, agreement, 0.5)
+
+
+@pytest.fixture
+def split() -> Sweep:
+    """Cluster 0 of two stays, cluster 1 splits into three parts and one of one."""
+    two = level([[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]], 2)
+    three = level([[2, 2, 2, 0, 0, 1], [2, 2, 2, 0, 0, 0]], 3)
+    return Sweep(WHITE, ("a.png",), (two, three), "bundled")
+
+
+def test_what_is_found_for_a_k_does_not_depend_on_the_others() -> None:
+    vectors = normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    both = fit_each(vectors, (3, 5), SMALL, seed=1)
+    for k in (3, 5):
+        alone = fit_consensus(vectors, k, SMALL, seed=1)
+        assert torch.equal(both[k].probs(vectors), alone.probs(vectors))
+
+
+def test_the_largest_k_that_is_nearly_as_stable_as_the_best_is_suggested() -> None:
+    # 0.9 * 0.8 = 0.72
+    assert suggest([(6, 0.75), (9, 0.8), (12, 0.73), (18, 0.71), (27, 0.4)]) == 12
+    assert suggest([(4, 0.1)]) == 4
+
+
+def test_the_flow_counts_the_patches_that_two_clusters_share(split: Sweep) -> None:
+    assert split.flow(0).tolist() == [[0, 0, 6], [5, 1, 0]]
+
+
+def test_the_largest_part_of_a_cluster_keeps_its_colour(split: Sweep) -> None:
+    two, three = inherited_colours(split)
+    assert three[2].tolist() == two[0].tolist()
+    assert three[0].tolist() == two[1].tolist()
+    assert three[1].tolist() not in two.tolist()
+
+
+def test_the_tree_has_a_bar_for_each_cluster_and_a_band_for_each_flow(split: Sweep) -> None:
+    drawn = str(draw_tree(split, inherited_colours(split)))
+    assert drawn.count("<rect") == 2 + 3
+    assert drawn.count("<path") == 3
+    assert "K = 3, cluster 2: 50.0 %" in drawn
+    heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"', drawn)]
+    assert heights[2] == pytest.approx(heights[0], rel=0.02)  # the same half of the patches
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("sweep")
+    write_photos(root / "photos", 4, (160, 128))
+    assert main(["sweep", str(root / "photos"), "--out", str(root / "out"), *QUICK]) == 0
+    return root / "photos", root / "out"
+
+
+def test_the_page_shows_every_k_and_fetches_nothing(swept: tuple[Path, Path]) -> None:
+    page = (swept[1] / "sweep.html").read_text("utf-8")
+    record = json.loads((swept[1] / "sweep.json").read_text())
+    assert [one["num_clusters"] for one in record["levels"]] == [3, 5]
+    assert page.count('class="over"') == 4 * 2
+    assert f"K = {record['suggested']}</strong>" in page
+    assert f"-k {record['suggested']} --backbone untrained:test_vit" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_a_second_sweep_embeds_nothing_and_finds_the_same(
+    swept: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = swept
+    before = json.loads((out / "sweep.json").read_text())
+    monkeypatch.setattr("iddc.sweep.Sampler", None)
+    assert main(["sweep", str(photos), "--out", str(out), *QUICK, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == before
+    assert "embeddings of an earlier sweep" in printed.err
+
+
+def test_embeddings_of_other_images_are_made_again(
+    swept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "other", 2, (160, 128))
+    assert main(["sweep", str(tmp_path / "other"), "--out", str(swept[1]), *QUICK]) == 0
+    assert "earlier sweep" not in capsys.readouterr().err
+    assert json.loads((swept[1] / "sweep.json").read_text())["images"] == ["00.png", "01.png"]
+
+
+def test_more_clusters_than_there_are_groups_are_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 2, (64, 64))
+    words = ["-k", "2", "500", *QUICK[3:], "--out", str(tmp_path / "out")]
+    assert main(["sweep", str(tmp_path / "photos"), *words]) == 0
+    assert "500 clusters are left out. Found" in capsys.readouterr().err
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [one["num_clusters"] for one in record["levels"]] == [2]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-k", "1", "6"], "expected numbers from 2 to 1000, found 1 6"),
+        (["--seeds", "0"], "--seeds: expected at least 1, found 0"),
+    ],
+)
+def test_values_out_of_range_are_exit_2(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "photos", "--out", "out", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_keeps_nobody_out(
+    swept: tuple[Path, Path],
+    browser: Chrome,
+    axe: Callable[[], list[str]],
+    artefacts: Path,
+    scheme: str,
+    width: int,
+) -> None:
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.get((swept[1] / "sweep.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert axe() == []
+    browser.save_screenshot(str(artefacts / f"sweep-{scheme}-{width}.png"))
