@@ -63,6 +63,7 @@ LAYERS = {
     "doctor": 8,
     "verify": 8,
     "demo": 9,
+    "scripting": 9,
     "comparison": 9,
     "reproduce": 9,
     "cli": 10,

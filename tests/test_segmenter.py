@@ -412,8 +412,8 @@ def test_the_constructor_takes_a_recipe_and_changes_of_it_and_reads_nothing() ->
     ("options", "sentence"),
     [
         ({"recipe": "folders"}, "Unknown recipe 'folders'. Known: folder, "),
-        ({"num_clusters": 1}, "Segmenter: num-clusters: expected greater"),
-        ({"num_cluster": 4}, "unknown option num-cluster; perhaps you meant num-clusters"),
+        ({"num_clusters": 1}, "Segmenter: num_clusters: expected greater"),
+        ({"num_cluster": 4}, "unknown option num_cluster; perhaps you meant num_clusters"),
         ({"views": {"crop": 64}}, "unknown option views.crop"),
     ],
 )

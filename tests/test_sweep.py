@@ -15,7 +15,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from iddc.cli import main
-from iddc.consensus import ConsensusConfig, fit_consensus, fit_each
+from iddc.config import ConsensusConfig
+from iddc.consensus import fit_consensus, fit_each
 from iddc.report.sweep import draw_tree, inherited_colours
 from iddc.sweep import Level, Sweep, suggest
 from tiny import write_photos

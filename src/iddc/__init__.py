@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iddc.config import Experiment as Experiment
     from iddc.errors import IddcError as IddcError
+    from iddc.scripting import Segmenter as Segmenter
     from iddc.segmentation import Segmentation as Segmentation
-    from iddc.segmenter import Segmenter as Segmenter
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _HOMES = {
     "Experiment": "iddc.config",
     "IddcError": "iddc.errors",
     "Segmentation": "iddc.segmentation",
-    "Segmenter": "iddc.segmenter",
+    "Segmenter": "iddc.scripting",
 }
 __all__ = ["Experiment", "IddcError", "Segmentation", "Segmenter", "__version__"]
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from iddc.errors import ConfigError
+from iddc.errors import ConfigError, needs_extra
 from iddc.masks import IGNORED, Labels, overlay, write_image
 from iddc.masks.coco import as_rle, describe_image
 from iddc.masks.ids import encode, with_palette, without_gaps
@@ -76,6 +76,35 @@ class Segmentation:
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The image under the colours of its classes; opacity 0 is the image alone."""
         return overlay(self.image, self.classes, self.labels.classes.colours, opacity)
+
+    def plot(self, axes: Any = None, *, opacity: float = 0.5) -> Any:
+        """Draw the overlay and a legend with matplotlib.
+
+        Args:
+            axes: Axes of matplotlib to draw into; new ones if not given.
+            opacity: See `overlay`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            SetupError: The extra `plots` is missing.
+        """
+        with needs_extra("plots", "plot needs matplotlib"):
+            from matplotlib import pyplot
+            from matplotlib.patches import Patch
+        if axes is None:
+            axes = pyplot.subplots()[1]
+        axes.imshow(np.asarray(self.overlay(opacity)))
+        axes.set_axis_off()
+        colours = dict(zip(self.class_names, self.labels.classes.colours / 255, strict=True))
+        handles = [
+            Patch(facecolor=colours[name], label=f"{name} {share:.1%}")
+            for name, share in self.shares.items()
+            if name in colours
+        ]
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        return axes
 
     def save(self, path: str | Path, kind: Literal["ids", "palette", "overlay"] = "ids") -> None:
         """Write the mask as an image.

@@ -49,6 +49,7 @@ __all__ = ["Segmentation", "Segmenter"]
 
 K = TypeVar("K")
 T = TypeVar("T")
+S = TypeVar("S", bound="Segmenter")
 
 
 class Segmenter:
@@ -82,28 +83,59 @@ class Segmenter:
     Args:
         num_clusters: K; that of the recipe if not given.
         recipe: A name of `RECIPES`, which sets every number that is not given.
-        changes: Fields of `Experiment` in place of the recipe's, such as `seed=1`; of a group, the
-            given fields alone: `objective={"negative_weight": 1.2}`.
+        method: How the head learns, such as "kmeans" (`config.MethodName`).
+        backbone: A name of `iddc models`, NAME=FILE, a folder, or "untrained:TIMM_NAME".
+        head: "conv" or "linear".
+        epochs: Passes over the images; 0: as many as `training.min_steps` take.
+        seed: Everything random follows from it.
+        objective: Fields of `ObjectiveConfig`; those that are not given keep their values.
+        reading: Fields of `ReadingConfig`.
+        views: Fields of `ViewsConfig`.
+        training: Fields of `TrainingConfig`.
+        prediction: Fields of `PredictionConfig`.
+        options: The numbers of the method.
+        others: None; a name that is not known is refused with the one that may be meant.
 
     Raises:
         ConfigError: There is no such recipe or field, or a value is out of range.
     """
 
     def __init__(
-        self, num_clusters: int | None = None, recipe: str = "folder", **changes: Any
+        self,
+        num_clusters: int | None = None,
+        recipe: str = "folder",
+        *,
+        method: str | None = None,
+        backbone: str | None = None,
+        head: str | None = None,
+        epochs: int | None = None,
+        seed: int | None = None,
+        objective: Mapping[str, Any] | None = None,
+        reading: Mapping[str, Any] | None = None,
+        views: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        prediction: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> None:
         if recipe not in RECIPES:
             raise ConfigError(f"Unknown recipe {recipe!r}. Known: {', '.join(RECIPES)}.")
-        if num_clusters is not None:
-            changes["num_clusters"] = num_clusters
-        self.experiment = changed(RECIPES[recipe].experiment(), changes, "Segmenter")
+        given: dict[str, Any] = {
+            **{"num_clusters": num_clusters, "method": method, "backbone": backbone},
+            **{"head": head, "epochs": epochs, "seed": seed, "objective": objective},
+            **{"reading": reading, "views": views, "training": training},
+            **{"prediction": prediction, "options": options},
+        }
+        changes = {name: value for name, value in given.items() if value is not None} | others
+        base = RECIPES[recipe].experiment()
+        self.experiment = changed(base, changes, "Segmenter", python=True)
         self._network: Predictor | None = None
         self._labels: Labels | None = None
 
     @classmethod
     def of(
-        cls, network: Predictor, experiment: Experiment, labels: Labels | None = None
-    ) -> Segmenter:
+        cls: type[S], network: Predictor, experiment: Experiment, labels: Labels | None = None
+    ) -> S:
         """Segment with a Predictor that is there already.
 
         Args:
@@ -121,13 +153,20 @@ class Segmenter:
         return segmenter
 
     def fit(
-        self,
+        self: S,
         images: Any,
         out: str | Path | None = None,
         *,
         progress: bool = True,
-        **runtime: Any,
-    ) -> Segmenter:
+        device: str | None = None,
+        workers: int | None = None,
+        micro_batch_size: int | None = None,
+        checkpoint_every: int | None = None,
+        max_unreadable: float | None = None,
+        tensorboard: bool | None = None,
+        snapshots: bool | None = None,
+        **others: Any,
+    ) -> S:
         """Train on unlabelled images, as `iddc train` does; the names of an earlier fit are gone.
 
         Args:
@@ -138,7 +177,14 @@ class Segmenter:
             out: The folder of the run, with its log, from which an interrupted training goes on
                 when it is asked for again. Without it, nothing is kept on disk.
             progress: Show on stderr how far the training is.
-            runtime: Fields of `Runtime`, such as `device="cuda"` or `workers=0`.
+            device: cpu, cuda, cuda:1 or mps; a GPU if there is one.
+            workers: Processes that decode photos.
+            micro_batch_size: Images that go through the network at once.
+            checkpoint_every: Steps between two saved training states.
+            max_unreadable: The share of unreadable images above which the run stops.
+            tensorboard: Also write TensorBoard events.
+            snapshots: Keep what has trained at the end of each epoch.
+            others: None; a name that is not known is refused with the one that may be meant.
 
         Returns:
             The segmenter itself, trained.
@@ -147,10 +193,16 @@ class Segmenter:
             ConfigError: There is no such device, field or backbone, or `out` holds something else.
             DataError, SetupError, NumericError, Interrupted: See `iddc.learning.fit`.
         """
+        asked: dict[str, Any] = {
+            **{"device": device, "workers": workers, "micro_batch_size": micro_batch_size},
+            **{"checkpoint_every": checkpoint_every, "max_unreadable": max_unreadable},
+            **{"tensorboard": tensorboard, "snapshots": snapshots},
+        }
+        runtime = {name: value for name, value in asked.items() if value is not None} | others
         try:
             how = Runtime(**runtime)
         except ValidationError as error:
-            raise ConfigError(f"fit: {explain(error)}") from None
+            raise ConfigError(f"fit: {explain(error, python=True)}") from None
         pick_device(how.device)
         backbone = resolve(self.experiment.backbone)
         experiment = completed(self.experiment.model_copy(update={"backbone": backbone}))
@@ -177,7 +229,7 @@ class Segmenter:
             ) as run,
         ):
             network = fit(found.files, experiment, run, how, skipped=found.skipped, progress=shown)
-        vars(self).update(vars(Segmenter.of(network, experiment)))
+        vars(self).update(vars(type(self).of(network, experiment)))
         return self
 
     def __repr__(self) -> str:
@@ -343,7 +395,7 @@ class Segmenter:
         save_model(Path(folder), self.network, self.experiment, self.labels)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> Segmenter:
+    def load(cls: type[S], folder: str | Path, device: str = "auto") -> S:
         """Read what `save` or `iddc train` wrote.
 
         Args:

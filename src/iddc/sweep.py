@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.backbones import load_backbone
-from iddc.config import Experiment, Runtime
-from iddc.consensus import Consensus, ConsensusConfig, fit_each
+from iddc.config import ConsensusConfig, Experiment, Runtime
+from iddc.consensus import Consensus, fit_each
 from iddc.device import pick_device
 from iddc.errors import DataError
 from iddc.images import ImageFile

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 """How many values of a property, copies or unreadable files are listed."""
-_GFLOP = {"vits16": 9.2, "vits8": 44.0, "vitb16": 35.0, "vitb8": 186.0, "vits14": 12.0}
+_GFLOP = {
+    **{"vits16": 9.2, "vits8": 44.0, "vitb16": 35.0, "vitb8": 186.0},
+    **{"vits14": 12.0, "vitb14": 46.0, "xcits12p16": 9.6, "xcits12p8": 37.6},
+}
 """The work of a crop of 224 x 224 pixels in a backbone, in 10^9 multiplications and additions."""
 _OTHER_GFLOP = 3.6
 """The work of a ResNet-18, such as the bundled backbone."""
@@ -129,8 +133,7 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
     """
     if not num_images:
         return 0.0
-    name = experiment.backbone.replace("-", "")
-    crop = next((work for key, work in _GFLOP.items() if key in name), _OTHER_GFLOP)
+    crop = crop_gflop(experiment.backbone)
     if experiment.method == "consensus":  # each image and its mirror image, once, as a whole
         options = ConsensusConfig(**experiment.options)
         images = min(num_images, options.images)
@@ -152,6 +155,17 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
     batch = min(training.batch_size, num_images)
     learning = 3 * plan.steps * batch * (1 + experiment.objective.negatives) * pairs
     return (new_views * decoding + (embedding + learning) / (_EFFICIENCY * _gflops())) / 60
+
+
+def crop_gflop(backbone: str) -> float:
+    """The work of a crop of 224 x 224 pixels in a backbone, by its name, in 10^9 operations."""
+    name = backbone.replace("-", "")
+    return next((work for key, work in _GFLOP.items() if key in name), _OTHER_GFLOP)
+
+
+def crops_per_second(backbone: str) -> float:
+    """Estimate how many crops of 224 x 224 pixels this CPU embeds in a second."""
+    return _EFFICIENCY * _gflops() / crop_gflop(backbone)
 
 
 def training_memory(experiment: Experiment, num_images: int) -> float:
@@ -185,6 +199,7 @@ def training_memory(experiment: Experiment, num_images: int) -> float:
     return _PROGRAM + min(kept, _KEPT) + step
 
 
+@cache
 def _gflops() -> float:
     """How fast this machine multiplies matrices, in 10^9 operations a second."""
     side = 768

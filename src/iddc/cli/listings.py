@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from iddc.cli.check import crops_per_second
 from iddc.cli.options import Command, Informing
 from iddc.cli.printing import percent, print_json, print_scores, print_table
 from iddc.recipes import RECIPES
@@ -71,16 +72,19 @@ class Models(Informing):
                 str(known.patch_size),
                 str(known.width),
                 f"{known.millions} M",
+                f"{crops_per_second(name):.0f}/s",
                 known.licence,
                 known.source,
                 _where(name, known, here=bool(facts[name]["here"])),
             )
             for name, known in models
         ]
-        print_table(("backbone", "patch", "width", "size", "licence", "source", "here"), rows)
+        header = ("backbone", "patch", "width", "size", "speed", "licence", "source", "here")
+        print_table(header, rows)
         print(
-            "\nA name without weights here is fetched when it is first used, or give NAME=FILE. "
-            "Also: a timm name with the tag of its weights, or untrained:TIMM_NAME."
+            "\nSpeed: crops of 224 x 224 pixels that this CPU embeds, estimated. A name without "
+            "weights here is fetched when it is first used, or give NAME=FILE. Also: a timm name "
+            "with the tag of its weights, or untrained:TIMM_NAME."
         )
         return 0
 

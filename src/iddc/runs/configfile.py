@@ -56,7 +56,9 @@ def _for_iddc(fields: Mapping[Any, Any]) -> bool:
     return bool({"objective", "epochs", "head"} & fields.keys() or beyond)
 
 
-def changed(base: Experiment, fields: Mapping[Any, Any], source: object) -> Experiment:
+def changed(
+    base: Experiment, fields: Mapping[Any, Any], source: object, *, python: bool = False
+) -> Experiment:
     """An experiment with other values of some fields; of a group, the given fields alone change.
 
     Where fields say how IDDC trains and name no method, as before the default was the consensus,
@@ -66,6 +68,7 @@ def changed(base: Experiment, fields: Mapping[Any, Any], source: object) -> Expe
         base: Where all other values come from.
         fields: Names and values, as in a configuration file.
         source: Who gives them, for the error.
+        python: Whether the error spells names as Python does.
 
     Raises:
         ConfigError: There is no such field, or a value is wrong.
@@ -75,7 +78,7 @@ def changed(base: Experiment, fields: Mapping[Any, Any], source: object) -> Expe
     try:
         return Experiment.model_validate(_merged(base.model_dump(), fields))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error)}") from None
+        raise ConfigError(f"{source}: {explain(error, python=python)}") from None
 
 
 def read_record(path: Path) -> dict[Any, Any]:
@@ -141,17 +144,23 @@ def _merged(base: dict[str, Any], given: Mapping[Any, Any]) -> dict[Any, Any]:
     return result
 
 
-def explain(error: ValidationError) -> str:
-    """Say in one sentence what pydantic found wrong: the field, what it expects, what it found."""
+def explain(error: ValidationError, *, python: bool = False) -> str:
+    """Say in one sentence what pydantic found wrong: the field, what it expects, what it found.
+
+    Args:
+        error: What pydantic says.
+        python: Whether names are spelt as Python does, instead of as options.
+    """
+    spell = field if python else option
     problems = error.errors(include_url=False)
     problem = problems[0]
-    name = option(problem["loc"])
+    name = spell(problem["loc"])
     text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if problem["type"] == "extra_forbidden":
         sentence = f"unknown option {name}"
         near = difflib.get_close_matches(str(problem["loc"][-1]), _fields(error.title, problem), 1)
         if near:
-            sentence += f"; perhaps you meant {option((*problem['loc'][:-1], near[0]))}"
+            sentence += f"; perhaps you meant {spell((*problem['loc'][:-1], near[0]))}"
     elif problem["type"] == "value_error":
         sentence = f"{name}: {text}" if name else text
     else:
@@ -162,7 +171,12 @@ def explain(error: ValidationError) -> str:
 
 def option(path: tuple[int | str, ...]) -> str:
     """Write a field as the command line spells it: objective.negative-weight."""
-    return ".".join(str(part)[:60].replace("_", "-") for part in path)
+    return field(path).replace("_", "-")
+
+
+def field(path: tuple[int | str, ...]) -> str:
+    """Write a field as Python and a configuration file spell it: objective.negative_weight."""
+    return ".".join(str(part)[:60] for part in path)
 
 
 def _fields(title: str, problem: Any) -> list[str]:
