@@ -1,7 +1,7 @@
 """How the pages become a site: `make docs`, which needs no network, as does the site.
 
 The pages are plain Markdown that also reads well on a forge. Three things are done to them here:
-the list of pages in index.md becomes the table of contents, a link to code leads to its place in
+the lists of pages in index.md become the sidebar, a link to code leads to its place in
 the reference, which has the code beside it, and formulas become MathML, which browsers draw without
 a script.
 """
@@ -21,6 +21,7 @@ project = "iddc"
 author = copyright = "the authors of iddc"  # noqa: A001  (Sphinx's name)
 release = iddc.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions += ["sphinx_copybutton"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"iddc {release}"
@@ -35,6 +36,7 @@ autodoc_preserve_defaults = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!iddc\.(Seg|losses|errors|config)).*")]
 """Names of other projects, whose references are not at hand, and shapes."""
 
+SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n?)*)", re.MULTILINE)
 PAGE = re.compile(r"^- \[[^]]+\]\(([\w/-]+)\.md\)", re.MULTILINE)
 CODE = re.compile(r"\[`(\w+)`\]\(\.\./src/([\w/]+)\.py(?:#L\d+)?\)")
 
@@ -49,9 +51,12 @@ def setup(app: Sphinx) -> None:
 def rewrite(_app: Sphinx, page: str, source: list[str]) -> None:
     """Change the text of a page before it is parsed."""
     text = source[0]
-    if page == "index":
-        contents = "\n".join(PAGE.findall(text))
-        text += f"\n```{{toctree}}\n:hidden:\n\n{contents}\n```\n"
+    if page == "index":  # the list of each section becomes a part of the sidebar
+        for title, body in SECTION.findall(text):
+            contents = "\n".join(PAGE.findall(body))
+            text += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{contents}\n```\n"
+    elif page.startswith(("results/", "decisions/")) and not page.endswith("README"):
+        text = f"---\norphan: true\n---\n{text}"  # found from its README, not in the sidebar
     source[0] = CODE.sub(
         lambda link: f"{{py:obj}}`{link[1]} <{link[2].replace('/', '.')}.{link[1]}>`", text
     )

@@ -84,6 +84,18 @@ def test_the_licence_is_the_one_the_package_declares() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+def test_the_dockerfile_copies_what_is_here_and_names_extras_that_exist() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()]
+    assert copied
+    assert {*copied} <= kept
+    assert all((ROOT / name).exists() for name in copied)
+    (extras,) = re.findall(r"'\.\[(.+?)\]'", text)
+    assert {*extras.split(",")} <= set(PROJECT["optional-dependencies"])
+    assert {PROJECT["readme"], "LICENSE"} <= {*copied}  # the build needs them
+
+
 def test_every_extra_is_known_to_the_doctor() -> None:
     from iddc.doctor import EXTRAS
 
