@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.clustering import spherical_kmeans
-from iddc.consensus import ConsensusConfig, Grouping, fit_consensus, merge, over_cluster
+from iddc.consensus import (
+    Consensus,
+    ConsensusConfig,
+    Grouping,
+    fit_consensus,
+    merge,
+    over_cluster,
+)
 from iddc.errors import DataError, NumericError
 
 
@@ -113,3 +120,19 @@ def test_vectors_that_are_not_finite_are_an_error() -> None:
     vectors[3, 2] = torch.nan
     with pytest.raises(NumericError, match="finite"):
         fit_consensus(vectors, 3)
+
+
+def test_groupings_agree_on_the_vectors_of_matched_classes() -> None:
+    vectors = torch.eye(4)
+    sure = ConsensusConfig(temperature=0.01, class_temperature=0.01)
+    # Classes 0 and 1 hold two vectors each; one grouping numbers them the other way round, and one
+    # puts a vector of each into the other.
+    groupings = tuple(
+        Grouping(torch.eye(4), torch.tensor(ids), 2)
+        for ids in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0])
+    )
+    codes = Consensus(groupings, torch.zeros(2, 6), sure).codes(vectors)
+    centres = torch.stack([codes[:2].mean(0), codes[2:].mean(0)])
+    found = Consensus(groupings, normalize(centres, dim=1), sure)
+    assert found.probs(vectors).argmax(1).tolist() == [0, 0, 1, 1]
+    assert found.agreement(vectors) == pytest.approx((1 + 1 + 1 / 2) / 3)

@@ -86,6 +86,7 @@ def test_the_head_gives_each_raw_patch_the_class_of_its_thing_however_small() ->
     assert counts.max(1).values.sum() / truth.numel() > 0.95
     assert sorted(counts.argmax(1).tolist()) == [0, 1, 2]
     assert numbers["groups"] == 3
+    assert 0.5 < numbers["agreement"] <= 1
     # Sizes are those of single views, as prediction sees them; their noise moves some patches.
     single = consensus.head(torch.stack([maps[0] for maps, _ in planted.images])).argmax(1)
     sizes = single.flatten().bincount(minlength=3) / single.numel()

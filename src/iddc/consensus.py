@@ -71,6 +71,23 @@ class Consensus:
         cosine = normalize(self.codes(vectors), dim=1) @ self.centres.T
         return (cosine / self.config.class_temperature).softmax(1)
 
+    def agreement(self, vectors: Float[Tensor, "n d"]) -> float:
+        """The share of vectors that a grouping puts where the consensus does, in [0, 1].
+
+        The classes of each grouping are matched one to one, so that most vectors agree; the result
+        is the mean over the groupings. Low values mean that chance decides much at this K.
+        """
+        from scipy.optimize import linear_sum_assignment  # type: ignore[attr-defined]  # no stubs
+
+        k, own = len(self.centres), self.probs(vectors).argmax(1)
+        shares = []
+        for grouping in self.groupings:
+            other = grouping.probs(vectors, self.config.temperature).argmax(1)
+            table = torch.bincount(other * k + own, minlength=k * k).reshape(k, k).numpy()
+            rows, columns = linear_sum_assignment(table, maximize=True)
+            shares.append(table[rows, columns].sum() / len(vectors))
+        return float(np.mean(shares))
+
 
 def fit_consensus(
     vectors: Float[Tensor, "n d"],

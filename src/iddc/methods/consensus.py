@@ -27,6 +27,8 @@ from iddc.schedules import Plan
 
 _ROWS = 8192
 """Patches that the head sees at once when its clusters are counted."""
+_COMPARED = 10_000
+"""Patches on which the groupings are compared with their consensus."""
 _PATCHES, _TEACHING = range(2)
 """The independent streams of random numbers."""
 
@@ -110,6 +112,7 @@ class Consensus(Method):
             "unit_length": float(unit),
             "colour_weight": weight,
             "loss": loss,
+            "agreement": found.agreement(vectors[:_COMPARED]),
             **self._counted(collection, rows[0]),
         }
 
