@@ -930,9 +930,13 @@ def test_models_names_every_backbone_with_its_licence(capsys: pytest.CaptureFixt
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("dinov3-vits16 ")]
-    assert row.split()[1:7] == ["16", "384", "22", "M", "DINOv3", "License"]
+    *size, speed, licence, _ = row.split()[1:8]
+    assert (size, licence) == (["16", "384", "22", "M"], "DINOv3")
+    assert re.fullmatch(r"\d+/s", speed)  # depends on the machine
     (row,) = [line for line in lines if line.startswith("bundled ")]
-    assert row.split() == ["bundled", "8", "128", "11", "M", "CC", "BY-NC", "4.0", "iddc", "yes"]
+    words = row.split()
+    assert re.fullmatch(r"\d+/s", words.pop(5))
+    assert words == ["bundled", "8", "128", "11", "M", "CC", "BY-NC", "4.0", "iddc", "yes"]
 
 
 def test_doctor_is_exit_4_where_a_package_cannot_be_imported(
