@@ -154,6 +154,12 @@ READING: dict[str, st.SearchStrategy[Any]] = {
     "bands": st.sampled_from([(), (4,), (3, 2, 1)]),
     "pages": st.sampled_from(["first", "all"]) | st.lists(st.integers(1, 9), min_size=1).map(tuple),
     "measured": st.dictionaries(st.sampled_from(["uint16", "float32"]), RANGES),
+    "nodata": st.sampled_from(["auto", "file", -9999.0, 0.0]),
+    "marks": st.dictionaries(
+        st.sampled_from(["int16", "float32"]),
+        st.lists(st.floats(-1e6, 1e6), max_size=3).map(tuple),
+    ),
+    "kinds": st.just(()),
     "band_names": st.just(()),
 }
 """Values of fields whose types do not say all that they accept."""

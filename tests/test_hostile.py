@@ -187,7 +187,13 @@ def test_a_pickle_in_place_of_a_model_or_of_a_checkpoint_is_not_executed(
     command = ["train", str(photos), "--out", str(run), "--device", "cpu", *options]
     experiment = changed_experiment(
         RECIPES["folder"].experiment(),
-        {"backbone": "untrained:test_vit", "epochs": 1, "views": {"crop_size": 32}},
+        {
+            "method": "iddc",
+            "backbone": "untrained:test_vit",
+            "epochs": 1,
+            "views": {"crop_size": 32},
+            "reading": {"kinds": ["uint8 rgb"]},
+        },
         "test",
     )
     with Run.start(run, experiment, source=str(photos.resolve())):

@@ -798,8 +798,8 @@ def test_damaged_labels_are_said_before_a_page_opens(
     assert LABELS in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_the_page_well(run: Path) -> None:
-    command = [sys.executable, "-m", "iddc", "label", str(run), "--no-open"]
+def test_ctrl_c_ends_the_page_well(trained: Path) -> None:
+    command = [sys.executable, "-m", "iddc", "label", str(trained), "--no-open"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
@@ -812,7 +812,7 @@ def test_ctrl_c_ends_the_page_well(run: Path) -> None:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert f"next: iddc predict {run}" in out
+    assert f"next: iddc predict {trained}" in out
     assert "Traceback" not in err
 
 

@@ -30,14 +30,18 @@ class Case:
     num_clusters: int = 27
 
     def experiment(self, batch_size: int) -> Experiment:
-        """The recipe with this backbone, K and batch, one head, a number for each threshold."""
+        """IDDC by the recipe's numbers: this backbone, K and batch, one head, fixed thresholds."""
         start = RECIPES[self.recipe].experiment()
         objective = start.objective
         if objective.positive_threshold == "auto":
             numbers = {"positive_threshold": THRESHOLD, "negative_threshold": THRESHOLD}
             objective = objective.model_copy(update=numbers)
         training = start.training.model_copy(update={"batch_size": batch_size, "heads": 1})
-        changes = {"backbone": self.backbone, "num_clusters": self.num_clusters}
+        changes: dict[str, object] = {
+            "method": "iddc",  # whose step is measured; the recipe `folder` takes no step
+            "backbone": self.backbone,
+            "num_clusters": self.num_clusters,
+        }
         return start.model_copy(update={**changes, "objective": objective, "training": training})
 
 
