@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,18 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarking import benchmark
 from iddc.images import ImageFile
 from tiny import photo
-
-PATH = Path(__file__).parents[1] / "benchmarks"
-
-
-def benchmark(name: str) -> Any:
-    sys.path.insert(0, str(PATH))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(PATH))
 
 
 @pytest.fixture(scope="module")

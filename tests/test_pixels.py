@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarking import benchmark
 from iddc.datasets import Sample
 from iddc.images import find_images
-
-PATH = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def pixels() -> Any:
-    sys.path.insert(0, str(PATH))
-    try:
-        return importlib.import_module("pixels")
-    finally:
-        sys.path.remove(str(PATH))
+    return benchmark("pixels")
 
 
 @dataclass

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarking import benchmark
 from iddc.backbones import load_backbone
 from iddc.images import find_images
 from iddc.pretraining.cache import ImageCache, fill_cache
 from tiny import photo
-
-PATH = Path(__file__).parents[1] / "benchmarks"
-
-
-def benchmark(name: str) -> Any:
-    sys.path.insert(0, str(PATH))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(PATH))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from iddc.cli.options import (
     Flat,
     ImagesPath,
     ReadsPhotos,
-    find_readable,
-    ready,
+    readable_for,
     refuse_inside,
 )
 from iddc.cli.printing import print_json
@@ -51,15 +50,9 @@ class Analyze(ReadsPhotos):
     def __call__(self) -> int:
         """Analyze."""
         refuse_inside(self.out, self.images)
-        photos = find_readable(
-            self.images,
-            self.limit,
-            self.runtime,
-            include_masks=self.include_masks,
-            reading=self.experiment.reading,
+        photos, experiment = readable_for(
+            self.experiment, self.images, self.limit, self.runtime, self.include_masks
         )
-        given = self.experiment.model_copy(update={"reading": photos.reading})
-        experiment = ready(given, self.runtime)
 
         from iddc.analysis import analyze, draw
         from iddc.datasets import open_dataset

@@ -345,6 +345,16 @@ def find_readable(
     return replace(collected, listed=found)
 
 
+def readable_for(
+    experiment: Experiment, images: Path, limit: int | None, runtime: Runtime, include_masks: bool
+) -> tuple[Collected, Experiment]:
+    """The images that can be read, and the experiment with how they are read, made ready."""
+    found = find_readable(
+        images, limit, runtime, include_masks=include_masks, reading=experiment.reading
+    )
+    return found, ready(experiment.model_copy(update={"reading": found.reading}), runtime)
+
+
 def refuse_inside(out: Path, images: Path) -> None:
     """Refuse to write among the images: they are not ours, and results would be read as photos."""
     if images.is_dir() and out.resolve().is_relative_to(images.resolve()):

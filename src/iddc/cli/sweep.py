@@ -15,8 +15,7 @@ from iddc.cli.options import (
     ImagesPath,
     Informing,
     ReadsPhotos,
-    find_readable,
-    ready,
+    readable_for,
     refuse_inside,
     say,
 )
@@ -62,15 +61,9 @@ class Sweep(Informing, ReadsPhotos):
     def __call__(self) -> int:
         """Sweep."""
         refuse_inside(self.out, self.images)
-        photos = find_readable(
-            self.images,
-            self.limit,
-            self.runtime,
-            include_masks=self.include_masks,
-            reading=self.experiment.reading,
+        photos, experiment = readable_for(
+            self.experiment, self.images, self.limit, self.runtime, self.include_masks
         )
-        given = self.experiment.model_copy(update={"reading": photos.reading})
-        experiment = ready(given, self.runtime)
 
         from iddc.progress import Progress
         from iddc.report.sweep import write_sweep
