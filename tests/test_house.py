@@ -84,6 +84,15 @@ def test_the_licence_is_the_one_the_package_declares() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+def test_the_text_of_both_licences_goes_into_the_wheel() -> None:
+    code, weights = ((ROOT / name).read_text() for name in PROJECT["license-files"])
+    assert code == (ROOT / "LICENSE").read_text()
+    assert (SOURCE / "weights" / "bundled" / "LICENSE").read_text() == weights
+    assert "Attribution-NonCommercial 4.0 International Public License" in weights
+    for section in ("1 – Definitions", "2 – Scope", "5 – Disclaimer", "8 – Interpretation"):
+        assert f"Section {section}" in weights
+
+
 def test_the_dockerfile_copies_what_is_here_and_names_extras_that_exist() -> None:
     text = (ROOT / "Dockerfile").read_text()
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
