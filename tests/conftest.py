@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections import Counter
@@ -107,6 +108,45 @@ def axe(browser: Chrome) -> Callable[[], list[str]]:
         return found
 
     return look
+
+
+@pytest.fixture(params=["light-1200", "dark-1200", "light-390", "dark-390"])
+def screen(browser: Chrome, request: pytest.FixtureRequest) -> str:
+    """The scheme of the browser and the width of its window, which they have from here on."""
+    name: str = request.param
+    scheme, width = name.split("-")
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    size = {"width": int(width), "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    return name
+
+
+@pytest.fixture
+def check_page(
+    browser: Chrome, axe: Callable[[], list[str]], screen: str, artefacts: Path
+) -> Callable[[str], None]:
+    """Keep a picture of the present page, which must fit its window and please axe-core."""
+
+    def check(name: str) -> None:
+        root = "document.documentElement"
+        # A window as high as the page: what is out of sight is not drawn.
+        height = int(browser.execute_script(f"return Math.max(900, {root}.scrollHeight)"))
+        size = {"width": int(screen.partition("-")[2]), "height": height}
+        size |= {"deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.execute_async_script(
+            "const done = arguments[0];"
+            "requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+        )
+        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {})["data"]
+        (artefacts / f"{name}-{screen}.png").write_bytes(base64.b64decode(picture))
+        assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+        script = "return [...document.images].every(image => image.hasAttribute('alt'))"
+        assert browser.execute_script(script)
+        assert axe() == []
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from iddc import comparison
 from iddc.cli import main
 from iddc.comparison import Comparison, Entry, Restarts, final_loss, size_entropy, spread
+from iddc.comparison.page import PICTURES, write_page
 from iddc.config import Experiment, Runtime
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
@@ -21,6 +24,9 @@ from iddc.methods.kmeans import KMeans
 from iddc.methods.stego import Stego
 from iddc.progress import SILENT
 from iddc.runs import Run
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 
 def entry(method: str, seed: int, miou: float, seconds: float | None = 1.0) -> Entry:
@@ -98,6 +104,19 @@ def test_one_value_has_no_deviation_and_none_is_a_dash() -> None:
 
 
 # The command --------------------------------------------------------------------------------------
+
+
+def test_the_page_keeps_nobody_out(
+    tmp_path: Path, browser: Chrome, check_page: Callable[[str], None]
+) -> None:
+    for method in FOUND.methods:
+        (tmp_path / PICTURES / method).mkdir(parents=True)
+        for name in ("street", f"{'long' * 40}"):
+            panel = Image.effect_mandelbrot((960, 240), (-3, -2.5, 2, 2.5), 40).convert("RGB")
+            panel.save(tmp_path / PICTURES / method / f"{name}.png")
+    write_page(FOUND, [(0, "street"), (1, f"{'long' * 40}")], tmp_path)
+    browser.get((tmp_path / "comparison.html").as_uri())
+    check_page("comparison")
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from iddc.runs import write_atomic
 RECORD = "comparison.json"
 """In the folder of a comparison: all numbers, from which the tables are made."""
 LEGEND = (
-    "Mean ± standard deviation over seeds. The differences are seed by seed. Over images: the mIoU "
-    "of 95 % of other draws of the scored images, the mean of all seeds. Trimap: the mIoU of "
-    f"pixels within {EDGE_WIDTH} of an edge of the labels. Sizes: the entropy of the clusters' "
-    "shares over log K, 1 for equal ones. Memory: the most that training held at once."
+    "Mean ± standard deviation over the seeds. mIoU - first: the difference to the first method, "
+    "seed by seed. Over images: where 95 % of the mIoUs would lie if other images had been scored "
+    f"(bootstrap). Trimap: the mIoU of pixels at most {EDGE_WIDTH} away from an edge in the "
+    "labels. Sizes: the entropy of the cluster shares over log K; 1 means equal sizes. Memory: the "
+    "most that the training held at once."
 )
 """What stands below the table."""
 
