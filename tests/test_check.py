@@ -67,7 +67,7 @@ def test_too_many_unreadable_images_are_exit_3(
     assert main(["check", str(mixed)]) == 3
     out = capsys.readouterr()
     assert "unreadable: " in out.out
-    assert "5 images can be trained on, 1 are unreadable" in out.out
+    assert "5 images can be read, 1 cannot" in out.out
     assert "the same bytes: a.png, copy.png" in out.out
     assert "--max-unreadable" in out.err
 

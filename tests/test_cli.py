@@ -494,7 +494,7 @@ def test_a_number_of_clusters_that_was_not_chosen_is_called_the_default(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(photos), "--out", "nowhere", "--dry-run"]) == 0
-    assert "27 clusters (default: choose with --num-clusters)" in capsys.readouterr().out
+    assert "27 clusters (the default; choose with -k, or -k auto)" in capsys.readouterr().out
 
 
 def test_the_number_of_clusters_can_be_chosen_by_a_sweep(
@@ -934,10 +934,10 @@ def test_models_names_every_backbone_with_its_licence(capsys: pytest.CaptureFixt
     (row,) = [line for line in lines if line.startswith("dinov3-vits16 ")]
     *size, speed, licence, _ = row.split()[1:8]
     assert (size, licence) == (["16", "384", "22", "M"], "DINOv3")
-    assert re.fullmatch(r"\d+/s", speed)  # depends on the machine
+    assert re.fullmatch(r"[\d.]+/s", speed)  # depends on the machine
     (row,) = [line for line in lines if line.startswith("bundled ")]
     words = row.split()
-    assert re.fullmatch(r"\d+/s", words.pop(5))
+    assert re.fullmatch(r"[\d.]+/s", words.pop(5))
     assert words == ["bundled", "8", "128", "11", "M", "CC", "BY-NC", "4.0", "iddc", "yes"]
 
 

@@ -69,7 +69,7 @@ def test_both_heads_ask_by_the_codebook_of_the_first_stage() -> None:
 @pytest.mark.parametrize("name", ["cause", "cause-tr"])
 def test_more_clusters_than_concepts_are_refused(name: str) -> None:
     experiment = tiny(name).model_copy(update={"num_clusters": 17})
-    message = f"--{name}.concepts: expected at least the 17 clusters of --num-clusters, found 16"
+    message = f"--{name}.concepts: expected at least the 17 clusters that are asked for, found 16"
     with pytest.raises(ConfigError, match=message):
         Learner(experiment, 5, ONE)
 

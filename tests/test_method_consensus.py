@@ -143,7 +143,7 @@ def test_the_colour_share_is_the_variance_between_regions() -> None:
 def test_images_with_fewer_things_than_clusters_are_an_error_that_counts_them() -> None:
     with pytest.raises(DataError, match="Found 1 distinct group in these images"):
         method().refit(Planted(noise=0, things=1), 0, 0)
-    with pytest.raises(DataError, match=r"expected at least 300.*--num-clusters \d+ or fewer"):
+    with pytest.raises(DataError, match=r"expected at least 300.*Ask for \d+ clusters or fewer"):
         method(num_clusters=300).refit(Planted(noise=0), 0, 0)
 
 
@@ -154,7 +154,7 @@ def test_clusters_that_win_no_patch_are_told() -> None:
         consensus.head.bias.zero_()
         numbers = consensus._counted(planted, torch.eye(6)[[0, 0, 0, 2]])
     assert numbers == {"groups": 2, "largest": 0.75, "smallest": 0}
-    assert "found 2 distinct groups: 2 of the 4 clusters win no patch" in planted.notes[0]
+    assert "found 2 distinct groups: 2 of the 4 clusters are empty" in planted.notes[0]
 
 
 def test_a_run_saves_what_it_predicts_and_its_seed_decides_it(tmp_path: Path) -> None:

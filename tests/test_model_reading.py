@@ -53,7 +53,7 @@ TRAINED = ReadingConfig(measured={"uint16": (0.0, 4095.0)}, kinds=("uint16 grey"
 def test_images_of_another_kind_are_said_with_their_number(tmp_path: Path) -> None:
     Image.new("RGB", (48, 40), "red").save(tmp_path / "a.png")
     reading, notes = fit_to_model(find_images(tmp_path).files, TRAINED)
-    assert notes == ("1 images are uint8 rgb (a.png); the model was trained on uint16 grey",)
+    assert notes == ("1 image is uint8 rgb (a.png); the model was trained on uint16 grey",)
     assert reading == TRAINED
 
 

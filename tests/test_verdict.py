@@ -93,14 +93,14 @@ def test_a_verdict_names_the_number_behind_every_advice() -> None:
     )  # fmt: skip
     text = "\n".join(found.lines())
     assert found.grade == "good"
-    assert "follow the colours of the images to 100 %" in text
+    assert "follow the colours of the images: 100 %" in text
     assert "2 of 3 clusters are in use" in text
     assert "cluster 0 and sky (1) (75 %)" in text
     assert "iddc label RUN --set 0=NAME 1=NAME" in text
     assert "Always at the same place: cluster 0 (100 %), sky (1) (100 %)" in text
     assert "The mean confidence is 40 %." in text
-    assert "agrees on 25 % of the patches" in text
-    assert "There were 8 images." in text
+    assert "agree on 25 % of the patches" in text
+    assert "The training saw only 8 images." in text
 
 
 def test_a_run_without_fault_is_given_no_advice() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from iddc.config import ConsensusConfig
-from iddc.errors import DataError, NumericError
+from iddc.errors import DataError, NumericError, counted
 
 _ROWS = 8192
 """Vectors compared with all centroids at once: 1200 cosines each are 39 MB."""
@@ -181,9 +181,9 @@ def merge(vectors: Float[Tensor, "n d"], num_clusters: int) -> Int64[Tensor, " n
     found = len(_distinct(vectors))
     if found < num_clusters:
         raise DataError(
-            f"Found {found} distinct group{'s'[: found != 1]} in these images, expected at least "
-            f"{num_clusters}, one for each cluster. Ask for --num-clusters {max(2, found)} or "
-            "fewer, or give more varied images."
+            f"Found {counted(found, 'distinct group')} in these images, expected at least "
+            f"{num_clusters}, one for each cluster. Ask for {max(2, found)} clusters or fewer, or "
+            "give more varied images."
         )
     tree = linkage(vectors.double().numpy(), "ward")
     ids: np.ndarray = fcluster(tree, num_clusters, "maxclust")

@@ -92,6 +92,11 @@ def needs_extra(extra: str, what: str, otherwise: str = "") -> Iterator[None]:
         ) from error
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 image, 2 images."""
+    return f"{number:,} {noun}{'s'[: number != 1]}"
+
+
 def one_line(text: str) -> str:
     """Show as they are written what a terminal would obey: names of files may hold anything."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

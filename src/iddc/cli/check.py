@@ -16,6 +16,7 @@ import numpy as np
 from iddc.cli.options import Flat, ImagesPath, Informing, ReadsPhotos
 from iddc.cli.printing import print_json, print_table
 from iddc.config import ConsensusConfig, Experiment, Runtime
+from iddc.errors import counted
 from iddc.methods import completed, find_method
 from iddc.schedules import Plan
 
@@ -98,7 +99,9 @@ class Check(Informing, ReadsPhotos):
         copies = sum(len(group) - 1 for group in stock.copies)
         print(line + (f" · {copies:,} copies of others" if copies else ""))
         if good:
-            print(f"next: {shlex.join(['iddc', 'train', str(self.images), '--out', 'RUN'])}")
+            images = shlex.quote(str(self.images))
+            print(f"next: iddc train {images} -k K --out RUN")
+            print(f"      iddc sweep {images} --out DIR    shows which K fits")
             return 0
         share = f"{self.runtime.max_unreadable:g}"
         print(
@@ -111,10 +114,10 @@ class Check(Informing, ReadsPhotos):
 
 def verdict(readable: int, skipped: Sequence[Skipped], minutes: float) -> str:
     """How many images can be trained on, and for how long: the last line of check."""
-    bad = f", {len(skipped):,} are unreadable" if skipped else ""
+    bad = f", {len(skipped):,} cannot" if skipped else ""
     return (
-        f"{readable:,} images can be trained on{bad} · about {duration(minutes)} on the CPU of "
-        "this machine"
+        f"{counted(readable, 'image')} can be read{bad} · training takes about "
+        f"{duration(minutes)} on this CPU"
     )
 
 

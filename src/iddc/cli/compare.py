@@ -43,6 +43,7 @@ class Compare(ReadsPhotos):
             metavar="IMAGES|RUN",
             help="A folder with its subfolders, a zip, a text file of paths, or one image; or the "
             "folders of finished runs.",
+            help_behavior_hint="(required)",
         ),
     ]
     data: Annotated[Path, arg(metavar="DIR")]

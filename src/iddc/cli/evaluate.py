@@ -13,6 +13,7 @@ from tyro.conf import arg
 from iddc.cli.options import Flat, Informing, ReadsLikeModel, RunPath
 from iddc.cli.printing import print_json, print_scores
 from iddc.config import DatasetName, ProtocolName, RefineName, Runtime
+from iddc.errors import counted
 from iddc.runs import Run
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Evaluate(Informing, ReadsLikeModel):
             run.add_score(stamp=stamp, **entry)
         if not self.json:
             where = "not written, because of --limit" if self.limit else self.run / "scores.json"
-            print(f"\n{evaluation.num_images:,} images · {self.protocol} · {where}")
+            print(f"\n{counted(evaluation.num_images, 'image')} · {self.protocol} · {where}")
             if self.save_masks:
                 print(masks)
         return 0

@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from iddc.cli.options import Command, RunPath, say
 from iddc.config import ExportFormat, ReadingConfig
-from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage
+from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage, counted
 from iddc.runs import Run, disk_errors
 from iddc.runs.files import open_atomic
 
@@ -67,7 +67,7 @@ class Export(Command):
                 print(f"note: {note}", file=sys.stderr)
             found = export.check(segmenter, data, self.to, _opened(chosen, reading))
             outcome = (
-                f"{found.num_images} images",
+                counted(found.num_images, "image"),
                 f"largest error of a probability {found.error:.1e}",
                 f"the same cluster in {found.agreement:.3%} of the pixels",
             )

@@ -23,7 +23,9 @@ class Import(Command):
     hold tensors alone, and it is refused whole if one tensor has no place in the network.
     """
 
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE")]
+    files: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="FILE", help_behavior_hint="(required)")
+    ]
     """The checkpoint."""
     out: NewRun
     overwrite: bool = False

@@ -45,10 +45,16 @@ class Label(Informing):
     """
 
     run: RunPath
-    names: Annotated[tuple[str, ...], arg(name="set", metavar="CLUSTER=NAME")] = ()
+    names: Annotated[
+        tuple[str, ...],
+        arg(name="set", metavar="CLUSTER=NAME", help_behavior_hint="(default: none)"),
+    ] = ()
     """3=sky 7=sky makes one class of two clusters; 12=ignore takes one out of every mask; 3= gives
     a cluster its number back."""
-    colours: Annotated[tuple[str, ...], arg(name="colour", metavar="CLUSTER=#RRGGBB")] = ()
+    colours: Annotated[
+        tuple[str, ...],
+        arg(name="colour", metavar="CLUSTER=#RRGGBB", help_behavior_hint="(default: none)"),
+    ] = ()
     """Set a colour, such as 3=#87ceeb. 3= restores the default colour."""
     undo: bool = False
     """Undo the last change."""

@@ -72,7 +72,7 @@ class Models(Informing):
                 str(known.patch_size),
                 str(known.width),
                 f"{known.millions} M",
-                f"{crops_per_second(name):.0f}/s",
+                f"{crops_per_second(name):.1f}/s",
                 known.licence,
                 known.source,
                 _where(name, known, here=bool(facts[name]["here"])),

@@ -246,6 +246,8 @@ def _type(name: str, field: FieldInfo) -> Any:
         return Annotated[field.annotation, arg(metavar="{conv,linear}")]
     if name == "recipe":
         return Annotated[field.annotation, arg(metavar="NAME")]
+    if field.default == ():  # what none means stands in the description
+        return Annotated[field.annotation, arg(help_behavior_hint="(default: none)")]
     on = field.annotation is bool and field.default is True
     return Annotated[bool, FlagConversionOff] if on else field.annotation
 
@@ -266,7 +268,12 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
         given = start if model is Experiment else info.default
         defaults = given if isinstance(given, model) else model()
         fields = [
-            StructFieldSpec(name, _type(name, field), getattr(defaults, name), field.description)
+            StructFieldSpec(
+                name,
+                _type(name, field),
+                getattr(defaults, name),
+                " ".join((field.description or "").split()),
+            )
             for name, field in model.model_fields.items()
             if shown.has(model, name) and (model is not ReadingConfig or name in READING)
         ]

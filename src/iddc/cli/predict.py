@@ -20,7 +20,7 @@ from iddc.cli.options import (
 )
 from iddc.cli.shards import parse_shard
 from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
-from iddc.errors import ConfigError
+from iddc.errors import ConfigError, counted
 from iddc.runs import Run, explain
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ class Predict(ReadsPhotos, ReadsLikeModel):
         if predicted.kept:
             there = f", {predicted.kept:,} of them there already,"
         outputs = ", ".join(map(str, predicted.outputs))
-        say(f"masks of {predicted.done:,} {predicted.kind}{left_out}{there} in {outputs}")
+        noun = predicted.kind.removesuffix("s")
+        say(f"masks of {counted(predicted.done, noun)}{left_out}{there} in {outputs}")
         if predicted.missing:
             say(
                 f"{', '.join(predicted.waiting)}: not yet, {predicted.missing:,} {predicted.kind} "

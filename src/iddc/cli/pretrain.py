@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from iddc.cli.options import Command, Flat, find_readable, refuse_inside, say
 from iddc.config import PretrainConfig, ReadingConfig, Runtime
-from iddc.errors import ConfigError
+from iddc.errors import ConfigError, counted
 from iddc.runs import explain
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Pretrain(Command):
         config = config.model_copy(update={"reading": reading, "init": resolve(config.init)})
         left_out = f" ({len(skipped):,} skipped, see {self.out / 'skipped.csv'})"
         say(
-            f"{sum(map(len, sources.values())):,} images{left_out if skipped else ''}",
+            counted(sum(map(len, sources.values())), "image") + (left_out if skipped else ""),
             config.method,
             f"{config.network} from {config.init}" if config.init else config.network,
             f"{config.epochs:,} epochs" if config.epochs else f"{config.steps:,} steps",

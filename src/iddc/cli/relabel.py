@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from iddc.cli.label import read_num_clusters
 from iddc.cli.options import Command, say
-from iddc.errors import ConfigError
+from iddc.errors import ConfigError, counted
 from iddc.runs import Run
 
 
@@ -52,5 +52,5 @@ class Relabel(Command):
             )
         labels = read_labels(run.path, read_num_clusters(run.path / "model.json"))
         done = relabel(self.masks, labels, images=self.images, progress=Progress())
-        say(f"{done.images:,} images renamed in {self.masks}: {', '.join(done.formats)}")
+        say(f"{counted(done.images, 'image')} renamed in {self.masks}: {', '.join(done.formats)}")
         return 0

@@ -44,7 +44,9 @@ class Reproduce(Command):
     """Runs of each row."""
     smoke: bool = False
     """Try everything on drawn scenes with a tiny untrained network. It gives no result."""
-    weights: Annotated[tuple[str, ...], arg(metavar="NAME=FILE")] = ()
+    weights: Annotated[
+        tuple[str, ...], arg(metavar="NAME=FILE", help_behavior_hint="(default: none)")
+    ] = ()
     """Published weights that cannot be fetched (`iddc models`)."""
     dataset: Annotated[DatasetName | None, _default("NAME", "the paper's")] = None
     """Another data set: each row edits the recipe `folder`, or --config, instead of the paper's."""

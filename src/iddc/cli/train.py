@@ -28,7 +28,7 @@ from iddc.cli.options import (
     say,
 )
 from iddc.config import DatasetName, Experiment, MethodName, Runtime
-from iddc.errors import ConfigError, DataError, IddcError
+from iddc.errors import ConfigError, DataError, IddcError, counted
 from iddc.methods import completed, find_method, new_network, used
 from iddc.runs import Run, explain
 
@@ -262,9 +262,9 @@ def describe(
     left_out = f" ({len(skipped):,} skipped{where})" if skipped else ""
     default = Experiment.model_fields["num_clusters"].default
     chosen = experiment.recipe != "folder" or experiment.num_clusters != default
-    hint = "" if chosen else " (default: choose with --num-clusters)"
+    hint = "" if chosen else " (the default; choose with -k, or -k auto)"
     return (
-        f"{len(files):,} images{left_out} · {experiment.backbone} · "
+        f"{counted(len(files), 'image')}{left_out} · {experiment.backbone} · "
         f"{experiment.num_clusters} clusters{hint}"
     )
 
@@ -273,10 +273,11 @@ def say_verdict(out: Path, files: Sequence[ImageFile], runtime: Runtime) -> None
     """Say in plain words what the run is worth. The run is complete, whatever happens here."""
     if os.environ.get("RANK", "0") != "0":
         return
+    from iddc.progress import Progress
     from iddc.report import judge_run
 
     try:
-        verdict = judge_run(Run.open(out), files, device=runtime.device)
+        verdict = judge_run(Run.open(out), files, device=runtime.device, progress=Progress())
     except (IddcError, MemoryError) as error:
         say(f"There is no verdict: {error}")
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iddc.config import ReadingConfig
-from iddc.errors import UnreadableImage
+from iddc.errors import UnreadableImage, counted
 from iddc.images.check import SURVEYED, Skipped, expand_pages, refuse_many, sample, survey
 from iddc.images.decode import read_samples
 from iddc.images.files import ImageFile
@@ -226,7 +226,8 @@ def fit_layouts(
             strange[layout.described].append(str(file.name))
     for kind, named in strange.items():
         notes.append(
-            f"{len(named):,} images are {kind} ({_first(named)}); the model was trained on "
+            f"{counted(len(named), 'image')} {'is' if len(named) == 1 else 'are'} {kind} "
+            f"({_first(named)}); the model was trained on "
             f"{', '.join(reading.kinds)}"
         )
     known = {

@@ -97,7 +97,7 @@ class Cause(Method):
         if experiment.num_clusters > self.options.concepts:
             raise ConfigError(
                 f"--{self.name}.concepts: expected at least the {experiment.num_clusters} clusters "
-                f"of --num-clusters, found {self.options.concepts}."
+                f"that are asked for, found {self.options.concepts}."
             )
         self.student = copy.deepcopy(self.head)
         self.student.centroids.requires_grad_(False)

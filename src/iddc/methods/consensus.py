@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from iddc.config import CONSENSUS_USES, ConsensusConfig, Experiment
 from iddc.consensus import fit_consensus
-from iddc.errors import DataError
+from iddc.errors import DataError, counted
 from iddc.methods.method import Collection, Group, Method
 from iddc.network import LinearHead
 from iddc.regions import both_regions, colour_share, patch_colours, region_means
@@ -130,8 +130,9 @@ class Consensus(Method):
         sizes = torch.cat(winners).bincount(minlength=clusters) / len(rows)
         if empty := int((sizes == 0).sum()):
             collection.note(
-                f"found {clusters - empty} distinct groups: {empty} of the {clusters} clusters win "
-                f"no patch of these images; --num-clusters {max(2, clusters - empty)} has none such"
+                f"found {counted(clusters - empty, 'distinct group')}: {empty} of the {clusters} "
+                f"clusters are empty in these images. Ask for {max(2, clusters - empty)} clusters "
+                "to have none empty"
             )
         return {
             "groups": float(clusters - empty),

@@ -283,7 +283,7 @@ class Method(nn.Module):
     @classmethod
     def advice(cls, experiment: Experiment) -> list[str]:
         """What to try where most clusters die, as options of the command line."""
-        return ["a smaller --num-clusters"]
+        return ["fewer clusters"]
 
     @classmethod
     def calming(cls) -> str:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Integer
 
 from iddc.config import Experiment
+from iddc.errors import counted
 from iddc.learning.guards import LIVE_SHARE
 from iddc.regions import colour_regions, follows_regions, patch_colours
 from iddc.report.look import RunStatistics
@@ -66,9 +67,9 @@ class Verdict:
     def headline(self) -> str:
         """The verdict in one sentence, with its number."""
         return (
-            f"Verdict: {self.grade}. Clusters follow the colours of the images to "
-            f"{100 * max(0.0, self.score):.0f} % ({100 * GOOD:.0f} % is good, below "
-            f"{100 * FAIR:.0f} % is poor)."
+            f"Verdict: {self.grade}. How well the clusters follow the colours of the images: "
+            f"{100 * max(0.0, self.score):.0f} % (good from {100 * GOOD:.0f} %, poor below "
+            f"{100 * FAIR:.0f} %)."
         )
 
     def lines(self) -> Iterator[str]:
@@ -174,7 +175,7 @@ def _sizes(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     few = 4 * live < 3 * k
     advice = f"-k {max(2, live)}, or leave it: rare clusters do no harm." if few else ""
     yield Finding(
-        f"{live} of {k} clusters are in use: they have a tenth of an even share or more.", advice
+        f"{live} of {k} clusters are in use: each has at least a tenth of an even share.", advice
     )
     largest = int(look.counts.argmax())
     if look.shares[largest] >= LARGE:
@@ -194,8 +195,8 @@ def _pairs(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     more = f" and {len(pairs) - _PAIRS} other pairs" if len(pairs) > _PAIRS else ""
     one, other, _ = pairs[0]
     yield Finding(
-        f"Hard to tell apart: {', '.join(told)}{more}. The number is the probability of the second "
-        "over that of the first.",
+        f"Hard to tell apart: {', '.join(told)}{more}. Where one of two wins, the other has that "
+        "part of its probability.",
         f"look at both in the report, and merge them: iddc label RUN --set {one}=NAME {other}=NAME",
     )
 
@@ -210,8 +211,8 @@ def _positions(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     told = [f"{_called(names, c)} ({_percent(shares[c])})" for c in found[:_PAIRS]]
     more = f" and {len(found) - _PAIRS} others" if len(found) > _PAIRS else ""
     yield Finding(
-        f"Always at the same place: {', '.join(told)}{more}. The number is the part that the "
-        "position in the image explains.",
+        f"Always at the same place: {', '.join(told)}{more}. Their position in the image "
+        "explains that part of where they are.",
         "nothing if the images are so (sky above, road below); else another backbone or "
         "`iddc pretrain`.",
     )
@@ -227,14 +228,15 @@ def _agreement(agreement: float | None) -> Iterator[Finding]:
     if agreement is None:
         return
     advice = "`iddc sweep IMAGES`, which shows at which K they agree." if agreement < 0.6 else ""
-    yield Finding(
-        f"What was learned several times agrees on {_percent(agreement)} of the patches.", advice
-    )
+    yield Finding(f"Repeated clusterings agree on {_percent(agreement)} of the patches.", advice)
 
 
 def _causes(experiment: Experiment, grade: str, images: int) -> Iterator[Finding]:
     if images < FEW:
-        yield Finding(f"There were {images:,} images.", f"{FEW} or more, of different scenes.")
+        yield Finding(
+            f"The training saw only {counted(images, 'image')}.",
+            f"{FEW} or more, of different scenes.",
+        )
     if grade != "good" and experiment.backbone == "bundled":
         yield Finding(
             "The backbone is the small one that comes with the package.",
