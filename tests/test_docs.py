@@ -3,43 +3,59 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from iddc.cli import COMMANDS, main
+from iddc.cli.options import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-HISTORY = {"CHANGELOG.md", "log.md", *(page.name for page in ROOT.glob("docs/decisions/*.md"))}
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+PAGES += ROOT.glob("src/iddc/weights/*/README.md")
+HISTORY = {ROOT / "CHANGELOG.md", ROOT / "docs/log.md", *ROOT.glob("docs/decisions/*.md")}
 """Pages that tell what was: commands and lines of code may have changed since."""
-GUIDES = [page for page in PAGES if page.name not in HISTORY]
+GUIDES = [page for page in PAGES if page not in HISTORY]
 
 
 def names(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def commands(text: str) -> list[tuple[list[str], set[str]]]:
-    """The commands in the blocks of a page that have no language, and the options of each.
+def blocks(text: str) -> list[str]:
+    """The lines of a page's blocks that have no language; one that goes on is one line."""
+    found = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
+    shown = "".join(block for language, block in found if not language)
+    return shown.replace("\\\n", " ").splitlines()
 
-    A command has its --method beside it, which decides what further options there are.
-    """
-    blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
-    shown = "".join(block for language, block in blocks if not language)
-    lines = shown.replace("\\\n", " ").splitlines()
-    found = [re.search(r"(?:^|[\s/])iddc ([a-z]+)\b([^#]*)", line) for line in lines]
-    return [
-        (
-            [each[1], *re.findall(r"--method [\w-]+", each[2])],
-            set(re.findall(r"--[\w.-]+", each[2])),
-        )
-        for each in found
-        if each
-    ]
+
+def prose(text: str) -> list[str]:
+    """What a page has between backticks, in its sentences and tables."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*\n(?:.*\n)*?```$", "", text, flags=re.M))
+
+
+def commands(lines: list[str]) -> list[tuple[str, str]]:
+    """Each command of iddc in some lines, and the words after it."""
+    found = [re.search(r"(?:^|[\s/])iddc ([a-z]+)\b([^#|&;>]*)", line) for line in lines]
+    return [(each[1], each[2]) for each in found if each]
+
+
+def options(words: str) -> set[str]:
+    return set(re.findall(r"(?<!\S)--[\w.-]+", words))
+
+
+@cache
+def known_options(name: str, method: str) -> set[str]:
+    """The options of a command, which --method adds to."""
+    with redirect_stdout(io.StringIO()) as said:
+        assert main([name, *method.split(), "--help-all"]) == 0
+    return set(said.getvalue().split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
@@ -73,19 +89,81 @@ def test_each_equation_of_the_paper_is_linked_to_the_code_that_names_it() -> Non
     assert named == set("12345678")
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=names)
-def test_pages_show_commands_and_options_that_exist(
-    page: Path, capsys: pytest.CaptureFixture[str]
+PLACEHOLDERS = {"S": "1", "N": "1", "K": "2", "RATE": "1e-3"}
+"""What stands in a command for a number of the reader's."""
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in GUIDES if commands(blocks(page.read_text()))], ids=names
+)
+def test_commands_in_blocks_are_accepted_with_their_values(
+    page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for (name, *method), options in commands(page.read_text()):
-        assert name in COMMANDS
-        assert main([name, *" ".join(method).split(), "--help-all"]) == 0
-        assert options <= set(capsys.readouterr().out.split())
+    monkeypatch.chdir(ROOT)  # for files that are named
+    for name, words in commands(blocks(page.read_text())):
+        plain = re.sub(r"\$\(\(.*?\)\)|\$\w+", "1", words).replace("'", "").replace('"', "").split()
+        given = [PLACEHOLDERS.get(word, word) for word in plain]
+        if not {"--help", "--help-all", "-h", "-hh"} & {*given}:
+            parse(COMMANDS[name], name, given)
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=names)
+def test_sentences_name_commands_and_options_that_exist(page: Path) -> None:
+    for name, words in commands(prose(page.read_text())):
+        assert name in COMMANDS, f"iddc {name} {words}"
+        method = " ".join(re.findall(r"--method [a-z][a-z-]*", words))
+        assert options(words) <= known_options(name, method), f"iddc {name} {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_scripts_that_a_page_names_are_there_and_have_the_options_it_gives(page: Path) -> None:
+    text = page.read_text()
+    for line in [*blocks(text), *prose(text)]:
+        for script, words in re.findall(
+            r"((?:benchmarks|docs/[a-z]+)/[a-z_]+\.py|scripts/[a-z]+)\b([^#|&;]*)", line
+        ):
+            source = (ROOT / script).read_text()
+            if "bash" not in source.splitlines()[0]:  # its options are pytest's
+                nodes = [*ast.walk(ast.parse(source))]
+                known = {node.value for node in nodes if isinstance(node, ast.Constant)}
+                if 'f"--{name}"' in source:  # an option for each field of a class
+                    known |= {
+                        f"--{node.target.id}"
+                        for node in nodes
+                        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+                    }
+                assert options(words) <= known, line
+
+
+def test_targets_of_make_that_a_page_names_are_there() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in GUIDES:
+        text = page.read_text()
+        named = re.findall(r"^make ([a-z-]+)", "\n".join([*blocks(text), *prose(text)]), re.M)
+        assert {*named} <= targets, names(page)
 
 
 def test_the_readme_shows_the_way_from_images_to_scores() -> None:
-    shown = {name for (name, *_), _ in commands((ROOT / "README.md").read_text())}
+    shown = {name for name, _ in commands(blocks((ROOT / "README.md").read_text()))}
     assert shown >= {"train", "predict", "evaluate"}
+
+
+def test_what_no_script_can_repeat_is_said_to_be_so() -> None:
+    """Whatever decides a default is a script with its command, or decides nothing."""
+    log = (ROOT / "docs/log.md").read_text().split("\n## ")
+    decisions = [page.read_text() for page in ROOT.glob("docs/decisions/*.md")]
+    verdict = (ROOT / "docs/verdict.md").read_text()
+    for text in [*log, *decisions, verdict]:
+        if re.search("scripts? (that )?(was|were) not kept", text):
+            assert re.search("not repeatable", text, re.I), text[:80]
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=names)
+def test_where_scores_on_camvid_stand_it_is_said_that_they_are_of_one_shot(page: Path) -> None:
+    text = page.read_text()
+    pair = r"mIoU.*\d\d\.\d|\d\d\.\d.*mIoU|\d\d\.\d / \d\d\.\d"
+    if "CamVid" in text.partition("\n")[0] or ("CamVid" in text and re.search(pair, text)):
+        assert "one shot" in text
 
 
 def test_the_readme_is_at_most_120_lines() -> None:
