@@ -453,6 +453,23 @@ def test_a_signal_is_one_sentence_and_its_code_and_the_command_can_be_given_agai
     assert contents(out) == expected
 
 
+@pytest.mark.parametrize("name", ["train", "pretrain", "predict"])
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(
+    world: World, undisturbed: Any, tmp_path: Path, name: str
+) -> None:
+    expected, whole, _ = undisturbed(name)
+    out = tmp_path / "out"
+    end = process(
+        world.argv(COMMANDS[name], out),
+        out,
+        first=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # as nohup starts a program
+        at=whole.changes // 2,
+        strike=lambda: signal.raise_signal(signal.SIGHUP),
+    )
+    assert end.code == 0
+    assert contents(out) == expected
+
+
 # Streams ------------------------------------------------------------------------------------------
 
 
