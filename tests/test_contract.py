@@ -5,7 +5,8 @@ Whoever changes one of these on purpose writes the new texts with
     REWRITE=1 python -m pytest -n 0 tests/test_contract.py
 
 and says in the commit what changed and why; `-k help` and the like write a part. `contract/help`
-has a text for each command, `contract/runs` a file for each kind of run: the names of its files,
+has a text for each command, `contract/methods.json` the numbers of the methods that no help shows,
+`contract/runs` a file for each kind of run: the names of its files,
 the keys of its configuration and of its log, and a fingerprint of its weights. A fingerprint is
 what the last steps said and a few numbers of every tensor, which another CPU rounds a little
 differently. The digest of all bytes is compared on the kind of CPU alone that has an entry in it.
@@ -32,6 +33,7 @@ from safetensors.torch import load_file
 from iddc.cli import COMMANDS, main
 from iddc.cli.help import GROUPS, TEXTS
 from iddc.errors import ConfigError, DataError, Interrupted, NumericError, SetupError
+from iddc.methods import METHODS, find_method
 from torchrun import exit_codes
 
 # Tests fork to be quick; Python 3.12 warns of it where there are threads.
@@ -190,6 +192,19 @@ def test_every_command_has_a_short_help_that_the_overview_groups() -> None:
 
 def test_every_help_text_has_a_command() -> None:
     assert {path.stem for path in (CONTRACT / "help").iterdir()} == {*COMMANDS, "iddc"}
+
+
+def test_every_method_has_the_numbers_that_it_had() -> None:
+    """Those of the default, and of IDDC, stand in the help of train."""
+    found = {
+        name: find_method(name).Config().model_dump(mode="json")
+        for name in METHODS
+        if name not in ("iddc", "consensus")
+    }
+    path = CONTRACT / "methods.json"
+    if rewrites():
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
