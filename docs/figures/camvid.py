@@ -1,9 +1,9 @@
-"""Make docs/figures/camvid.png: CamVid frames, their truth, k-means and IDDC side by side.
+"""Make docs/figures/camvid.png: CamVid frames, their truth, and what some runs make of them.
 
-Both runs must have been scored with masks:
+Every run must have been scored with masks. Its column has the name of its method:
 
     iddc evaluate RUN --data CAMVID --split val --save-masks
-    python docs/figures/camvid.py KMEANS_RUN IDDC_RUN
+    python docs/figures/camvid.py KMEANS_RUN CONSENSUS_RUN
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from pathlib import Path
 from PIL import Image
 
 from iddc.figures import contact_sheet
+from iddc.runs import Run
 
 FRAMES = 4
-WIDTH = 720
+COLUMN = 180
 
 
 def main() -> None:
     """Put a few evenly spaced frames into one reduced picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, nargs=2)
-    folders = [run / "evaluation" / "folder-val-full" for run in parser.parse_args().runs]
+    parser.add_argument("runs", type=Path, nargs="+")
+    runs = parser.parse_args().runs
+    folders = [run / "evaluation" / "folder-val-full" for run in runs]
     names = sorted(path.name for path in folders[0].glob("*.png"))
     chosen = names[:: len(names) // FRAMES][:FRAMES]
-    sheet = contact_sheet(folders, ("image", "truth", "k-means", "IDDC"), chosen)
-    sheet.resize((WIDTH, WIDTH * sheet.height // sheet.width), Image.Resampling.LANCZOS).save(
+    titles = ("image", "truth", *(Run.open(run).experiment.method for run in runs))
+    sheet = contact_sheet(folders, titles, chosen)
+    width = COLUMN * len(titles)
+    sheet.resize((width, width * sheet.height // sheet.width), Image.Resampling.LANCZOS).save(
         Path(__file__).with_suffix(".png"), optimize=True
     )
 
