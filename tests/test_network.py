@@ -170,7 +170,7 @@ def test_a_network_is_rebuilt_from_its_description_and_its_tensors(head: HeadNam
     [
         (
             {"head": "attention"},
-            "head: expected 'conv', 'linear', 'centroids', 'codes', 'smooth-codes', "
+            "head: expected 'conv', 'linear', 'centroids', 'means', 'codes', 'smooth-codes', "
             "'codebook-codes', 'concepts' or 'mask-transformer', found 'attention'",
         ),
         ({"num_clusters": 1}, "num-clusters: .*found 1"),

@@ -96,6 +96,28 @@ class Centroids(nn.Module):
         return functional.conv2d(directions, weights) / self.temperature
 
 
+class Means(nn.Module):
+    """K-means as a head: how near each of K means is, as K normal densities of one variance.
+
+    Computed without matrix products, which lose digits at lower precision.
+    """
+
+    variance: Float[Tensor, ""]
+    """The variance of the vectors about their mean, over all axes; above 0."""
+
+    def __init__(self, width: int, num_clusters: int) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.randn(num_clusters, width))
+        self.register_buffer("variance", torch.tensor(1.0))
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
+        """Give the logarithms of the densities, up to a number that all share."""
+        squares = torch.zeros_like(features[:, :1])
+        for axis, means in enumerate(self.means.T):
+            squares = squares + (features[:, axis, None] - means[:, None, None]) ** 2
+        return -squares / (2 * self.variance)
+
+
 class Codes(nn.Module):
     """STEGO as a head (Hamilton et al., 2022): short codes, and the cosine to each of K centroids.
 
@@ -161,6 +183,7 @@ HEADS: dict[HeadName, Callable[..., nn.Module]] = {
     "conv": ConvHead,
     "linear": LinearHead,
     "centroids": Centroids,
+    "means": Means,
     "codes": Codes,
     "smooth-codes": SmoothCodes,
     "codebook-codes": CodebookCodes,
@@ -202,6 +225,11 @@ class Network(nn.Module):
         self.head_name = head
         self.head_options = dict(head_options)
         self.num_clusters = num_clusters
+
+    @property
+    def sees_whole_images(self) -> bool:
+        """Whether it must not be shown windows (`Backbone.sees_whole_images`)."""
+        return self.backbone.sees_whole_images
 
     def forward(
         self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]

@@ -58,7 +58,7 @@ class Sampler:
     ) -> None:
         self.files = files
         self.backbone = backbone
-        self.device = next(backbone.parameters()).device
+        self.device = backbone.mean.device
         self.failures: list[tuple[int, str]] = []
         """The index of each image that could not be read, and the reason."""
         self._experiment = experiment

@@ -272,6 +272,11 @@ class Segmenter:
         parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
         return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
+    @property
+    def sees_whole_images(self) -> bool:
+        """Whether the network must not be shown windows (`Backbone.sees_whole_images`)."""
+        return bool(getattr(self.network, "sees_whole_images", False))
+
     def probs(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
         """The network's probabilities, computed in the experiment's precision."""
         with autocast(self.device, self.experiment.training.precision):

@@ -138,6 +138,8 @@ def probability_strips(
         note: Told in one line when memory is short.
     """
     taken: deque[Request] = deque()
+    if getattr(predictor, "sees_whole_images", False):
+        config = config.model_copy(update={"window": 0})
 
     def crops() -> Iterator[UInt8[Tensor, "3 h w"]]:
         for request in requests:

@@ -22,6 +22,7 @@ from iddc.backbones.architecture import (
     Backbone,
     Colour,
     build_backbone,
+    pixel_backbone,
     reduced_backbone,
     untrained_backbone,
     without_memory,
@@ -39,6 +40,7 @@ from iddc.backbones.known import (
     lookup,
     positions_of,
 )
+from iddc.backbones.pixels import PIXEL_NETS
 from iddc.backbones.weights import (
     fitting_weights,
     is_plain,
@@ -119,6 +121,8 @@ def load_backbone(name: str) -> Backbone:
         SetupError: The weights are neither here nor within reach.
     """
     name = resolve(name)
+    if name in PIXEL_NETS:
+        return pixel_backbone(name).eval()
     if name == "bundled":
         if not is_here(name):
             raise SetupError(

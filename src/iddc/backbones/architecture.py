@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iddc.backbones.pixels import PIXEL_NETS
 from iddc.backbones.positions import Positions, interpolate_as_dino
 from iddc.config import Frozen
 from iddc.errors import ConfigError, SetupError
@@ -112,6 +113,11 @@ class Backbone(nn.Module):
     def patch_size(self) -> int:
         """The pixels of a step of the feature grid."""
         return self.architecture.patch_size
+
+    @property
+    def sees_whole_images(self) -> bool:
+        """Whether an embedding says where in the image it is, so that windows would mislead it."""
+        return self.architecture.timm_name in PIXEL_NETS
 
     @property
     def embed_dim(self) -> int:
@@ -223,6 +229,17 @@ def untrained_backbone(
     ) from problem
 
 
+def pixel_backbone(name: str) -> Backbone:
+    """A backbone of `PIXEL_NETS`, which sees colours as they are."""
+    net = PIXEL_NETS[name]()
+    patch, width = _measured(net, ())
+    none, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    architecture = Architecture(
+        timm_name=name, image_size=0, patch_size=patch, embed_dim=width, mean=none, std=one
+    )
+    return Backbone(architecture, net)
+
+
 def build_backbone(architecture: Architecture) -> Backbone:
     """Rebuild a saved backbone with random weights, for its own to be loaded into it.
 
@@ -332,6 +349,8 @@ def _measured(net: nn.Module, stages: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _create(name: str, image_size: int, options: Mapping[str, Option]) -> nn.Module:
+    if name in PIXEL_NETS:
+        return PIXEL_NETS[name]()
     import timm
 
     arguments: dict[str, Any] = {"num_classes": 0, **options}

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from iddc.backbones.pixels import PIXEL_NETS
 from iddc.backbones.positions import Positions
 from iddc.config import BackboneName
 from iddc.errors import SetupError
@@ -129,6 +130,8 @@ def licence_of(backbone: str) -> str:
     """
     if backbone == "bundled":
         return BUNDLED_LICENCE
+    if backbone in PIXEL_NETS:
+        return "none, as it has no weights"
     if backbone.startswith("untrained:"):
         return "none, as its weights are random"
     known = lookup(backbone.partition("=")[0])

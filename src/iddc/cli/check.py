@@ -33,6 +33,8 @@ _GFLOP = {
 """The work of a crop of 224 x 224 pixels in a backbone, in 10^9 multiplications and additions."""
 _OTHER_GFLOP = 3.6
 """The work of a ResNet-18, such as the bundled backbone."""
+_NO_NETWORK = 0.01
+"""The work of reading colours."""
 _WIDTHS = {"vits": 384, "xcits": 384, "vitb": 768}
 """The length of an embedding by the name of the backbone."""
 _OTHER_WIDTH = 128
@@ -162,6 +164,8 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
 
 def crop_gflop(backbone: str) -> float:
     """The work of a crop of 224 x 224 pixels in a backbone, by its name, in 10^9 operations."""
+    if backbone in ("pixels", "grey"):
+        return _NO_NETWORK
     name = backbone.replace("-", "")
     return next((work for key, work in _GFLOP.items() if key in name), _OTHER_GFLOP)
 

@@ -162,7 +162,7 @@ TEXTS = {
         ("runs/photos", "runs/photos --set 3=sky 7=sky 11=ignore"),
     ),
     "baseline": Short(
-        "{kmeans,stego} IMAGES --out RUN [OPTIONS]",
+        "{kmeans,pixels,grey,stego} IMAGES --out RUN [OPTIONS]",
         {
             "IMAGES": "a folder with its subfolders, a zip, a text file of paths, or one image",
             "--out RUN": "the folder of the run to write",
@@ -173,7 +173,7 @@ TEXTS = {
         },
         (
             "kmeans photos/ -k 12 --out runs/kmeans",
-            "stego photos/ -k 12 --backbone bundled --out runs/stego",
+            "pixels photos/ -k 12 --out runs/pixels",
         ),
     ),
     "pretrain": Short(

@@ -405,19 +405,22 @@ class _Shown:
     """The numbers of the method, by its name."""
     heads: bool
     """Whether the method can train several heads."""
+    backbone: bool
+    """Whether it works on any backbone."""
 
     @classmethod
     def of(cls, start: Experiment, choices: Collection[str]) -> _Shown:
         # The numbers of these two are in config.py: no need for torch.
         if start.method == "iddc":
-            return cls(choices, None, {}, True)
+            return cls(choices, None, {}, True, True)
         if start.method == "consensus":
             own = ConsensusConfig(**start.options)
-            return cls(choices, CONSENSUS_USES, {"consensus": own}, False)
+            return cls(choices, CONSENSUS_USES, {"consensus": own}, False, True)
         method = find_method(start.method)
         whole = completed(start)
         options: dict[str, Frozen] = {start.method: method.Config(**whole.options)}
-        return cls(choices, method.uses, options, len(method.heads) > 1)
+        heads, backbone = len(method.heads) > 1, not method.backbone
+        return cls(choices, method.uses, options, heads, backbone)
 
     def has(self, model: type[Frozen], name: str) -> bool:
         group = {ObjectiveConfig: "objective", TrainingConfig: "training"}.get(model)
@@ -426,6 +429,8 @@ class _Shown:
         if model not in (Experiment, Runtime):
             return True
         if name == "options" or (name == "head" and not self.heads):
+            return False
+        if name == "backbone" and not self.backbone:
             return False
         if self.uses is not None and name in ("epochs", "objective", "training"):
             used = any(use == name or use.startswith(f"{name}.") for use in self.uses)

@@ -201,7 +201,7 @@ class Train(MakesRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(MakesRun):
-    """Fit a baseline on the same embeddings; the result is a run like any other.
+    """Fit a baseline, such as k-means; the result is a run like any other.
 
     It is another spelling of `iddc train --method METHOD`. Give it the recipe, or the --config, of
     the run it is compared with: working size, windows and centring of the embeddings come from
@@ -209,7 +209,7 @@ class Baseline(MakesRun):
     """
 
     method: Annotated[Positional[MethodName], arg(metavar="METHOD")]
-    """How the head learns: kmeans (Table 6), stego (Tables 1, 3 and 4), or another one."""
+    """How the head learns: kmeans (Table 6), pixels or grey (without a network), or another way."""
     images: ImagesPath
     dataset: TrainedOn = "folder"
     out: NewRun

@@ -38,7 +38,7 @@ def find_method(name: str) -> type[Method]:
 def completed(experiment: Experiment) -> Experiment:
     """The experiment with every number of its method and none that it does not read.
 
-    A method with one head has it whatever the experiment says.
+    A method with one head, or with a backbone of its own, has it whatever the experiment says.
 
     Raises:
         ConfigError: The method has no such option, or cannot train the head.
@@ -64,6 +64,8 @@ def completed(experiment: Experiment) -> Experiment:
         changes[group] = type(values)(**used)
     if "epochs" not in method.uses:
         changes["epochs"] = 0
+    if method.backbone:
+        changes["backbone"] = method.backbone
     return experiment.model_copy(update=changes)
 
 

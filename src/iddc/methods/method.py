@@ -177,6 +177,8 @@ class Method(nn.Module):
     uses: ClassVar[frozenset[str]] = frozenset({"training.precision"})
     """The fields of `Experiment` beyond K, backbone, seed, views and prediction that it reads, such
     as `epochs` or `objective.centering`. Others are neither options nor in config.yaml."""
+    backbone: ClassVar[str] = ""
+    """The backbone of a method that has its own, whatever the experiment says; most have none."""
     needs_class_token: ClassVar[bool] = False
     """Whether it works on a ViT with a class token alone; other backbones are refused."""
     head: nn.Module
