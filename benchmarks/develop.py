@@ -42,7 +42,7 @@ from iddc.methods import METHODS
 from iddc.methods.consensus import Consensus, ConsensusConfig
 from iddc.metrics import IGNORE, Confusion
 from iddc.network import LinearHead
-from iddc.regions import both_regions, colour_share, region_means
+from iddc.regions import both_regions, colour_share, pooled, region_means
 from learned import method_recipe
 
 Predict = Callable[[Picture], Float[Tensor, "k h w"]]
@@ -144,8 +144,11 @@ def consensus(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
         maps = region_means(centred, divided(picture))
         return normalize(maps, dim=0) if unit else maps
 
-    vectors = torch.cat([averaged(picture).flatten(1).T for picture in pictures.items])
-    found = fit_consensus(vectors[sample(len(vectors), 60_000, seed)], num_clusters, seed=seed)
+    none = torch.empty(0, dtype=torch.long)
+    pools = [pooled(averaged(one), divided(one), none) for one in pictures.items]
+    vectors = torch.cat([pool.vectors for pool in pools])
+    weights = torch.cat([pool.sizes for pool in pools]).float() ** ConsensusConfig().size_power
+    found = fit_consensus(vectors, num_clusters, weights=weights, seed=seed)
 
     def predict(picture: Picture) -> Tensor:
         maps = averaged(picture)

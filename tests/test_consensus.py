@@ -79,11 +79,39 @@ def test_merging_is_scipys_ward_linkage_and_sees_no_sizes() -> None:
 
 def test_centroids_are_means_of_their_vectors_and_none_is_empty() -> None:
     vectors, _ = unequal()
-    centroids = over_cluster(vectors, 30, 50)
+    centroids = over_cluster(vectors, torch.ones(2000), 30, 50)
     nearest = torch.cdist(vectors, centroids).argmin(1)
     for number, centroid in enumerate(centroids):
         mean = vectors[nearest == number].mean(0)
         assert centroid.numpy() == pytest.approx(mean.numpy(), abs=0.02)
+
+
+def test_a_vector_of_weight_3_counts_as_three_vectors() -> None:
+    vectors, _ = unequal()
+    weights = torch.arange(2000) % 3 + 1
+    repeated = torch.cat([vectors, vectors[weights >= 2], vectors[weights == 3]])
+    alone = over_cluster(repeated, torch.ones(len(repeated)), 30, 5)
+    weighted = over_cluster(vectors, weights.float(), 30, 5)
+    assert weighted.numpy() == pytest.approx(alone.numpy(), abs=1e-4)
+    assert (weighted - over_cluster(vectors, torch.ones(2000), 30, 5)).abs().max() > 0.01
+
+
+def test_every_vector_keeps_its_weight_when_some_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors, _ = unequal()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def noted(rows: Tensor, weights: Tensor, most: int, iterations: int) -> Tensor:
+        seen.append((rows, weights))
+        return over_cluster(rows, weights, most, iterations)
+
+    monkeypatch.setattr("iddc.consensus.over_cluster", noted)
+    some = ConsensusConfig(prototypes=40, groupings=2, vectors=500)
+    fit_consensus(vectors, 3, some, weights=vectors[:, 0].abs() + 1)
+    assert [len(rows) for rows, _ in seen] == [500, 500]
+    assert all(torch.equal(weights, rows[:, 0].abs() + 1) for rows, weights in seen)
+    assert not torch.equal(seen[0][0], seen[1][0])
 
 
 def test_the_seed_decides_everything() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iddc.config import Experiment, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
+from iddc.consensus import fit_consensus
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
 from iddc.images import find_images
@@ -92,6 +93,24 @@ def test_the_head_gives_each_raw_patch_the_class_of_its_thing_however_small() ->
     sizes = single.flatten().bincount(minlength=3) / single.numel()
     assert numbers["largest"] == pytest.approx(float(sizes.max()), abs=1e-3)
     assert numbers["smallest"] == pytest.approx(float(sizes.min()), abs=1e-3)
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 1])
+def test_a_region_of_n_patches_has_the_weight_n_to_the_power(
+    power: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pictures are alike: three things of 240, 64 and 16 patches, each a region of its own."""
+    seen: list[Tensor] = []
+
+    def noted(vectors: Tensor, k: int, config: ConsensusConfig, **rest: Any) -> Any:
+        seen.append(rest["weights"])
+        return fit_consensus(vectors, k, config, **rest)
+
+    monkeypatch.setattr("iddc.methods.consensus.fit_consensus", noted)
+    consensus = method(size_power=power)
+    consensus.refit(Planted(noise=0), 0, 0)
+    by_hand = torch.tensor([16.0, 64.0, 240.0]) ** power
+    assert seen[0].sort().values.tolist() == pytest.approx(by_hand.repeat_interleave(12).tolist())
 
 
 def test_lengths_are_free_where_colours_do_not_explain_embeddings() -> None:

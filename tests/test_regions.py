@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from iddc.regions import both_regions, grid_regions, patch_colours, region_means
+from iddc.regions import both_regions, grid_regions, patch_colours, pooled, region_means
 
 Edge = tuple[float, tuple[int, int], tuple[int, int]]
 
@@ -94,6 +94,23 @@ def test_means_are_taken_over_each_division_and_averaged() -> None:
     one, other = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 1]])
     # (1, 1, 10) and (0, 6, 6).
     assert region_means(maps, (one, other)).flatten().tolist() == [0.5, 3.5, 8.0]
+
+
+def test_patches_that_share_their_regions_are_one_vector() -> None:
+    maps = torch.tensor([[[5.0, 5.0, 7.0], [5.0, 9.0, 9.0]]])
+    one = torch.tensor([[0, 0, 0], [0, 1, 1]])
+    other = torch.tensor([[3, 3, 8], [3, 8, 8]])
+    found = pooled(maps, (one, other), torch.tensor([5, 0, 2]), start=10)
+    vectors = dict(zip(found.vectors.flatten().tolist(), found.sizes.tolist(), strict=True))
+    assert vectors == {5: 3, 7: 1, 9: 2}
+    assert found.vectors[found.owners - 10].flatten().tolist() == [9, 5, 7]
+
+
+def test_without_regions_each_drawn_patch_is_a_vector() -> None:
+    maps = torch.tensor([[[5.0, 5.0, 7.0]]])
+    found = pooled(maps, (), torch.tensor([1, 0]), start=4)
+    assert (found.vectors.flatten().tolist(), found.sizes.tolist()) == ([5, 5], [1, 1])
+    assert found.owners.tolist() == [4, 5]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])

@@ -369,8 +369,11 @@ class ConsensusConfig(Frozen):
     """M, how many over-clusterings vote."""
     prototypes: int = Field(200, ge=2, le=5000)
     """K', the centroids of an over-clustering; at least 2 K are used."""
-    vectors: int = Field(20_000, ge=2, le=2**24)
-    """How many patches each over-clustering sees, drawn anew."""
+    vectors: int = Field(30_000, ge=2, le=2**24)
+    """The most regions that each over-clustering sees, drawn anew; patches if regions are off."""
+    size_power: float = Field(0.5, ge=0, le=1)
+    """The power of a region's patches that is its weight in an over-clustering. 0: every region
+    counts alike. 1: every patch does."""
     iterations: int = Field(10, ge=1)
     """Updates of the centroids of an over-clustering."""
     temperature: float = Field(0.03, gt=0)
@@ -380,7 +383,7 @@ class ConsensusConfig(Frozen):
     images: int = Field(600, ge=2)
     """The most images that are looked at, spread evenly over the collection."""
     sample: int = Field(60_000, ge=2)
-    """Patches of these images from which the over-clusterings draw, and the head learns."""
+    """Patches of these images from which the head learns."""
     regions: bool = True
     """Whether embeddings are averaged over regions of their image."""
     lengths: Literal["auto", "unit", "free"] = "auto"

@@ -3,8 +3,11 @@
 K-means cuts what is frequent and merges what is rare, since every vector counts alike. Here k-means
 only finds many small groups. Ward's linkage (1963) then merges their centroids, each of weight 1,
 so that a rare group counts as much as a frequent one. Several such groupings differ in what chance
-decides; two patches that most of them put together belong together (evidence accumulation, Fred
+decides; two vectors that most of them put together belong together (evidence accumulation, Fred
 and Jain, 2005).
+
+A vector may have a weight. The method `consensus` gives the vector of n patches that share their
+regions the weight sqrt(n), between one vote for each region and one for each patch.
 """
 
 from __future__ import annotations
@@ -94,6 +97,7 @@ def fit_consensus(
     num_clusters: int,
     config: ConsensusConfig = ConsensusConfig(),  # noqa: B008  (frozen)
     *,
+    weights: Float[Tensor, " n"] | None = None,
     seed: int = 0,
 ) -> Consensus:
     """Find classes of any size. The same seed gives the same result.
@@ -102,13 +106,15 @@ def fit_consensus(
         vectors: Embeddings about their mean, of length about 1, on the CPU.
         num_clusters: K.
         config: The numbers.
+        weights: How much each vector counts in the over-clusterings, above 0; all 1 if not given.
         seed: What is drawn follows from it.
 
     Raises:
         NumericError: A vector is not finite.
         DataError: There are fewer distinct groups than clusters. It says how many.
     """
-    return fit_each(vectors, (num_clusters,), config, seed=seed)[num_clusters]
+    found = fit_each(vectors, (num_clusters,), config, weights=weights, seed=seed)
+    return found[num_clusters]
 
 
 def fit_each(
@@ -116,6 +122,7 @@ def fit_each(
     clusters: Sequence[int],
     config: ConsensusConfig = ConsensusConfig(),  # noqa: B008  (frozen)
     *,
+    weights: Float[Tensor, " n"] | None = None,
     seed: int = 0,
 ) -> dict[int, Consensus]:
     """Find classes of any size for several K. The over-clusterings are the same for all of them.
@@ -124,6 +131,7 @@ def fit_each(
         vectors: As for `fit_consensus`.
         clusters: The values of K.
         config: The numbers.
+        weights: As for `fit_consensus`.
         seed: What is drawn follows from it.
 
     Raises:
@@ -136,10 +144,11 @@ def fit_each(
         )
     generator = torch.Generator().manual_seed(seed)
     most = max(config.prototypes, 2 * max(clusters))
+    weights = vectors.new_ones(len(vectors)) if weights is None else weights
     divided = []
     for _ in range(config.groupings):
         drawn = torch.randperm(len(vectors), generator=generator)[: config.vectors]
-        divided.append(over_cluster(vectors[drawn], most, config.iterations))
+        divided.append(over_cluster(vectors[drawn], weights[drawn], most, config.iterations))
     return {k: _agreed(divided, k, config) for k in clusters}
 
 
@@ -156,16 +165,24 @@ def _agreed(
     return Consensus(tuple(groupings), normalize(members.T @ codes, dim=1), config)
 
 
-def over_cluster(vectors: Float[Tensor, "n d"], most: int, iterations: int) -> Float[Tensor, "p d"]:
-    """Centroids of k-means, begun at the first distinct vectors; those left empty are dropped."""
+def over_cluster(
+    vectors: Float[Tensor, "n d"], weights: Float[Tensor, " n"], most: int, iterations: int
+) -> Float[Tensor, "p d"]:
+    """Centroids of weighted k-means, begun at the first distinct vectors; empty ones are dropped.
+
+    The centroid of a group is sum(w x) / sum(w). Weights do not move a vector to another group.
+    """
     centroids = _distinct(vectors[: 4 * most])[:most]
+    weighted = vectors * weights[:, None]
     for _ in range(iterations):
         sums, sizes = torch.zeros_like(centroids), vectors.new_zeros(len(centroids))
         bias = centroids.square().sum(1) / 2
-        for block in torch.split(vectors, _ROWS):
+        for block, rows, share in zip(
+            *(torch.split(each, _ROWS) for each in (vectors, weighted, weights)), strict=True
+        ):
             nearest = (block @ centroids.T - bias).argmax(1)
-            sums.index_add_(0, nearest, block)
-            sizes += torch.bincount(nearest, minlength=len(centroids))
+            sums.index_add_(0, nearest, rows)
+            sizes.index_add_(0, nearest, share)
         centroids = sums[sizes > 0] / sizes[sizes > 0, None]
     return centroids
 

@@ -9,6 +9,7 @@ horizon.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,6 +77,44 @@ def region_means(
         sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, flat, rows)
         total += (sums / sizes[:, None])[flat]
     return (total / len(regions)).T.reshape(maps.shape)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The vectors of an image, each once, and those of some of its patches."""
+
+    vectors: Float[Tensor, "n d"]
+    """The vector of each set of patches that share their region in every division."""
+    sizes: Int64[Tensor, " n"]
+    """How many patches have this vector."""
+    owners: Int64[Tensor, " p"]
+    """The number of the vector of each drawn patch."""
+
+
+def pooled(
+    maps: Float[Tensor, "d h w"],
+    regions: tuple[Int64[Tensor, "h w"], ...],
+    drawn: Int64[Tensor, " p"],
+    start: int = 0,
+) -> Pooled:
+    """Keep one vector for all patches that share their regions, as `region_means` made them equal.
+
+    Args:
+        maps: The vector of each patch.
+        regions: The divisions. With none, each drawn patch is kept by itself, and no other.
+        drawn: Numbers of patches, row by row.
+        start: The number of the first vector.
+    """
+    rows = maps.flatten(1).T
+    if not regions:
+        numbers = torch.arange(len(drawn))
+        return Pooled(rows[drawn], torch.ones_like(numbers), start + numbers)
+    flat = np.stack([ids.flatten().numpy() for ids in regions])
+    _, first, ids, sizes = np.unique(
+        flat, axis=1, return_index=True, return_inverse=True, return_counts=True
+    )
+    owners = torch.from_numpy(ids.reshape(-1))[drawn]
+    return Pooled(rows[torch.from_numpy(first)], torch.from_numpy(sizes), start + owners)
 
 
 def colour_share(maps: Float[Tensor, "d h w"], regions: Int64[Tensor, "h w"]) -> float:

@@ -33,7 +33,7 @@ from iddc.errors import DataError
 from iddc.images import ImageFile
 from iddc.metrics import UNMATCHED, Confusion
 from iddc.progress import SILENT, Progress
-from iddc.regions import both_regions, follows_regions, patch_colours, region_means
+from iddc.regions import both_regions, follows_regions, patch_colours, pooled, region_means
 from iddc.runs import disk_errors
 from iddc.samples import Sampler
 
@@ -47,8 +47,6 @@ STABLE = 0.9
 """The part of the best agreement that a K must have to be suggested."""
 _SIDE = 480
 """The longer side of an image as it is shown, in pixels."""
-_PATCHES = 60_000
-"""The most patches from which clusters are found."""
 
 
 @dataclass(frozen=True)
@@ -156,34 +154,36 @@ def sweep(
     mean = torch.stack([each.mean((1, 2)) for each in directions]).mean(0)
 
     # Each patch has the mean of its region, as the method `consensus` has it.
-    views, areas = [], []
+    pools, areas, shapes, count = [], [], [], 0
     with progress.job(len(pictures)):
         for done, (one, each) in enumerate(zip(pictures, directions, strict=True), start=1):
             divisions = both_regions(
                 each, patch_colours(one.pixels, (each.shape[1], each.shape[2]))
             )
             centred = normalize(each - mean[:, None, None], dim=0)
-            views.append(normalize(region_means(centred, divisions), dim=0))
+            view = normalize(region_means(centred, divisions), dim=0)
+            pools.append(pooled(view, divisions, torch.arange(view[0].numel()), count))
+            count += len(pools[-1].vectors)
+            shapes.append(view.shape[1:])
             areas.append(divisions[1].numpy())
             progress.update(done, "regions", f"image {done} of {len(pictures)}")
-    rows = torch.cat([view.flatten(1).T for view in views])
+    rows = torch.cat([pool.vectors for pool in pools])
+    owners = torch.cat([pool.owners for pool in pools])
 
-    # Every seed draws patches of its own, and is asked for every K.
+    # Every seed begins from regions of its own, and is asked for every K.
     merging = ConsensusConfig()
     if experiment.method == "consensus":
         merging = ConsensusConfig(**experiment.options)
+    weights = torch.cat([pool.sizes for pool in pools]).float() ** merging.size_power
     wanted = sorted({*clusters})
     found: dict[int, list[np.ndarray]] = {k: [] for k in wanted}
     with progress.job(seeds):
         for number in range(seeds):
-            generator = torch.Generator().manual_seed(experiment.seed + number)
-            drawn = rows[torch.randperm(len(rows), generator=generator)[:_PATCHES]]
-            each_k = _fitted(drawn, wanted, merging, experiment.seed + number, progress)
+            each_k = _fitted(rows, weights, wanted, merging, experiment.seed + number, progress)
             for k, consensus in each_k.items():
-                found[k].append(consensus.probs(rows).argmax(1).numpy())
+                found[k].append(consensus.probs(rows).argmax(1)[owners].numpy())
             progress.update(number + 1, "clusters", f"seed {number + 1} of {seeds}")
-    sizes = [view[0].numel() for view in views]
-    shapes = [view.shape[1:] for view in views]
+    sizes = [len(pool.owners) for pool in pools]
     levels = [_level(k, found[k], sizes, shapes, areas) for k in wanted]
     return Sweep(
         tuple(_shown(one.pixels) for one in pictures),
@@ -195,6 +195,7 @@ def sweep(
 
 def _fitted(
     rows: Float[Tensor, "n d"],
+    weights: Float[Tensor, " n"],
     wanted: list[int],
     merging: ConsensusConfig,
     seed: int,
@@ -203,7 +204,7 @@ def _fitted(
     """The clusters of every K; a K for which there are too few groups is taken off the list."""
     while True:
         try:
-            return fit_each(rows, wanted, merging, seed=seed)
+            return fit_each(rows, wanted, merging, weights=weights, seed=seed)
         except DataError as error:
             if len(wanted) == 1:
                 raise

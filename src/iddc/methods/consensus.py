@@ -1,9 +1,10 @@
 """Consensus of over-clusterings on image regions, taught to one head. It takes no step.
 
 Embeddings are averaged over the regions of their image, over-clustered several times, merged
-without regard to size, and brought to agreement (`iddc.consensus`). A linear head then learns to
-give each patch the class of its region from the patch alone, so that prediction needs neither
-regions nor centroids.
+without regard to size, and brought to agreement (`iddc.consensus`). Regions are counted, not
+patches: one of n patches has the weight sqrt(n), so that the few large ones do not decide alone. A
+linear head then learns to give each patch the class of its region from the patch alone, so that
+prediction needs neither regions nor centroids.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from iddc.consensus import fit_consensus
 from iddc.errors import DataError, counted
 from iddc.methods.method import Collection, Group, Method
 from iddc.network import LinearHead
-from iddc.regions import both_regions, colour_share, patch_colours, region_means
+from iddc.regions import both_regions, colour_share, patch_colours, pooled, region_means
 from iddc.schedules import Plan
 
 _ROWS = 8192
@@ -86,33 +87,42 @@ class Consensus(Method):
         weight = float(not known) if options.colour == "auto" else options.colour
         shift, scale = _spread([one.colours for one in pictures])
 
-        # The same patches are clustered and teach the head, which sees either mirror image.
+        # The head learns from some patches of each image, and sees either mirror image.
         rng = self._rng(_PATCHES)
         each = -(-options.sample // len(pictures))
-        averaged, seen = [], []
+        pools, seen, count = [], [], 0
         for one in pictures:
             drawn = torch.from_numpy(rng.permutation(one.maps[0, 0].numel())[:each])
             view = _view(one, mean, unit)
             if weight:
                 colours = ((one.colours - shift) * (weight / scale)).clamp(-4 * weight, 4 * weight)
                 view = torch.cat([view, _means(colours, one)])
-            averaged.append(view.flatten(1).T[drawn])
+            pools.append(pooled(view, one.divisions, drawn, count))
+            count += len(pools[-1].vectors)
             seen.append(one.maps.flatten(2)[:, :, drawn].transpose(1, 2))
-        order = torch.from_numpy(rng.permutation(sum(map(len, averaged))))
-        vectors = torch.cat(averaged)[order]
-        collection.note(f"consensus of {options.groupings} groupings of {len(vectors):,} patches")
+
+        # The classes are found among regions: a larger one counts more, but less than its patches.
+        vectors = torch.cat([pool.vectors for pool in pools])
+        weights = torch.cat([pool.sizes for pool in pools]).float() ** options.size_power
+        kind = "regions" if options.regions else "patches"
+        collection.note(f"consensus of {options.groupings} groupings of {len(vectors):,} {kind}")
         found = fit_consensus(
-            vectors, self.experiment.num_clusters, options, seed=self.experiment.seed
+            vectors,
+            self.experiment.num_clusters,
+            options,
+            weights=weights,
+            seed=self.experiment.seed,
         )
-        rows = torch.cat(seen, 1)[:, order].float()
-        loss = self.teach(rows, found.probs(vectors))
+        rows, owners = torch.cat(seen, 1).float(), torch.cat([pool.owners for pool in pools])
+        loss = self.teach(rows, found.probs(vectors)[owners])
+        compared = torch.from_numpy(rng.permutation(len(owners))[:_COMPARED])
         return {
             "pictures": float(len(pictures)),
             "colour_share": share,
             "unit_length": float(unit),
             "colour_weight": weight,
             "loss": loss,
-            "agreement": found.agreement(vectors[:_COMPARED]),
+            "agreement": found.agreement(vectors[owners[compared]]),
             **self._counted(collection, rows[0]),
         }
 
