@@ -135,26 +135,32 @@ def kmeans(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
 
 def consensus(pictures: Pictures, num_clusters: int, seed: int) -> Predict:
     """The classes that `--method consensus` finds, as they are, with regions at test too."""
-    mean = pictures.features().mean(0)
-    shares = [colour_share(directions(one), divided(one)[1]) for one in pictures.items]
-    unit = fmean(shares) >= ConsensusConfig().known_share
-
-    def averaged(picture: Picture) -> Float[Tensor, "d h w"]:
-        centred = normalize(directions(picture) - mean[:, None, None], dim=0)
-        maps = region_means(centred, divided(picture))
-        return normalize(maps, dim=0) if unit else maps
-
+    view = region_view(pictures)
     none = torch.empty(0, dtype=torch.long)
-    pools = [pooled(averaged(one), divided(one), none) for one in pictures.items]
+    pools = [pooled(view(one), divided(one), none) for one in pictures.items]
     vectors = torch.cat([pool.vectors for pool in pools])
     weights = torch.cat([pool.sizes for pool in pools]).float() ** ConsensusConfig().size_power
     found = fit_consensus(vectors, num_clusters, weights=weights, seed=seed)
 
     def predict(picture: Picture) -> Tensor:
-        maps = averaged(picture)
+        maps = view(picture)
         return found.probs(maps.flatten(1).T).T.unflatten(1, maps.shape[1:])
 
     return predict
+
+
+def region_view(pictures: Pictures) -> Callable[[Picture], Float[Tensor, "d h w"]]:
+    """What the consensus sees of an image, but for colours; the mean is of these images."""
+    mean = pictures.features().mean(0)
+    shares = [colour_share(directions(one), divided(one)[1]) for one in pictures.items]
+    unit = fmean(shares) >= ConsensusConfig().known_share
+
+    def view(picture: Picture) -> Float[Tensor, "d h w"]:
+        centred = normalize(directions(picture) - mean[:, None, None], dim=0)
+        maps = region_means(centred, divided(picture))
+        return normalize(maps, dim=0) if unit else maps
+
+    return view
 
 
 def taught(pictures: Pictures, num_clusters: int, seed: int) -> Predict:

@@ -79,6 +79,20 @@ def test_methods_and_the_probe_find_classes_that_the_embeddings_are(
     assert develop.oracle(planted, 3, planted, 0)[0] > 0.9
 
 
+def test_numbers_of_the_consensus_are_scored_as_the_recipe_scores_them(
+    develop: Any, embedded: Any, planted: Any
+) -> None:
+    groupings = benchmark("groupings")
+    data = groupings.prepared(planted, planted)
+    # Two pictures of three things, each of them a region: 32, 48 and 16 patches.
+    assert sorted(data.sizes.tolist()) == [16, 16, 32, 32, 48, 48]
+    assert data.labels.sum(0).tolist() == [64, 96, 32]
+    found = groupings.scored(data, develop.ConsensusConfig(), 0)
+    alone = embedded.score(planted, develop.consensus(planted, 3, 0), 3)
+    assert (found.accuracy, found.miou) == (1, 1)
+    assert alone.accuracy > 0.9
+
+
 def test_appearance_is_mean_deviation_and_gradient_of_its_windows(embedded: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(3, 72, 72, generator=generator)
