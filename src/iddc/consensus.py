@@ -1,10 +1,11 @@
 """Clusters of any size: over-cluster many times, merge without regard to size, agree.
 
 K-means cuts what is frequent and merges what is rare, since every vector counts alike. Here k-means
-only finds many small groups. Ward's linkage (1963) then merges their centroids, each of weight 1,
-so that a rare group counts as much as a frequent one. Several such groupings differ in what chance
-decides; two vectors that most of them put together belong together (evidence accumulation, Fred
-and Jain, 2005).
+only finds many small groups. Average linkage (Sokal and Michener, 1958) then merges their centroids
+by their mean distance alone, so that a rare group counts as much as a frequent one, and a large
+group may grow larger. Several such groupings differ in what chance decides; two vectors that most
+of them put together belong together (evidence accumulation, Fred and Jain, 2005). Ward's linkage
+(1963) finds what they agree on.
 
 A vector may have a weight. The method `consensus` gives the vector of n patches that share their
 regions the weight sqrt(n), between one vote for each region and one for each patch.
@@ -16,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -157,11 +159,12 @@ def _agreed(
 ) -> Consensus:
     """Merge every over-clustering into K classes, and find those on which they agree."""
     groupings = [
-        Grouping(centroids, merge(centroids, num_clusters), num_clusters) for centroids in divided
+        Grouping(centroids, merge(centroids, num_clusters, "average"), num_clusters)
+        for centroids in divided
     ]
     # Every centroid is one vote on what belongs together, whatever the number of its patches.
     codes = _codes(groupings, torch.cat([one.centroids for one in groupings]), config.temperature)
-    members = one_hot(merge(codes, num_clusters), num_clusters).float()
+    members = one_hot(merge(codes, num_clusters, "ward"), num_clusters).float()
     return Consensus(tuple(groupings), normalize(members.T @ codes, dim=1), config)
 
 
@@ -187,8 +190,13 @@ def over_cluster(
     return centroids
 
 
-def merge(vectors: Float[Tensor, "n d"], num_clusters: int) -> Int64[Tensor, " n"]:
-    """Ward's linkage of a few vectors of weight 1 each, cut into K groups.
+def merge(
+    vectors: Float[Tensor, "n d"], num_clusters: int, method: Literal["average", "ward"]
+) -> Int64[Tensor, " n"]:
+    """A linkage of a few vectors of weight 1 each, cut into K groups.
+
+    Average linkage merges the two groups with the smallest mean distance between their vectors.
+    Ward's merges those whose union adds least to the squares, so it keeps groups of many apart.
 
     Raises:
         DataError: There are fewer distinct vectors than clusters. It says how many.
@@ -202,7 +210,7 @@ def merge(vectors: Float[Tensor, "n d"], num_clusters: int) -> Int64[Tensor, " n
             f"{num_clusters}, one for each cluster. Ask for {max(2, found)} clusters or fewer, or "
             "give more varied images."
         )
-    tree = linkage(vectors.double().numpy(), "ward")
+    tree = linkage(vectors.double().numpy(), method)
     ids: np.ndarray = fcluster(tree, num_clusters, "maxclust")
     return torch.from_numpy(ids.astype(np.int64)) - 1
 
