@@ -95,6 +95,7 @@ def analyze(
             no labelled pixels.
         SetupError: The folder cannot be written.
     """
+    # Without labels first, so that nothing of the estimate can depend on them.
     device = pick_device(runtime.device)
     backbone = build_network(experiment).backbone.to(device).eval()
     rng = np.random.default_rng(experiment.seed)
@@ -107,6 +108,7 @@ def analyze(
     vectors, _ = look.at(len(files), photo, progress)
     clusters = cluster_affinities(vectors, experiment.num_clusters, seed=experiment.seed)
     classes = None
+    # With labels: what the estimate should have been.
     if labelled:
 
         def sample(index: int) -> tuple[Picture, np.ndarray]:
@@ -157,6 +159,7 @@ class _Look:
                 with torch.no_grad(), autocast(device, self.experiment.training.precision):
                     maps: Tensor = self.backbone(pixels)[0].float()
                 height, width = maps.shape[1:]
+                # Patches at random, but none where the image has no data.
                 drawn = self.rng.permutation(height * width)
                 if picture.valid is not None:
                     valid = torch.from_numpy(picture.valid)

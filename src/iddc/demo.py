@@ -73,6 +73,7 @@ def run_demo(out: Path, *, progress: Progress = SILENT) -> DemoResult:
         chosen = completed(experiment.model_copy(update={"method": method}))
         progress.note(f"{name}: {len(files)} scenes, then {len(dataset)} others to score it")
         run = Run(out / name)
+        # A demonstration that was stopped keeps what it has finished.
         alike = run.has_config and used(run.experiment) == used(chosen)
         if not finished and alike and run.finished:
             segmenter = Segmenter.load(run.path)

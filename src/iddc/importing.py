@@ -208,6 +208,7 @@ def import_checkpoint(files: Sequence[Path], experiment: Experiment) -> Imported
             f"place in its network: {_names(foreign)}. Nothing was imported."
         )
 
+    # Codes may have any length; all other shapes must be those of the experiment.
     head = layout.convert({ours: found[name] for ours, name in layout.tensors.items()})
     backbone = _backbone(experiment.backbone, inside, source)
     options = {}

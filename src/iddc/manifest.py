@@ -83,6 +83,7 @@ def kept(
     ):
         yield
         return
+    # What tells this collection from another, and what was remarked on it.
     about = {
         **WRITTEN,
         "of": _request(source, limit, include_masks),
@@ -92,6 +93,7 @@ def kept(
         "notes": found.notes,
         "watched": found.watched,
     }
+    # Size and time of a million files take seconds, during which the training has begun.
     ended = threading.Event()
 
     def write() -> None:

@@ -242,6 +242,7 @@ def _relabel(out: Path, labels: Labels, *, images: Path | None, progress: Progre
         for name, form in FORMATS.items()
         if any((out / key).is_dir() for key in form.files)
     }
+    # Unfinished until all is done: a run that is killed must not pass for the new names.
     rasters = [name for name in SUFFIXES if (out / name).is_dir()]
     write_atomic(out / CLAIM, _text({**record, "labels": _chosen(labels), _UNFINISHED: True}))
 
@@ -264,6 +265,7 @@ def _relabel(out: Path, labels: Labels, *, images: Path | None, progress: Progre
                     if collection.has(file):
                         collection.write(file, stored)
             progress.update(len(files), f"{len(files)}/{len(kept)}", str(file.name))
+    # Files for the whole collection come last, when every image has its new names.
     for name, collection in collections.items():
         if not FORMATS[name].whole or (out / FORMATS[name].whole).exists():
             collection.finish([file for file in files if collection.has(file)])

@@ -82,6 +82,7 @@ class Sampler:
             Raw embeddings on the backbone's device: fewer than `count` where images have fewer
             patches than their share.
         """
+        # An image's share is known before it is opened; most images of a large set have none.
         shares = np.diff(np.arange(len(self.files) + 1) * count // max(1, len(self.files)))
         among = np.asarray(self._among(indices), np.int64)
         chosen: list[int] = among[shares[among] > 0].tolist()
@@ -105,6 +106,7 @@ class Sampler:
                 return windows, None
             return windows, torch.stack([valid[rows, columns] for rows, columns in drawn])
 
+        # Filled in place: the embeddings may take most of the memory.
         total = int(shares[chosen].sum())
         vectors = torch.empty(total, self.backbone.embed_dim, device=self.device)
         filled = 0

@@ -227,6 +227,7 @@ def _embedded(
     progress: Progress,
 ) -> list[_Picture]:
     """The pictures, embedded now or kept from an earlier sweep of the same images."""
+    # Kept embeddings count only for the same images, unchanged, seen by the same backbone.
     count = min(images, len(files))
     chosen = [i * len(files) // count for i in range(count)]
     views = experiment.views
@@ -237,6 +238,7 @@ def _embedded(
     if path and (known := _kept(path, key)):
         progress.note(f"embeddings of an earlier sweep: {path}")
         return known
+    # Otherwise they are made now.
     device = pick_device(runtime.device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
@@ -248,6 +250,7 @@ def _embedded(
     ]
     if not pictures:
         raise DataError("None of the images can be read, so there is nothing to find clusters in.")
+    # A file that is there is whole: it gets its name last.
     if path:
         tensors = {}
         for number, one in enumerate(pictures):

@@ -114,6 +114,7 @@ class Compare(ReadsPhotos):
             f"{self.data.resolve()} {self.split}",
             PROTOCOLS[self.protocol],
         )
+        # Runs that exist are scored; of images, every method is trained first.
         if self._scores_runs:
             found = compare_runs(self.paths, labelled, self.out, self.runtime, progress=Progress())
         else:
@@ -140,6 +141,7 @@ class Compare(ReadsPhotos):
                 budget=self.budget,
                 progress=Progress(),
             )
+        # One method that failed leaves the others' rows, and its reason.
         if self.json:
             print_json(found.as_dict())
             return found.exit_code

@@ -117,6 +117,7 @@ class Predict(ReadsPhotos, ReadsLikeModel):
             max_unreadable=self.runtime.max_unreadable,
             progress=Progress(),
         )
+        # What was written, what was left out, and what other shards still owe.
         left_out, there = "", ""
         if predicted.skipped:
             left_out = f" ({predicted.skipped:,} skipped, see {self.out / 'skipped.csv'})"

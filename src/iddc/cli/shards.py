@@ -66,6 +66,7 @@ def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -
 
 def _numbered(shards: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
     """The shard of this task of an array."""
+    # Two schedulers at once, or none, would be guesswork.
     there = [scheduler for scheduler in SCHEDULERS if scheduler.index in environment]
     if len(there) != 1:
         names = ", ".join(f"{scheduler.index} ({scheduler.name})" for scheduler in SCHEDULERS)
@@ -81,6 +82,7 @@ def _numbered(shards: int | None, environment: Mapping[str, str]) -> tuple[int, 
             raise ConfigError(f"--shard auto: {variable} is {value!r}, expected a whole number.")
         return int(value)
 
+    # How many tasks there are: the scheduler says it, or the user does, or both agree.
     count = read(scheduler.count, None)
     if count is None and shards is None:
         raise ConfigError(
@@ -94,6 +96,7 @@ def _numbered(shards: int | None, environment: Mapping[str, str]) -> tuple[int, 
         )
     total = shards if count is None else count
     assert total is not None
+    # Which of them this is, whatever number the first one has.
     index, first = read(scheduler.index, 0), read(scheduler.first, 0)
     step = read(scheduler.step, 1)
     assert index is not None

@@ -79,6 +79,7 @@ class Sweep(Informing, ReadsPhotos):
             keep=self.out,
             progress=Progress(),
         )
+        # What to do next is a command that can be pasted.
         words = ["iddc", "train", str(self.images), "-k", str(found.suggested)]
         words += ["--backbone", experiment.backbone, "--out", "RUN"]
         page = write_sweep(found, self.out, shlex.join(words), seeds=self.seeds)

@@ -85,6 +85,7 @@ def read_ids(file: ImageFile | Path, classes: ClassList | None = None) -> UInt16
             f"{file} is not a PNG that can be read ({error}), nor a TIFF or BMP. Labels are "
             "pictures that lose nothing; JPEG changes ids."
         ) from error
+    # By colours where the classes have any; else the values are the ids.
     grey = pixels if pixels.ndim == 2 else None
     if classes and classes.colours and (grey is None or (classes.all_grey and grey.max() <= 255)):
         rgb = np.repeat(grey[..., None], 3, axis=2) if grey is not None else pixels

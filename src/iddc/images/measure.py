@@ -123,6 +123,7 @@ def settle(
     Returns:
         The same with the ranges and the names of bands that were found, and one line for each.
     """
+    # What headers say is enough for most files. Samples of the others are looked at.
     names = _band_names(layouts, reading)
     kinds_seen = reading.kinds or tuple(sorted({layout.described for layout in layouts}))
     reading = reading.model_copy(update={"band_names": names, "kinds": kinds_seen})
@@ -155,6 +156,7 @@ def settle(
         except UnreadableImage:
             return None  # damage is counted where images are used
 
+    # Each sample may show marks of missing data, black borders, useless masks, and values.
     for index, found in ahead(look, todo):
         if found is None:
             continue
@@ -168,6 +170,7 @@ def settle(
         if _lacks_range(layout, reading):
             values[layout.kind].append(numbers[:: max(1, -(-len(numbers) // _VALUES))])
             tops[layout.kind] = max(tops.get(layout.kind, 0.0), layout.top or 0.0)
+    # Marks come before ranges, which are measured without them.
     measured, marks = dict(reading.measured), dict(reading.marks)
     for kind, mark in marked:
         marks[kind] = tuple(sorted({*marks.get(kind, ()), mark}))
@@ -176,6 +179,7 @@ def settle(
             every = np.concatenate(parts)
             every = every[~np.isin(every, marks.get(kind, ()))]
             measured[kind] = measured_span(every, kind, tops[kind] or None)
+    # Whatever was decided without the user is said.
     notes += [described(kind, span) for kind, span in _shown(layouts, reading, measured).items()]
     for (_, mark), named in marked.items():
         notes.append(
@@ -220,6 +224,7 @@ def fit_layouts(
 ) -> tuple[ReadingConfig, tuple[str, ...]]:
     """`fit_to_model` where the headers were read already."""
     notes: list[str] = []
+    # Kinds of values that no image of the training had.
     strange: dict[str, list[str]] = defaultdict(list)
     for file, layout in zip(files, layouts, strict=True):
         if reading.kinds and layout.described not in reading.kinds:
@@ -230,6 +235,7 @@ def fit_layouts(
             f"({_first(named)}); the model was trained on "
             f"{', '.join(reading.kinds)}"
         )
+    # Kinds that the model does not know get a range of their own.
     known = {
         kind: span
         for kind, span in reading.measured.items()
@@ -238,6 +244,7 @@ def fit_layouts(
     open_ones = any(leaves_open(layout, reading) for layout in layouts)
     settled, remarks = settle(files, layouts, reading) if open_ones else (reading, ())
     notes += [line for line in remarks if line not in {*map(described, known, known.values())}]
+    # Kinds that it knows keep theirs, so a sample says whether the images still fit.
     for kind, (low, high) in known.items():
         chosen = [
             index

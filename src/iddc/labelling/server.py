@@ -183,6 +183,7 @@ def make_app(
         more: Gives further images to show; none when there are no more.
     """
     app = FastAPI(openapi_url=None, redirect_slashes=False)
+    # The page and its images are in memory before the first request.
     page = files("iddc.labelling") / "page"
     contents = {name: (page / (name or "page.html")).read_bytes() for name in _PAGE}
     shown = [*samples]

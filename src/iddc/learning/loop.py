@@ -61,6 +61,7 @@ def fit(
             checkpoint stays; diagnosis.json says what was seen.
         Interrupted: SIGINT or SIGTERM came. The state after the step is on disk.
     """
+    # What the method needs is known before anything is written.
     experiment = completed(experiment)
     method = find_method(experiment.method)
     plan = method.plan(experiment, len(files))
@@ -78,6 +79,7 @@ def fit(
         repeat=0 if experiment.training.end_to_end else experiment.views.repeat,
         tensorboard=runtime.tensorboard,
     )
+    # An earlier attempt is taken up where it ended, so that nothing below sees a difference.
     with running(run, files, runtime, skipped, progress) as session:
         learner = Learner(
             experiment,
@@ -91,6 +93,7 @@ def fit(
         session.resume(learner, log, advice=method.calming())
         overlays = Overlays(run, files, experiment, plan.steps)
         collection = EmbeddedCollection(session, learner)
+        # The batches that are left, and before each stage what the method fits to the images.
         left = session.steps(
             learner.stages(),
             partial(learner.batches, files, runtime.workers),
@@ -102,6 +105,7 @@ def fit(
                 if session.first:
                     overlays.after(learner.step, learner.network)
                 session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
+        # Several heads have learned side by side: one is kept.
         if len(learner.methods) > 1:
             session.note(learner.describe_choice())
         trained = learner.network.eval()

@@ -68,6 +68,7 @@ def _kernel(
     depth: tl.constexpr,
     width: tl.constexpr,
 ):
+    # A program compares a part of one image's pixels with all pixels of its partner.
     images = tl.num_programs(0)
     image = tl.program_id(0).to(tl.int64)
     partner = (image + images - roll) % images
@@ -86,6 +87,7 @@ def _kernel(
         for column in range(0, other_pixels, side):
             j = (column + tl.arange(0, side))[None, :]
 
+            # The cosines of a block of pairs, a few channels at a time.
             affinity = tl.zeros((side, side), tl.float32)
             squares = tl.zeros((side,), tl.float32)
             other_squares = tl.zeros((side,), tl.float32)
@@ -115,6 +117,7 @@ def _kernel(
                 affinity *= tl.rsqrt(tl.maximum(squares, 1e-24))[:, None]
                 affinity *= tl.rsqrt(tl.maximum(other_squares, 1e-24))[None, :]
 
+            # How far two pixels agree on their cluster: the product of their probabilities.
             agreement = tl.zeros((side, side), tl.float32)
             for cluster in tl.range(0, clusters, width, num_stages=1):
                 c = cluster + tl.arange(0, width)
@@ -130,6 +133,7 @@ def _kernel(
                 )
                 agreement = tl.dot(x, y, agreement, input_precision=precision)
 
+            # Eqs. (1) to (4): which pairs count, how much, and what each of them costs.
             inside = (i < pixels) & (j < other_pixels)
             if positive:
                 selected = inside & (affinity > threshold)
@@ -163,6 +167,7 @@ def _kernel(
             cost_sum += tl.sum(weights * cost)
             count += tl.sum(selected.to(tl.int32))
 
+            # Each pair pulls at the probabilities of both of its pixels.
             if needs_grad:
                 pair_gradient = weights * slope
                 if positive:

@@ -136,12 +136,14 @@ class Dino(nn.Module):
         def log_probs(scores: Tensor) -> Tensor:
             return functional.log_softmax(scores / config.student_temperature, dim=-1)
 
+        # The teacher sees whole crops; what it says is the target.
         with torch.no_grad():
             whole, patches = teacher.tokens(large)
             targets = self._targets(teacher.whole(whole), "whole", everyone)
             if config.patch_weight:
                 scores = teacher.patch(patches[hidden])
                 patch_targets = self._targets(scores, "patch", everyone)
+        # The student sees masked and smaller crops, and says it too.
         whole, patches = student.tokens(large, masks)
         scores = by_image(student.whole(whole))
         if config.local_crops:

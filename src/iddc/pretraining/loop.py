@@ -82,6 +82,7 @@ def pretrain(
         WeightsFolder.begin(out, config, sources=[*sources], overwrite=overwrite) as folder,
         running(folder, files, runtime, skipped, progress) as session,
     ):
+        # Decoded once: a pretraining sees every image many times.
         processes = session.processes
         photos = _decoded([*sources.values()], config, folder.cache, session)
         session.unreadable.add(photos.failures)
@@ -92,6 +93,7 @@ def pretrain(
         session.resume(learner, log, advice=advice)
         failed = {index for index, _ in photos.failures}
         readable = [index for index in range(len(files)) if index not in failed]
+        # Steps, as in the training of heads.
         left = session.steps(
             [(None, range(learner.step, learner.plan.steps))],
             partial(_batches, learner, readable, _threads(runtime)),
@@ -100,6 +102,7 @@ def pretrain(
             for batch, counts in left:
                 numbers = learner.learn(batch, counts)
                 session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
+        # The result is kept in half precision, at half the size.
         if session.first:
             backbone = learner.method.result(photos)
             backbone.half()

@@ -115,6 +115,7 @@ def draw_tree(found: Sweep, colours: Sequence[UInt8[np.ndarray, "_ 3"]]) -> Mark
     orders = _orders(found)
     places = [_places(_sizes(found, level), order) for level, order in enumerate(orders)]
     parts = []
+    # Bands: patches of a cluster that go to a cluster of the next K. Thin ones would be noise.
     for index in range(len(found.levels) - 1):
         flow = found.flow(index)
         total = flow.sum()
@@ -131,6 +132,7 @@ def draw_tree(found: Sweep, colours: Sequence[UInt8[np.ndarray, "_ 3"]]) -> Mark
                     )
                 left[parent] += size
                 right[child] += size
+    # Bars, over the ends of the bands.
     for index, level in enumerate(found.levels):
         x = index * _COLUMN
         parts.append(Markup('<text x="{}" y="16">K = {}</text>').format(x, level.num_clusters))
