@@ -158,9 +158,10 @@ def step_of(
         counts=list(counts),
         at_once=at_once,
     )
-    # Of rows without a graph, the loss has none: it reads no parameter.
+    # Of rows without a graph, the loss has none.
     again = kind.loss(result.batch, result.rows)
-    assert not any(term.requires_grad for term in again.values())
+    learned = [name for name, term in again.items() if term.requires_grad]
+    assert not learned, f"loss() uses a parameter in {learned}; rows() should"
     grads = [
         torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
         for p in kind.parameters()
@@ -172,7 +173,9 @@ def step_of(
 def alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 LEARN = [name for name in METHODS if find_method(name).plan(tiny(name), 5).steps]
@@ -242,8 +245,9 @@ def test_two_processes_give_the_terms_and_gradients_of_one(method: str, tmp_path
 @pytest.mark.parametrize("method", LEARN)
 def test_something_learns_and_everything_that_learns_is_in_a_group(method: str) -> None:
     learner = learner_of(method)
-    trained = {id(p) for group in learner.method.groups(0.0) for p in group.parameters}
-    assert trained == {id(p) for p in learner.method.parameters() if p.requires_grad}
+    names = {p: name for name, p in learner.method.named_parameters() if p.requires_grad}
+    trained = {names.get(p) for group in learner.method.groups(0.0) for p in group.parameters}
+    assert trained == {*names.values()}, "groups() should name what learns, and nothing else"
     assert step_of(method)["gradient"].abs().sum() > 0
 
 
@@ -265,7 +269,8 @@ def check_resumes(photos: list[ImageFile], folder: Path, method: str) -> None:
         patch.setattr(Learner, "learn", killed)
         with pytest.raises(KeyboardInterrupt):
             run_of(photos, folder / "cut", method, often)
-    assert weights(run_of(photos, folder / "cut", method, often)) == whole
+    again = weights(run_of(photos, folder / "cut", method, often))
+    assert again == whole, "state that outlives a step is in no buffer or parameter"
 
 
 @pytest.mark.parametrize("method", LEARN)

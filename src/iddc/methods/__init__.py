@@ -31,8 +31,10 @@ def find_method(name: str) -> type[Method]:
     if name not in METHODS:
         raise ConfigError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
     module = import_module(f"iddc.methods.{name.replace('-', '_')}")
-    classes = (thing for thing in vars(module).values() if isinstance(thing, type))
-    return next(cast("type[Method]", kind) for kind in classes if vars(kind).get("name") == name)
+    for kind in vars(module).values():
+        if isinstance(kind, type) and vars(kind).get("name") == name:
+            return cast("type[Method]", kind)
+    raise LookupError(f"{module.__name__} has no class with name = {name!r}.")
 
 
 def completed(experiment: Experiment) -> Experiment:
