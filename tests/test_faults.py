@@ -84,12 +84,16 @@ COMMANDS = {
         "analyze {photos} --out {out} --backbone untrained:test_vit --num-clusters 4 --device cpu"
     ),
     "relabel": Command("relabel {out} --run {self.named}", in_masks=True),
+    "sweep": Command(
+        "sweep {photos} --out {out} -k 2 3 --seeds 1 --backbone untrained:test_vit --device cpu"
+        " --views.short-side 64"
+    ),
     "compare": Command(
         f"compare {BASELINE} --data {{data}} --methods kmeans --seeds 2 --views.short-side 64"
     ),
 }
 """A line for each command that writes."""
-OFTEN = ("train", "pretrain", "predict", "report", "label", "relabel", "compare")
+OFTEN = ("train", "pretrain", "predict", "report", "label", "relabel", "compare", "sweep")
 """Those that are killed in every test run; all are in the soak."""
 
 

@@ -132,6 +132,34 @@ def test_masks_of_images_at_an_address_are_those_of_the_files(
         assert there.read_bytes() == path.read_bytes()
 
 
+def test_a_raster_at_an_address_is_listed_with_what_to_do(
+    model: Path, site: tuple[Path, str], tmp_path: Path
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    folder, url = site
+    (folder / "scans").mkdir()
+    size = {"count": 3, "height": 40, "width": 50, "dtype": "uint8", "crs": "EPSG:32632"}
+    size["transform"] = rasterio.Affine(1, 0, 5e5, 0, -1, 5e6)
+    with rasterio.open(folder / "scans/a.tif", "w", "GTiff", **size) as raster:
+        raster.write(np.random.default_rng(0).integers(0, 256, (3, 40, 50), np.uint8))
+    out = tmp_path / "masks"
+    words = ["--out", str(out), "--formats", "geotiff", "--device", "cpu"]
+    assert main(["predict", str(model), f"{url}/scans", *words]) == 3
+    assert "copy the file here" in (out / "skipped.csv").read_text()
+
+
+def test_images_at_an_address_are_swept(site: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = site
+    for index in range(3):
+        photo(folder / f"photos/{index}.png", index)
+    words = "-k 2 3 --seeds 1 --backbone untrained:test_vit --views.short-side 0 --device cpu"
+    for source, out in ((f"{url}/photos", "there"), (str(folder / "photos"), "here")):
+        assert main(["sweep", source, "--out", str(tmp_path / out), *words.split()]) == 0
+    there, here = ((tmp_path / out / "sweep.json").read_text() for out in ("there", "here"))
+    assert there == here
+    assert not (tmp_path / "there/embeddings.safetensors").exists()  # they may change unseen
+
+
 def test_a_server_that_is_busy_is_asked_again(
     site: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
+from iddc.backbones import untrained_backbone
 from iddc.cli import main
-from iddc.config import ConsensusConfig
+from iddc.config import ConsensusConfig, Experiment, TrainingConfig, ViewsConfig
 from iddc.consensus import fit_consensus, fit_each
+from iddc.images import find_images
 from iddc.report.sweep import draw_tree, inherited_colours
-from iddc.sweep import Level, Sweep, suggest
+from iddc.sweep import EMBEDDINGS, Level, Sweep, _kept, _key, suggest
 from tiny import write_photos
 
 if TYPE_CHECKING:
@@ -112,6 +117,59 @@ def test_embeddings_of_other_images_are_made_again(
     assert main(["sweep", str(tmp_path / "other"), "--out", str(swept[1]), *QUICK]) == 0
     assert "earlier sweep" not in capsys.readouterr().err
     assert json.loads((swept[1] / "sweep.json").read_text())["images"] == ["00.png", "01.png"]
+
+
+def test_embeddings_are_made_again_where_anything_they_follow_from_is_another(
+    tmp_path: Path,
+) -> None:
+    """The name of a backbone may stand for other weights than before, as after a pretraining."""
+    write_photos(tmp_path / "photos", 2, (64, 64))
+    files = list(find_images(tmp_path / "photos").files)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone, other = (untrained_backbone("test_vit") for _ in range(2))
+    asked = Experiment(backbone="untrained:test_vit")
+    key = _key(files, backbone, asked)
+    assert key == _key(files, backbone, asked.model_copy(update={"num_clusters": 9}))
+    smaller = asked.model_copy(update={"views": ViewsConfig(short_side=64)})
+    rounded = asked.model_copy(update={"training": TrainingConfig(precision="bf16")})
+    other_keys = [_key(files, other, asked), _key(files[1:], backbone, asked)]
+    other_keys += [_key(files, backbone, changed) for changed in (smaller, rounded)]
+    status = files[0].path.stat()
+    os.utime(files[0].path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    other_keys.append(_key(files, backbone, asked))
+    assert len({key, *other_keys}) == 6
+    # What is gone or at an address may have changed without a sign: nothing is kept.
+    assert not _key([replace(files[0], path=Path("gone.png"))], backbone, asked)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no names", "no picture"])
+def test_damaged_embeddings_are_made_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / EMBEDDINGS
+    about = {"key": "k", "names": '["a.png"]'}
+    tensors = {
+        "0.maps": torch.zeros(2, 3, 1, 1),
+        "0.pixels": torch.zeros(3, 8, 8, dtype=torch.uint8),
+    }
+    save_file(tensors, path, about)
+    assert [one.name for one in _kept(path, "k")] == ["a.png"]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        lacking = {"key": "k", **({"names": '["a.png"]'} if damage == "no picture" else {})}
+        save_file({} if damage == "no picture" else tensors, path, lacking)
+    assert _kept(path, "k") == []
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    swept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("of somebody")
+    assert main(["sweep", str(swept[0]), "--out", str(tmp_path), *QUICK]) == 2
+    assert "holds something else than a sweep" in capsys.readouterr().err
+    assert (tmp_path / "sweep.json").read_text() == "{}"
+    assert main(["sweep", str(swept[0]), "--out", str(tmp_path / "notes.txt"), *QUICK]) == 2
 
 
 def test_more_clusters_than_there_are_groups_are_left_out_and_said(

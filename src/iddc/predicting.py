@@ -285,8 +285,10 @@ def _segment_rasters(
 
     for file in files:
         try:
-            if file.member is not None:
-                raise UnreadableImage(file, "unpack the zip, rasters are read in parts")
+            if file.inside != str(file.path):
+                raise UnreadableImage(
+                    file, "rasters are read in parts: unpack the zip, or copy the file here"
+                )
             found = collection.path(CLUSTERS, file, ".tif")
             if not found.exists():
                 segment_raster(file.path, found, classify, clusters, tile, reading)

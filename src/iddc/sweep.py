@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Float, Int64, Integer, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iddc.backbones import load_backbone
+from iddc import __version__
+from iddc.backbones import Backbone, load_backbone
 from iddc.config import ConsensusConfig, Experiment, Runtime
 from iddc.consensus import Consensus, fit_each
 from iddc.device import pick_device
@@ -34,7 +35,7 @@ from iddc.images import ImageFile
 from iddc.metrics import UNMATCHED, Confusion
 from iddc.progress import SILENT, Progress
 from iddc.regions import both_regions, follows_regions, patch_colours, pooled, region_means
-from iddc.runs import disk_errors
+from iddc.runs import disk_errors, write_atomic
 from iddc.samples import Sampler
 
 EMBEDDINGS = "embeddings.safetensors"
@@ -230,20 +231,16 @@ def _embedded(
     # Kept embeddings count only for the same images, unchanged, seen by the same backbone.
     count = min(images, len(files))
     chosen = [i * len(files) // count for i in range(count)]
-    views = experiment.views
-    told = [experiment.backbone, views.short_side, experiment.reading.model_dump(mode="json")]
-    stamps = [(str(files[i].name), files[i].path.stat().st_mtime_ns) for i in chosen]
-    key = hashlib.sha256(json.dumps([told, stamps]).encode()).hexdigest()
-    path = keep / EMBEDDINGS if keep else None
-    if path and (known := _kept(path, key)):
-        progress.note(f"embeddings of an earlier sweep: {path}")
-        return known
-    # Otherwise they are made now.
     device = pick_device(runtime.device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
-        backbone = load_backbone(experiment.backbone).to(device).eval()
-    sampler = Sampler(files, backbone, experiment, runtime, progress=progress)
+        backbone = load_backbone(experiment.backbone).eval()
+    path = keep / EMBEDDINGS if keep else None
+    key = _key([files[i] for i in chosen], backbone, experiment) if path else ""
+    if path and key and (known := _kept(path, key)):
+        progress.note(f"embeddings of an earlier sweep: {path}")
+        return known
+    sampler = Sampler(files, backbone.to(device), experiment, runtime, progress=progress)
     pictures = [
         _Picture(str(files[index].name), maps.half().cpu(), pixels.cpu())
         for index, maps, pixels in sampler.pictures(chosen)
@@ -251,7 +248,7 @@ def _embedded(
     if not pictures:
         raise DataError("None of the images can be read, so there is nothing to find clusters in.")
     # A file that is there is whole: it gets its name last.
-    if path:
+    if path and key:
         tensors = {}
         for number, one in enumerate(pictures):
             tensors[f"{number}.maps"] = one.maps.contiguous()
@@ -259,10 +256,27 @@ def _embedded(
         names = json.dumps([one.name for one in pictures])
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            save_file(tensors, part, {"key": key, "names": names})
-            part.replace(path)
+        write_atomic(path, save(tensors, {"key": key, "names": names}))
     return pictures
+
+
+def _key(files: Sequence[ImageFile], backbone: Backbone, experiment: Experiment) -> str:
+    """A digest of all that embeddings follow from; empty where nobody can tell."""
+    stamps = []
+    for file in files:
+        try:
+            status = file.path.stat()
+        except OSError:  # it is at an address, or gone
+            return ""
+        stamps.append((str(file), status.st_size, status.st_mtime_ns))
+    shown = [experiment.views.short_side, experiment.reading.model_dump(mode="json")]
+    described = backbone.architecture.model_dump(mode="json")
+    told = [__version__, experiment.training.precision, shown, described, stamps]
+    key = hashlib.sha256(json.dumps(told).encode())
+    for name, tensor in backbone.state_dict().items():
+        key.update(name.encode())
+        key.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return key.hexdigest()
 
 
 def _kept(path: Path, key: str) -> list[_Picture]:
@@ -276,7 +290,7 @@ def _kept(path: Path, key: str) -> list[_Picture]:
                 _Picture(name, file.get_tensor(f"{i}.maps"), file.get_tensor(f"{i}.pixels"))
                 for i, name in enumerate(json.loads(about["names"]))
             ]
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return []
 
 

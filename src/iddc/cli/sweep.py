@@ -22,9 +22,12 @@ from iddc.cli.options import (
 from iddc.cli.printing import percent, print_json, print_table
 from iddc.config import Experiment, Runtime
 from iddc.errors import ConfigError
+from iddc.runs.files import TEMPORARY
 
 CLUSTERS = (6, 9, 12, 18, 27)
 """The values of K that are tried if none are given."""
+OWNED = {"embeddings.safetensors", "sweep.html", "sweep.json"}
+"""The files that a sweep writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ class Sweep(Informing, ReadsPhotos):
     def __call__(self) -> int:
         """Sweep."""
         refuse_inside(self.out, self.images)
+        _refuse_foreign(self.out)
         photos, experiment = readable_for(
             self.experiment, self.images, self.limit, self.runtime, self.include_masks
         )
@@ -101,3 +105,15 @@ class Sweep(Informing, ReadsPhotos):
         say(f"suggested: {found.suggested} clusters. Look at the masks before you take it.")
         say(f"{page}    next: {shlex.join(words)}")
         return 0
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder of something else, whose files of the same names would be lost."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; expected a folder for the sweep.")
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    if any(name not in OWNED and not Path(name).match(TEMPORARY) for name in names):
+        raise ConfigError(
+            f"{out} holds something else than a sweep; nothing was changed. Choose a new or empty "
+            "folder."
+        )
