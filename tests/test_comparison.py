@@ -173,6 +173,23 @@ def test_the_command_trains_scores_and_goes_on(
     assert "https:" not in page
 
 
+def test_scores_are_made_again_where_a_label_was_corrected(tmp_path: Path) -> None:
+    out = tmp_path / "val" / "comparison"
+    for path in (tmp_path / "val/labels/a.png", tmp_path / "train/images/a.jpg", out / "x.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"first")
+    before = comparison.stamp_of(tmp_path, "val", out)
+    (tmp_path / "train/images/a.jpg").write_bytes(b"others")
+    (out / "x.json").write_bytes(b"others")
+    assert comparison.stamp_of(tmp_path, "val", out) == before
+    (tmp_path / "classes.txt").write_text("sky")
+    named = comparison.stamp_of(tmp_path, "val", out)
+    (tmp_path / "val/labels/a.png").write_bytes(b"other")
+    corrected = comparison.stamp_of(tmp_path, "val", out)
+    assert len({before, named, corrected}) == 3
+    assert comparison.stamp_of(tmp_path / "val/labels/a.png", "val", out) not in (named, corrected)
+
+
 def test_runs_that_exist_are_scored_as_they_were(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

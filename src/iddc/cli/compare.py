@@ -101,7 +101,7 @@ class Compare(ReadsPhotos):
     def __call__(self) -> int:
         """Compare."""
         from iddc.backbones import load_backbone
-        from iddc.comparison import LEGEND, Labelled, compare, compare_runs
+        from iddc.comparison import LEGEND, Labelled, compare, compare_runs, stamp_of
         from iddc.datasets import open_dataset
         from iddc.evaluation import PROTOCOLS
         from iddc.images import address_of
@@ -111,7 +111,7 @@ class Compare(ReadsPhotos):
             refuse_inside(self.out, path)
         labelled = Labelled(
             open_dataset("folder", self.data, self.split),
-            f"{self.data.resolve()} {self.split}",
+            f"{self.data.resolve()} {self.split} {stamp_of(self.data, self.split, self.out)}",
             PROTOCOLS[self.protocol],
         )
         # Runs that exist are scored; of images, every method is trained first.

@@ -59,9 +59,29 @@ class Labelled:
     dataset: LabelledImages
     """The images with labels."""
     source: str
-    """Where they lie, and which part of them it is."""
+    """Where they lie, which part of them it is, and their `stamp_of`."""
     protocol: EvalProtocol
     """How they are scored."""
+
+
+def stamp_of(root: Path, split: str, out: Path) -> str:
+    """A digest of the names, sizes and times of the files of labelled images.
+
+    Where it is another one, images or labels may have changed, and scores are made again.
+
+    Args:
+        root: The folder or the file of the data set.
+        split: Of a folder `root/split` counts, where there is one.
+        out: What lies in here does not count.
+    """
+    folder = root / split if (root / split).is_dir() else root
+    found = [path for path in folder.rglob("*") if not path.is_relative_to(out)]
+    stamp = hashlib.sha256()
+    for path in sorted([root / "classes.txt", folder, *found]):
+        if path.is_file():
+            status = path.stat()
+            stamp.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
+    return stamp.hexdigest()[:16]
 
 
 def compare(
