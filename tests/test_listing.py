@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tracemalloc
 import zipfile
@@ -246,6 +247,19 @@ def test_an_image_that_changed_under_the_manifest_is_left_out_with_the_reason(
     assert first.read_bytes()
     with pytest.raises(UnreadableImage, match=r"c\.png: changed since the collection was listed"):
         last.read_bytes()
+
+
+def test_a_collection_with_a_time_of_the_far_future_has_a_manifest_too(
+    remembered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong clock writes any year; nanoseconds of 64 bits end in 2262."""
+    os.utime(remembered / "a.jpg", (0, 10_000_000_000))
+    if (remembered / "a.jpg").stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system keeps no such time")
+    run = remembered.parent / "far"
+    keep(remembered, run)
+    forbid_listing(monkeypatch)
+    assert find_listed(remembered, run).files[0].read_bytes()
 
 
 def test_a_zip_that_was_written_anew_is_listed_again(

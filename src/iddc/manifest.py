@@ -132,8 +132,8 @@ def _unchanged(about: dict[str, Any]) -> bool:
     return all(os.stat(path).st_mtime_ns == time for path, time in watched.items())
 
 
-def _stamps(files: Listing, ended: threading.Event) -> np.ndarray:
-    """Size and time of every image; -1 where it is gone."""
+def _stamps(files: Listing, ended: threading.Event) -> np.ndarray | None:
+    """Size and time of every image, -1 where it is gone; none if a time is after the year 2262."""
     stamps = np.full((len(files), 2), -1, np.int64)
     for index, file in enumerate(files):
         if ended.is_set():
@@ -142,5 +142,8 @@ def _stamps(files: Listing, ended: threading.Event) -> np.ndarray:
             status = os.stat(file.path)
         except OSError:
             continue
-        stamps[index] = status.st_size, status.st_mtime_ns
+        try:
+            stamps[index] = status.st_size, status.st_mtime_ns
+        except OverflowError:
+            return None
     return stamps
