@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -678,6 +679,26 @@ def test_finished_masks_are_not_written_again_and_this_is_said(
     assert "masks of 4 images, 1 of them there already" in capsys.readouterr().out
     assert (masks / "0.png").read_bytes() == b"kept"
     assert sorted(path.name for path in masks.iterdir()) == [f"{i}.png" for i in range(4)]
+
+
+def test_an_image_that_was_replaced_gets_a_new_mask(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    argv = ["predict", str(trained), str(images), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    masks = tmp_path / "out" / "png"
+    late = (masks / "0.png").stat().st_mtime_ns + 10**9
+    for name in ("0.png", "1.png"):
+        (masks / name).write_bytes(b"kept")
+    (replaced,) = images.glob("0.*")
+    os.utime(replaced, ns=(late, late))
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "masks of 4 images, 3 of them there already" in capsys.readouterr().out
+    assert (masks / "0.png").read_bytes() != b"kept"
+    assert (masks / "1.png").read_bytes() == b"kept"
 
 
 def test_masks_of_two_models_are_not_mixed(

@@ -118,7 +118,8 @@ def predict_collection(
     collection = Collection(source, out, others, segmenter.labels.classes)
 
     def is_there(file: ImageFile) -> bool:
-        return has_rasters(out, file, rasters) and collection.has(file)
+        there = has_rasters(out, file, rasters) and collection.has(file)
+        return there and not collection.is_older(file)
 
     for remark in collection.remarks(files):
         progress.note(f"note: {remark}")
@@ -290,7 +291,7 @@ def _segment_rasters(
                     file, "rasters are read in parts: unpack the zip, or copy the file here"
                 )
             found = collection.path(CLUSTERS, file, ".tif")
-            if not found.exists():
+            if not found.exists() or collection.is_older(file):
                 segment_raster(file.path, found, classify, clusters, tile, reading)
             write_raster(collection.folder, file, formats, collection)
         except UnreadableImage as error:

@@ -74,6 +74,15 @@ class Collection:
             for key in form.files
         )
 
+    def is_older(self, file: ImageFile) -> bool:
+        """Whether an image was written after its clusters, which are then of what it was before."""
+        kept = [self.path(CLUSTERS, file, suffix) for suffix in (".png", ".tif")]
+        try:
+            written = file.path.stat().st_mtime_ns
+            return any(path.exists() and path.stat().st_mtime_ns < written for path in kept)
+        except OSError:  # the image is at an address, or gone
+            return False
+
     def add(self, file: ImageFile, result: Segmented) -> None:
         """Write the files of an image.
 
