@@ -81,6 +81,8 @@ class Choices:
     """Each pair of crops shares this number of points, squared."""
     prototypes: int = 256
     """Prototypes of swav and regions."""
+    queue: int = 0
+    """Rows of past batches: further negatives of contrast, and what balances prototypes."""
     rate: float = 5e-4
     """The highest learning rate (AdamW); it falls to 0 in the second half."""
     decay: float = 0.01
@@ -205,6 +207,7 @@ class Trial(nn.Module):
         width = self.online.embed_dim
         self.prototypes = nn.Parameter(normalize(torch.randn(choices.prototypes, width), dim=1))
         self.project = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, WIDTH))
+        self.past = torch.zeros(0, WIDTH if choices.objective == "contrast" else width)
 
     def maps(self, crops: Crops) -> Float[Tensor, "_ d h w"]:
         """The embeddings of all crops."""
@@ -214,33 +217,53 @@ class Trial(nn.Module):
 
     def loss(self, crops: Crops, points: Tensor, regions: Tensor) -> Float[Tensor, ""]:
         """The objective of a batch."""
-        choices = self.choices
+        choices, images = self.choices, len(points)
+        if choices.objective == "whole":
+            with autocast(CPU, "auto"):
+                maps = self.maps(crops).float()
+            return nt_xent(self.project(maps.mean((2, 3))).view(images, 2, -1), 0.2)
+        rows, owners = self.rows(crops, points, regions)
+        if choices.objective == "points":
+            return point_nce(self.project(rows).unflatten(1, (images, -1)).transpose(0, 1), 0.2)
+        if choices.objective == "contrast":
+            rows = normalize(self.project(rows), dim=-1)
+            loss = region_nce(rows, owners, 0.2, self.past)
+        else:
+            loss = self.swapped(rows)
+        self.remember(rows)
+        return loss
+
+    def rows(
+        self, crops: Crops, points: Tensor, regions: Tensor
+    ) -> tuple[Float[Tensor, "2 n d"], Int64[Tensor, " n"]]:
+        """Both views of points, or of regions, and the photo of each."""
         with autocast(CPU, "auto"):
             maps = self.maps(crops).float()
         images, count = len(points), points.shape[2]
-        if choices.objective == "whole":
-            return nt_xent(self.project(maps.mean((2, 3))).view(images, 2, -1), 0.2)
         seen = functional.grid_sample(
             maps, points.flatten(0, 1)[:, :, None], padding_mode="border", align_corners=False
         )
         rows = seen.flatten(2).transpose(1, 2).reshape(images, 2, count, -1)
-        if choices.objective == "points":
-            return point_nce(self.project(rows), 0.2)
-        if choices.objective == "swav":
-            return self.swapped(rows.transpose(0, 1).flatten(1, 2))
-        means, owners = region_rows(rows, regions)
-        if choices.objective == "regions":
-            return self.swapped(means)
-        return region_nce(normalize(self.project(means), dim=-1), owners, 0.2)
+        if self.choices.objective in ("regions", "contrast"):
+            return region_rows(rows, regions)
+        return rows.transpose(0, 1).flatten(1, 2), torch.arange(images).repeat_interleave(count)
 
     def swapped(self, rows: Float[Tensor, "2 n d"]) -> Float[Tensor, ""]:
         """Predict the prototypes of each row from the other view (SwAV, Eq. 2)."""
         temperature = self.choices.temperature
-        scores = normalize(rows, dim=-1) @ normalize(self.prototypes, dim=1).T
+        prototypes = normalize(self.prototypes, dim=1)
+        scores = normalize(rows, dim=-1) @ prototypes.T
         with torch.no_grad():
-            targets = torch.stack([sinkhorn(view / (temperature / 2)) for view in scores])
+            past = normalize(self.past, dim=1) @ prototypes.T
+            every = [torch.cat([view, past]) / (temperature / 2) for view in scores]
+            targets = torch.stack([sinkhorn(rows)[: scores.shape[1]] for rows in every])
         predicted = functional.log_softmax(scores / temperature, dim=-1)
         return -(targets.flip(0) * predicted).sum(-1).mean()
+
+    def remember(self, rows: Float[Tensor, "2 n d"]) -> None:
+        """Put rows into the queue, and drop the oldest."""
+        new = rows.detach().transpose(0, 1).flatten(0, 1)
+        self.past = torch.cat([new, self.past])[: self.choices.queue]
 
 
 def region_rows(
@@ -259,15 +282,28 @@ def region_rows(
 
 
 def region_nce(
-    rows: Float[Tensor, "2 n d"], owners: Int64[Tensor, " n"], temperature: float
+    rows: Float[Tensor, "2 n d"],
+    owners: Int64[Tensor, " n"],
+    temperature: float,
+    past: Float[Tensor, "q d"],
 ) -> Float[Tensor, ""]:
-    """Tell a region in the other view from regions of other photos, both ways."""
-    logits = rows[0] @ rows[1].T / temperature
+    """Tell a region in the other view from regions of other photos, both ways.
+
+    Args:
+        rows: Both views of each region, of length 1.
+        owners: The photo of each region. Regions of one photo are no negatives.
+        temperature: What cosines are divided by.
+        past: Regions of photos of other batches: negatives.
+    """
     same = owners[:, None] == owners
     same.fill_diagonal_(False)
-    logits = logits.masked_fill(same, float("-inf"))
     truth = torch.arange(len(owners))
-    return (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
+    terms = []
+    for one, other in (rows, rows.flip(0)):
+        logits = (one @ other.T / temperature).masked_fill(same, float("-inf"))
+        logits = torch.cat([logits, one @ past.T / temperature], 1)
+        terms.append(functional.cross_entropy(logits, truth))
+    return torch.stack(terms).mean()
 
 
 def cpu_seconds() -> float:
@@ -321,6 +357,7 @@ def run(trial: Trial, pool: Pool, out: Path, seconds: float, steps: int, every: 
         trial.load_state_dict(saved["trial"])
         optimizer.load_state_dict(saved["optimizer"])
         step, spent, losses = saved["step"], saved["spent"], saved["losses"]
+        trial.past = saved["past"]
     elif choices.objective in ("swav", "regions") and not trial.scratch:
         start_prototypes(trial, pool)
     begun, saved_at = cpu_seconds() - spent, spent
@@ -348,6 +385,7 @@ def run(trial: Trial, pool: Pool, out: Path, seconds: float, steps: int, every: 
                 "choices": asdict(choices),
                 "trial": trial.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "past": trial.past.clone(),
                 "step": step,
                 "spent": spent,
                 "losses": losses,
@@ -367,16 +405,12 @@ def start_prototypes(trial: Trial, pool: Pool) -> None:
     from iddc.clustering import spherical_kmeans
 
     rows = []
-    for step in range(6):
-        crops, points, _ = pool.batch(2**20 + step)
-        with autocast(CPU, "auto"):
-            maps = trial.maps(crops).float()
-        seen = functional.grid_sample(
-            maps, points.flatten(0, 1)[:, :, None], padding_mode="border", align_corners=False
-        )
-        rows.append(normalize(seen.flatten(2).transpose(1, 2).flatten(0, 1), dim=1))
-    found = spherical_kmeans(torch.cat(rows), trial.choices.prototypes, seed=trial.choices.seed)
-    trial.prototypes.copy_(found.centroids)
+    for step in range(24 if trial.choices.objective == "regions" else 6):
+        found, _ = trial.rows(*pool.batch(2**20 + step))
+        trial.remember(found)
+        rows.append(normalize(found.flatten(0, 1), dim=1))
+    groups = spherical_kmeans(torch.cat(rows), trial.choices.prototypes, seed=trial.choices.seed)
+    trial.prototypes.copy_(groups.centroids)
 
 
 @torch.no_grad()

@@ -45,9 +45,10 @@ def test_a_mean_counts_the_points_of_a_region_and_small_regions_are_left_out(tri
     assert owners.tolist() == [0, 1]
 
 
-def test_regions_of_the_same_photo_are_no_negatives(trials: Any) -> None:
+def test_negatives_are_regions_of_other_photos_and_of_past_batches(trials: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(2, 3, 4, generator=generator), dim=-1)
+    past = torch.nn.functional.normalize(torch.randn(2, 4, generator=generator), dim=-1)
     owners = [0, 0, 1]
     expected = 0.0
     for a, b in ((rows[0], rows[1]), (rows[1], rows[0])):
@@ -57,8 +58,9 @@ def test_regions_of_the_same_photo_are_no_negatives(trials: Any) -> None:
                 for j in range(3)
                 if j == i or owners[i] != owners[j]
             }
-            expected -= math.log(scores[i] / sum(scores.values())) / 6
-    found = trials.region_nce(rows, torch.tensor(owners), 0.2)
+            older = sum(math.exp(float(a[i] @ row) / 0.2) for row in past)
+            expected -= math.log(scores[i] / (sum(scores.values()) + older)) / 6
+    found = trials.region_nce(rows, torch.tensor(owners), 0.2, past)
     assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
@@ -76,6 +78,27 @@ def test_points_of_a_crop_have_the_regions_that_they_lie_in(trials: Any, flip: b
     assert dark == whole[0]
 
 
+def test_the_queue_keeps_the_newest_rows_of_both_views(trials: Any) -> None:
+    trial = trials.Trial(trials.Choices("swav", "untrained:test_resnet", queue=6))
+    width = trial.online.embed_dim
+    for first in (0, 10, 20):
+        rows = torch.arange(4.0).view(2, 2, 1).expand(2, 2, width) + first
+        trial.remember(rows)
+    assert trial.past[:, 0].tolist() == [20, 22, 21, 23, 10, 12]
+
+
+def test_the_queue_says_what_is_rare_among_the_rows_of_a_batch(trials: Any) -> None:
+    """Two like rows alone are shared by two prototypes; with a queue they may both have one."""
+    trial = trials.Trial(trials.Choices("swav", "untrained:test_resnet", prototypes=2, queue=6))
+    width = trial.online.embed_dim
+    axes = torch.eye(width)
+    trial.prototypes.data = axes[:2]
+    rows = (axes[0] + torch.tensor([[0.1], [-0.1]]) * axes[1]).expand(2, 2, width)
+    alone = float(trial.swapped(rows).detach())
+    trial.past = axes[1].expand(6, width)
+    assert float(trial.swapped(rows).detach()) < 0.1 < alone
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("swav", "regions", "contrast")]
 
 
@@ -88,6 +111,7 @@ def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
         init="untrained:test_resnet",
         batch=4,
         prototypes=4,
+        queue=8,
         large=1.0,
         textures=0.25,
     )
