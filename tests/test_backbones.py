@@ -24,7 +24,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from iddc import backbones
@@ -403,55 +402,6 @@ def test_stages_are_normalised_scaled_resized_and_concatenated(name: str) -> Non
             part = stage / lengths * math.sqrt(stage.shape[1])
             parts.append(nn.functional.interpolate(part, (8, 12), mode="bilinear"))
         torch.testing.assert_close(backbone(images), torch.cat(parts, 1), rtol=1e-4, atol=1e-4)
-
-
-def covariances(maps: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Within images and between them, as sums over patches and images."""
-    rows = [each[0].flatten(1).T.double().numpy() for each in maps]
-    means = np.stack([each.mean(0) for each in rows])
-    within = sum(np.einsum("ni,nj->ij", d, d) / len(d) for d in (r - r.mean(0) for r in rows))
-    deviations = means - means.mean(0)
-    return within / len(rows), np.einsum("ni,nj->ij", deviations, deviations) / len(rows)
-
-
-def test_components_solve_the_generalised_eigenproblem_of_within_against_between() -> None:
-    whole = tiny("resnet")
-    images = [some_images(64, 96, batch=1, seed=seed) for seed in range(5)]
-    backbone = reduced_backbone(whole, 6, images)
-    assert (backbone.embed_dim, backbone.architecture.components) == (6, 6)
-    with torch.no_grad():
-        raw, found = ([net(image) for image in images] for net in (whole, backbone))
-    within, between = covariances(raw)
-    floor = np.trace(between) / len(between) * np.eye(len(between))
-    values = eigh(within, between + floor, eigvals_only=True)[::-1][:6]
-    kept_within, kept_between = covariances(found)
-    # In the components the nuisance is at most 1 along each, and variance within is the eigenvalue.
-    scale = values.sum() / np.trace(kept_within)
-    np.testing.assert_allclose(kept_within * scale, np.diag(values), atol=2e-3 * values[0])
-    assert np.linalg.eigvalsh(kept_between * scale).max() <= 1 + 1e-3
-    flat = torch.cat([each.flatten(2)[0] for each in found], dim=1)
-    assert flat.mean(1).abs().max() < 1e-3
-    assert flat.square().mean() == pytest.approx(1, abs=1e-3)
-
-
-def test_more_components_than_channels_are_all() -> None:
-    whole = tiny("resnet")
-    backbone = reduced_backbone(whole, 9999, [some_images(64, 96, batch=1)] * 2)
-    assert backbone.embed_dim == whole.embed_dim
-
-
-def test_what_tells_images_apart_counts_less_in_components() -> None:
-    """Each image has a colour of its own, and the same bright and dark parts."""
-    whole = tiny("resnet")
-    parts = torch.linspace(-0.2, 0.2, 96).expand(1, 3, 64, 96)
-    images = [0.5 + 0.2 * (some_images(1, 1, batch=1, seed=s) - 0.5) + parts for s in range(8)]
-
-    def share(backbone: Backbone) -> float:
-        with torch.no_grad():
-            within, between = covariances([backbone(image) for image in images])
-        return float(np.trace(between) / np.trace(within + between))
-
-    assert share(reduced_backbone(whole, 6, images)) < 0.5 * share(whole)
 
 
 def test_the_finest_chosen_stage_is_the_patch_size() -> None:

@@ -393,7 +393,7 @@ class ConsensusConfig(Frozen):
     colour: Annotated[float, Field(ge=0, le=8)] | Literal["auto"] = "auto"
     """The weight of a region's colour beside its embedding while the classes are found. auto: 1
     where the backbone does not know such images, as for lengths, else 0."""
-    known_share: float = Field(0.27, ge=0, le=1)
+    known_share: float = Field(0.36, ge=0, le=1)
     """The part of the variance within images between regions of like colour below which the
     backbone does not know such images; see lengths and colour."""
     steps: int = Field(300, ge=1)

@@ -121,7 +121,7 @@ def colour_share(maps: Float[Tensor, "d h w"], regions: Int64[Tensor, "h w"]) ->
     """The share of how embeddings vary within an image that its regions by colour explain.
 
     The variance between regions over that of all patches, in [0, 1]. It is low where a backbone
-    does not see what colours say: on micrographs 0.18, on photos 0.35 (bundled).
+    does not see what colours say: on micrographs 0.31, on photos 0.5 (bundled).
     """
     centred = maps - maps.mean((1, 2), keepdim=True)
     total = centred.square().sum()

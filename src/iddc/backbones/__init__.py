@@ -23,11 +23,11 @@ from iddc.backbones.architecture import (
     Colour,
     build_backbone,
     pixel_backbone,
-    reduced_backbone,
     untrained_backbone,
     without_memory,
 )
 from iddc.backbones.attention import ClassAttention, attend, has_class_token
+from iddc.backbones.components import reduced_backbone, regional
 from iddc.backbones.known import (
     BACKBONES,
     BUNDLED,
@@ -73,6 +73,7 @@ __all__ = [
     "not_numbers",
     "read_file",
     "reduced_backbone",
+    "regional",
     "resolve",
     "save_backbone",
     "untrained_backbone",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -269,49 +269,6 @@ def without_memory() -> Iterator[None]:
 
     with torch.device("meta"):
         yield
-
-
-def reduced_backbone(
-    backbone: Backbone, components: int, images: Iterable[Float[Tensor, "1 3 H W"]]
-) -> Backbone:
-    """Reduce the embeddings of a network with stages to what varies most within images.
-
-    What tells whole images apart, such as the light of a photo, is a nuisance here: it makes
-    pixels of one thing in two photos unlike. So directions are first divided by how much the means
-    of images spread along them (within-class covariance normalisation, Hatch et al., 2006, with an
-    image as the nuisance); of the result, the principal components within images are kept. They
-    are centred, and their squares are 1 on average.
-
-    Args:
-        backbone: The backbone. The result shares its network.
-        components: How many to keep; where there are not so many channels, all.
-        images: Whole images, one at a time, at least two.
-    """
-    width = backbone.embed_dim
-    means, within = [], torch.zeros(width, width).double()
-    with torch.no_grad():
-        for image in images:
-            rows = backbone(image)[0].flatten(1).T.double().cpu()
-            means.append(rows.mean(0))
-            within += torch.cov(rows.T, correction=0)
-    within /= len(means)
-    between = torch.cov(torch.stack(means).T, correction=0)
-    # Few images span few directions: the average spread is added to all of them.
-    floor = between.trace() / width + 1e-12
-    spread, axes = torch.linalg.eigh(between + floor * torch.eye(width))
-    normalizer = axes @ (spread**-0.5 * axes).T
-    kept = min(components, width)
-    _, directions = torch.linalg.eigh(normalizer @ within @ normalizer)
-    projection = directions[:, -kept:].flip(1).T @ normalizer
-    variance = (projection @ (within + between) @ projection.T).trace() / kept
-    projection /= variance.sqrt()
-    update = {"components": kept, "embed_dim": kept}
-    reduced = Backbone(backbone.architecture.model_copy(update=update), backbone.net)
-    reduce: Any = reduced.reduce
-    with torch.no_grad():
-        reduce.weight.copy_(projection[:, :, None, None])
-        reduce.bias.copy_(-projection @ torch.stack(means).mean(0))
-    return reduced.to(backbone.mean.device).train(backbone.training)
 
 
 def _created(
