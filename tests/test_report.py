@@ -452,9 +452,11 @@ def test_a_baseline_has_no_curves_no_thresholds_and_no_regularizer(
 ) -> None:
     run = make_run(tmp_path / "run", scenes, head="centroids", method="kmeans")
     run.log(vectors=100, inertia=0.5)
+    run.log(step=0, epoch=0, loss=0.5, groups=4.0)  # as the consensus tells what it has taught
     page = text_of(run, samples=0)
     assert rows(page, "What was trained")["method"] == ["k-means"]
     assert "There are no curves" in page
+    assert " steps." not in page.split("<main>")[0]
     assert "Training pulls pairs" not in page
     assert "The regulariser (" not in page
 

@@ -86,12 +86,13 @@ class ReportedRun:
 
     @cached_property
     def steps(self) -> list[Mapping[str, Any]]:
-        """The steps of the training; a baseline that is fitted at once has none."""
+        """The steps of the training, from 1 on; a method that is fitted at once has none."""
         kinds = {"loss": float, "step": int}
         return [
             line
             for line in self.log
             if all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+            and line["step"] > 0  # what is fitted before the first step may say its loss, too
         ]
 
     @cached_property
