@@ -54,7 +54,7 @@ ImagesPath = Annotated[
     Positional[Path],
     arg(
         metavar="IMAGES",
-        help="A folder with its subfolders, a zip, a text file of paths, or one image.",
+        help="A folder with subfolders, a zip, a tar, a text file of paths, or one image.",
     ),
 ]
 RunPath = Annotated[
