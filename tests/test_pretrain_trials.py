@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from benchmarking import benchmark
-from iddc.backbones import load_backbone
+from iddc.backbones import (
+    load_backbone,
+    reduced_backbone,
+    save_backbone,
+    untrained_backbone,
+)
 from iddc.images import find_images
 from iddc.pretraining.cache import ImageCache, fill_cache
 from tiny import photo
@@ -156,6 +161,26 @@ def test_a_trial_of_other_choices_is_refused(
     pool = trials.Pool(photos, choices)
     with pytest.raises(SystemExit, match="a trial of other choices"):
         trials.run(trials.Trial(choices), pool, tmp_path, 0, 1)
+
+
+def test_other_components_leave_the_network_as_it_is(
+    photos: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    images = [photos[index].permute(2, 0, 1)[None] for index in range(4)]
+    first = reduced_backbone(untrained_backbone("test_resnet").eval(), 6, images)
+    save_backbone(first, tmp_path / "first")
+    given = ["--photos", str(tmp_path / "cache"), "--init", str(tmp_path / "first")]
+    given += ["--source", "0", "--images", "5", "--out", str(tmp_path / "second")]
+    monkeypatch.setattr("sys.argv", ["regional.py", *given])
+    benchmark("regional").main()
+    before, after = (load_backbone(str(tmp_path / one)) for one in ("first", "second"))
+    changed = [name for name, value in after.net.state_dict().items() if value.is_floating_point()]
+    assert all(
+        torch.equal(after.net.state_dict()[name], before.net.state_dict()[name].half().float())
+        for name in changed
+    )
+    assert not torch.equal(after.reduce.weight, before.reduce.weight)
 
 
 def test_some_images_are_evenly_spaced(trials: Any) -> None:
