@@ -3,6 +3,7 @@
 python benchmarks/speed.py measure                  iddc bench into results/, then the tables
 python benchmarks/speed.py measure --device cuda    the same for the column of the GPU
 python benchmarks/speed.py compile                  what torch.compile costs and gains
+python benchmarks/speed.py engines --run RUN --images DIR   PyTorch, onnxruntime, OpenVINO
 python benchmarks/speed.py tables                   the tables alone, from results/
 """
 
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,9 +26,14 @@ from torch import Tensor
 from iddc.bench import bench
 from iddc.bench.inputs import CASES, Case, Inputs
 from iddc.bench.machine import hardware, seconds_of
+from iddc.cli.predict import Predict
+from iddc.config import Runtime
 from iddc.device import autocast, pick_device
+from iddc.engines import ENGINE, ENGINE_INT8
+from iddc.images import find_images, open_image
 from iddc.network import build_network
 from iddc.progress import Progress
+from iddc.segmenter import Segmenter
 
 HERE = Path(__file__).parent
 GPU_COMMAND = "python benchmarks/speed.py measure --device cuda"
@@ -37,10 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("measure", "compile", "tables"))
+    parser.add_argument("what", choices=("measure", "compile", "engines", "tables"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=HERE, help="with README.md and results/")
+    parser.add_argument("--run", type=Path, help="engines: the folder of a finished run")
+    parser.add_argument("--images", type=Path, help="engines: images like those of its training")
     args = parser.parse_args()
     device, results = pick_device(args.device), args.folder / "results"
     if args.what == "measure":
@@ -48,6 +58,9 @@ def main() -> None:
     elif args.what == "compile":
         text = compile_table(device, args.repeats)
         (results / f"compile_{device.type}.md").write_text(text)
+    elif args.what == "engines":
+        text = engines_table(args.run, args.images, args.repeats)
+        (results / "engines_cpu.md").write_text(text)
     write_tables(args.folder)
 
 
@@ -57,7 +70,7 @@ def write_tables(folder: Path) -> None:
     text = readme.read_text()
     records = [json.loads(path.read_text()) for path in sorted(results.glob("speed_*.json"))]
     sections = {"speed": speed_table(records)}
-    for name in ("compile", "scale"):
+    for name in ("compile", "engines", "scale"):
         pages = [path.read_text() for path in sorted(results.glob(f"{name}_*.md"))]
         sections[name] = "\n".join(pages) or "Not measured yet.\n"
     for name, content in sections.items():
@@ -187,6 +200,74 @@ def ways(
         return (lambda: run(module)), (lambda: run(fast))
 
     return {"backbone": both(embed, network.backbone), "head": both(learn, network.head)}
+
+
+def engines_table(run: Path, images: Path, count: int) -> str:
+    """Time each engine on the same images in turns, and compare its clusters with fp32's.
+
+    Seconds are those of the processor, not of the clock: other work on the machine may stretch
+    them, but stretches those of all ways.
+    """
+    with TemporaryDirectory() as folder:
+        own = Path(folder) / "run"
+        shutil.copytree(run, own, ignore=shutil.ignore_patterns("checkpoint", "samples"))
+        ways, sizes = engine_ways(own)
+    files = find_images(images).files
+    files = [*files[:: max(1, len(files) // (count + 1))]][: count + 1]
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    same: dict[str, list[float]] = {name: [] for name in ways}
+    for index, file in enumerate(files):
+        image = open_image(file)
+        found = {}
+        # Each way comes first, second and so on in turn. The first image warms up.
+        names = [*ways][index % len(ways) :] + [*ways][: index % len(ways)]
+        for name in names:
+            started = time.process_time()
+            found[name] = ways[name].predict(image).clusters
+            if index:
+                seconds[name].append(time.process_time() - started)
+        for name, clusters in found.items():
+            same[name].append(float((clusters == found[EXACT]).mean()))
+    base = median(seconds[BASE])
+    lines = [
+        f"{hardware(torch.device('cpu'))}, {date.today()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread, median of {len(files) - 1} images: "
+        "`python benchmarks/speed.py engines --run RUN --images DIR`.",
+        "",
+        "| engine | s of the processor per image | times as fast | MB | same cluster as fp32 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, times in seconds.items():
+        lines.append(
+            f"| {name} | {median(times):.3f} | {base / median(times):.2f} "
+            f"| {sizes[name] / 1e6:.1f} | {100 * fmean(same[name]):.2f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+EXACT, BASE = "PyTorch, fp32", "PyTorch, bf16"
+
+
+def engine_ways(run: Path) -> tuple[dict[str, Segmenter], dict[str, int]]:
+    """A run's model computed by each engine, and the bytes of its file."""
+    ways, sizes = {}, {}
+    for precision in ("bf16", "fp32"):
+        segmenter = Segmenter.load(run, "cpu")
+        training = segmenter.experiment.training.model_copy(update={"precision": precision})
+        segmenter.experiment = segmenter.experiment.model_copy(update={"training": training})
+        ways[f"PyTorch, {precision}"] = segmenter
+        sizes[f"PyTorch, {precision}"] = (run / "model.safetensors").stat().st_size
+    engines = [("onnxruntime", "onnx", "fp32"), ("OpenVINO", "openvino", "bf16")]
+    for title, engine, precision in engines:
+        for int8 in (False, True):
+            name = f"{title}, {'int8' if int8 else precision}"
+            command = Predict(
+                run=run, images=run, out=run, engine=engine, int8=int8, runtime=Runtime()
+            )
+            segmenter = command.segmenter()
+            ways[name] = segmenter
+            sizes[name] = (run / (ENGINE_INT8 if int8 else ENGINE)).stat().st_size
+    return ways, sizes
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 install_import_hook("iddc", "beartype.beartype")  # before the first import of iddc
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)

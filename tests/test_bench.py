@@ -541,7 +541,7 @@ def test_with_a_gpu_its_column_holds_its_figures(records: list[dict[str, Any]]) 
 def test_tables_replace_what_is_between_the_marks(
     tmp_path: Path, records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("speed", "compile", "scale")
+    names = ("speed", "compile", "engines", "scale")
     marks = [f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\nkept\n" for name in names]
     (tmp_path / "README.md").write_text("first\n" + "".join(marks))
     (tmp_path / "results").mkdir()
@@ -550,7 +550,7 @@ def test_tables_replace_what_is_between_the_marks(
     monkeypatch.setattr("sys.argv", ["speed.py", "tables", "--folder", str(tmp_path)])
     script("speed").main()
     text = (tmp_path / "README.md").read_text()
-    assert text.count("kept") == 3
+    assert text.count("kept") == 4
     assert "old" not in text
     assert "| loss | 4 s" in text
     assert "begin -->\nNot measured yet.\n<!-- compile" in text
@@ -565,7 +565,7 @@ def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_script_measures_into_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("speed", "compile", "scale")
+    names = ("speed", "compile", "engines", "scale")
     marks = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in names)
     (tmp_path / "README.md").write_text(marks)
     monkeypatch.setattr(bench, "PARTS", {"loss": loss.loss_parts})

@@ -304,6 +304,40 @@ def test_a_file_that_disagrees_is_exit_5_and_not_written(
     assert not out.parent.exists()
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("agreement", "code"), [(0.96, 0), (0.94, 5)])
+def test_a_file_in_8_bits_must_agree_in_95_percent_of_the_pixels(
+    agreement: float,
+    code: int,
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(export, "check", lambda *_: export.Check(2, 0.1, agreement))
+    out = tmp_path / "model.onnx"
+    assert exported(run, out, "--int8", str(photos), "--check", str(photos)) == code
+    assert out.exists() == (code == 0)
+    assert ("expected at least 95.0%" in capsys.readouterr().err) == (code == 5)
+
+
+def test_a_file_in_8_bits_gives_nearly_the_same_clusters(
+    run: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "onnx_graph", lambda *_: data)
+    model = Segmenter.load(run, "cpu")
+    small = export.export(model, "onnx", [picture(60, 84), picture(48, 48)])
+    found = export.check(model, small, "onnx", [picture(84, 60)])
+    assert 0.9 <= found.agreement <= 1
+    assert found.error > 1e-4  # single precision errs by less
+
+
+def test_8_bits_and_torch_export_are_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="found torch-export"):
+        export.export(Segmenter.load(run, "cpu"), "torch-export", [picture(48, 48)])
+
+
 @pytest.mark.parametrize(("to", "name"), [("onnx", "model.pt2"), ("torch-export", "photo.jpg")])
 def test_a_file_of_another_kind_is_exit_2(
     to: str, name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -326,7 +360,7 @@ def test_a_missing_extra_is_exit_4_and_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     if package == "onnxruntime":
-        monkeypatch.setattr(export, "_onnx", lambda *_: b"")
+        monkeypatch.setattr(export, "onnx_graph", lambda *_: b"")
     assert exported(run, tmp_path / "model.onnx", "--check", str(photos)) == 4
     said = capsys.readouterr().err
     assert re.search(rf"needs .*{package}.*, which is not installed", said)

@@ -32,7 +32,9 @@ def test_the_options_of_a_short_help_are_among_all_options(
 ) -> None:
     assert main([name, "--help-all"]) == 0
     everything = {word.strip(",") for word in capsys.readouterr().out.split()}
-    shown = {word for option in TEXTS[name].options for word in re.findall(r"--?[a-z-]+", option)}
+    shown = {
+        word for option in TEXTS[name].options for word in re.findall(r"--?[a-z0-9-]+", option)
+    }
     assert shown <= everything
 
 

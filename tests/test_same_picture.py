@@ -19,7 +19,7 @@ from PIL import Image
 
 import iddc
 from iddc import geo
-from iddc.cli.export import _opened
+from iddc.cli.export import opened
 from iddc.config import ReadingConfig, ViewsConfig
 from iddc.datasets.labelfiles import read_pair
 from iddc.images import ImageFile, open_image, open_picture, settle, survey
@@ -124,8 +124,8 @@ def check_all_paths(
     picture = open_picture(file, reading=reading)
     assert np.array_equal(np.asarray(picture.image), expected)
     assert np.array_equal(picture.valid if missing.any() else ~missing, ~missing)
-    (opened,) = _opened([file], reading)
-    assert np.array_equal(np.asarray(opened), expected)
+    (seen,) = opened([file], reading)
+    assert np.array_equal(np.asarray(seen), expected)
 
     # Training: a crop that is the whole image.
     whole = ViewsConfig(

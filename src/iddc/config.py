@@ -83,6 +83,7 @@ Speed = Literal["exact", "balanced", "fast"]
 RefineName = Literal["none", "fast", "crf"]
 """Probabilities as they are; moved to edges by local windows; by the fully connected CRF."""
 ExportFormat = Literal["onnx", "torch-export"]
+EngineName = Literal["onnx", "openvino"]
 BenchPart = Literal[
     "decode",
     "views",

@@ -22,6 +22,7 @@ EXTRAS = {
     "formats": ("contourpy", "pycocotools"),
     "geo": ("rasterio", "pyogrio"),
     "label": ("fastapi", "uvicorn"),
+    "openvino": ("onnx", "onnxruntime", "onnxscript", "openvino"),
     "plots": ("matplotlib",),
     "tensorboard": ("tensorboard",),
 }

@@ -1,4 +1,4 @@
-"""A model as one file that other programs run: uint8 RGB of any size in, probabilities out.
+"""A model as a file that other programs run: uint8 RGB of any size in, probabilities out.
 
 The graph sees the whole image at once: no sliding windows, no mirror image, no refinement. All
 else is as in `Segmenter.predict`, the working size and the resizing back included.
@@ -7,8 +7,6 @@ else is as in `Segmenter.predict`, the working size and the resizing back includ
 from __future__ import annotations
 
 import json
-import math
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,17 +22,18 @@ from torch.nn import functional
 from iddc import __version__
 from iddc.backbones import licence_of
 from iddc.config import ExportFormat, PredictionConfig
-from iddc.errors import ConfigError, SetupError, needs_extra
+from iddc.engines import exporting, in_patches, onnx_graph
+from iddc.errors import ConfigError
 from iddc.masks import Labels
 from iddc.network import Network
+from iddc.quantizing import quantized
+from iddc.runtimes import run_onnx
 from iddc.segmenter import Segmenter
 
 EXPORT_VERSION = 1
 """The format of an exported file. It rises when its input, its output or its metadata change."""
 INPUT, OUTPUT = "image", "probs"
 """The names of the input and of the output."""
-OPSET = 18
-"""The version of ONNX operators: the first whose Resize can antialias."""
 METADATA = "iddc.json"
 """The extra file that holds the metadata in a torch-export file; ONNX has a place for them."""
 
@@ -72,32 +71,33 @@ class WholeImage(nn.Module):
     def sizes(self, height: int, width: int) -> tuple[list[int], list[int]]:
         """The working size of an image, and that in whole patches; heights first.
 
-        Both are computed by tensors, not by Python. An exporter then takes them as values that it
-        does not know, and the graph is right for every size. In Python they would be branches on
-        the size, which the graph would keep as they fell for the example.
+        Both are computed by tensors; see `in_patches`.
         """
         sides = torch.stack([torch.scalar_tensor(n, dtype=torch.float64) for n in (height, width)])
         if self.short_side:  # the arithmetic of views.working_size, in its order
             sides = (sides * (self.short_side / sides.min()).clamp(max=1)).round()
-        backbone = self.network.backbone
-        least = math.isqrt(backbone.num_patches(1))
-        steps = ((sides.long() + backbone.patch_size // 2) // backbone.patch_size).clamp(min=least)
-        working, grid = sides.long().tolist(), steps.tolist()
-        for side, step in zip(working, grid, strict=True):
+        working = sides.long().tolist()
+        for side in working:
             torch._check(side >= 1)
-            torch._check(step >= least)
-        return working, [step * backbone.patch_size for step in grid]
+        return working, in_patches(self.network.backbone, sides.long())
 
 
-def export(segmenter: Segmenter, to: ExportFormat) -> bytes:
+def export(
+    segmenter: Segmenter,
+    to: ExportFormat,
+    calibration: Iterable[Image.Image] | None = None,
+) -> bytes:
     """Turn a model into the bytes of a file that runs without iddc.
 
     Args:
         segmenter: On the CPU; it must hold a Network.
         to: onnx, or torch-export (`torch.export.load` reads it).
+        calibration: RGB images from whose activations the ranges of 8-bit numbers are taken. The
+            products of matrices and the convolutions are then computed in 8 bits. None: they are
+            computed in single precision.
 
     Raises:
-        ConfigError: The predictor is not a Network.
+        ConfigError: The predictor is not a Network, or 8 bits are asked of torch-export.
         SetupError: The extra `export` is missing, or PyTorch cannot export this backbone.
     """
     network = segmenter.network
@@ -106,27 +106,21 @@ def export(segmenter: Segmenter, to: ExportFormat) -> bytes:
             f"Only a Network can be exported, found {type(network).__name__}. Export your own "
             "predictor yourself."
         )
+    if to == "torch-export" and calibration is not None:
+        raise ConfigError("--int8 is for --to onnx, found torch-export.")
     graph = WholeImage(network, segmenter.experiment.views.short_side).eval()
     size: Any = torch.export.Dim
-    arguments: dict[str, Any] = {
-        "args": (torch.zeros(1, 97, 121, 3, dtype=torch.uint8),),
-        "dynamic_shapes": ({1: size("height", min=1), 2: size("width", min=1)},),
-    }
-    write = {"onnx": _onnx, "torch-export": _torch_export}[to]
-    if to == "onnx":
-        with needs_extra("export", "Exporting to ONNX needs onnx and onnxscript"):
-            import onnx  # noqa: F401
-            import onnxscript  # noqa: F401
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter, about its own future
-            return write(graph, arguments, metadata(segmenter))
-    except Exception as error:  # exporters raise almost anything
-        raise SetupError(
-            f"PyTorch {torch.__version__} cannot export {network.backbone.architecture.timm_name} "
-            f"for images of any size ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
-            "Try a newer PyTorch and timm."
-        ) from error
+    example = torch.zeros(1, 97, 121, 3, dtype=torch.uint8)
+    free = {1: size("height", min=1), 2: size("width", min=1)}
+    about = metadata(segmenter)
+    if to == "torch-export":
+        with exporting(network):
+            return _torch_export(graph, example, free, about)
+    with exporting(network):
+        data = onnx_graph(graph, example, free, INPUT, OUTPUT, about)
+    if calibration is None:
+        return data
+    return quantized(data, INPUT, (np.asarray(image)[None] for image in calibration))
 
 
 def metadata(segmenter: Segmenter) -> dict[str, str]:
@@ -209,31 +203,13 @@ def open_exported(data: bytes, to: ExportFormat) -> Runner:
     if to == "torch-export":
         graph: Any = torch.export.load(BytesIO(data)).module()
         return lambda image: graph(torch.tensor(image)).detach().numpy()
-    with needs_extra("export", "Checking an ONNX file needs onnxruntime"):
-        import onnxruntime
-
-    runtime: Any = onnxruntime
-    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return lambda image: session.run([OUTPUT], {INPUT: image})[0]
+    return run_onnx(data, torch.get_num_threads())
 
 
-def _onnx(graph: WholeImage, arguments: dict[str, Any], about: dict[str, str]) -> bytes:
-    program: Any = torch.onnx.export(
-        graph,
-        **arguments,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        verbose=False,
-    )
-    program.model.metadata_props.update(about)
-    data: bytes = program.model_proto.SerializeToString()
-    return data
-
-
-def _torch_export(graph: WholeImage, arguments: dict[str, Any], about: dict[str, str]) -> bytes:
-    program = torch.export.export(graph, **arguments, strict=False)
+def _torch_export(
+    graph: nn.Module, example: Tensor, free: dict[int, Any], about: dict[str, str]
+) -> bytes:
+    program = torch.export.export(graph, (example,), dynamic_shapes=(free,), strict=False)
     data = BytesIO()
     torch.export.save(program, data, extra_files={METADATA: json.dumps(about)})
     return data.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def save_model(
         write_labels(folder, labels)
     write_atomic(folder / "model.safetensors", save(tensors))
     write_atomic(folder / "model.json", record.model_dump_json(indent=2) + "\n")
+
+
+def digest_of(model: Path) -> str:
+    """What tells the weights of a model from all others."""
+    with (model / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(folder: Path) -> tuple[Network, Experiment, Labels]:

@@ -25,6 +25,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from iddc.config import ReadingConfig
+from iddc.engines import EngineNetwork
 from iddc.errors import ConfigError, DataError, IddcError, UnreadableImage
 from iddc.images import (
     AS_STORED,
@@ -37,6 +38,7 @@ from iddc.images import (
 from iddc.masks import FORMATS, Collection, Labels, cluster_names
 from iddc.masks.collection import CLUSTERS, VALID
 from iddc.masks.ids import without_gaps
+from iddc.modelfile import digest_of
 from iddc.progress import SILENT, Progress
 from iddc.rasters import SUFFIXES, has_rasters, write_raster
 from iddc.runs import WRITTEN, disk_errors, refuse_newer, write_atomic
@@ -86,6 +88,8 @@ def claim(
         "prediction": segmenter.experiment.prediction.model_dump(),
         "labels": _chosen(segmenter.labels),
     }
+    if isinstance(segmenter.network, EngineNetwork):
+        record["engine"] = segmenter.network.name
     path = out / CLAIM
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -131,12 +135,6 @@ def confirm(out: Path, labels: Labels) -> None:
             f"Clusters were renamed while masks were written ({names}, or the other way round). "
             f"Give `iddc relabel {out}` when no predict runs any more."
         )
-
-
-def digest_of(model: Path) -> str:
-    """What tells the weights of a model from all others."""
-    with (model / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_claim(out: Path) -> dict[str, Any]:
@@ -444,6 +442,9 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
     for name in ("range", "bands", "pages", "nodata") if isinstance(files, dict) else ():
         if name in files and files[name] != now["reading"][name]:
             yield f"{name} was {files[name]}, now {now['reading'][name]}"
+    engines = [record.get("engine", "torch") for record in (kept, now)]
+    if engines[0] != engines[1]:
+        yield f"made with --engine {engines[0]}, now {engines[1]}"
     before, after = kept.get("prediction"), now["prediction"]
     if before != after:
         before = before if isinstance(before, dict) else {}

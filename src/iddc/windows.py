@@ -144,7 +144,7 @@ def probability_strips(
     def crops() -> Iterator[UInt8[Tensor, "3 h w"]]:
         for request in requests:
             taken.append(request)
-            yield from _windows(request.image, config)
+            yield from window_crops(request.image, config)
 
     batch_size = batch_size or WINDOWS_AT_ONCE.get(device.type, 16)
     grids = _grids(predictor, crops(), config, batch_size, device, note)
@@ -252,9 +252,10 @@ def _kind(num_clusters: int) -> torch.dtype:
     return torch.uint8 if num_clusters <= 256 else torch.int32
 
 
-def _windows(
+def window_crops(
     image: UInt8[Tensor, "3 H W"], config: PredictionConfig
 ) -> Iterator[UInt8[Tensor, "3 h w"]]:
+    """What the network sees of an image at working size: its windows, row by row."""
     tops, height = windows_of(image.shape[1], config)
     lefts, width = windows_of(image.shape[2], config)
     for y in tops:

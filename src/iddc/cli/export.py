@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 NUM_CHECKED = 8
 """How many images --check takes, spread over all of them."""
+NUM_CALIBRATED = 32
+"""How many images --int8 takes, spread over all of them."""
 TARGET = 0.999
 """The share of pixels in which an exported file must agree."""
+TARGET_INT8 = 0.95
+"""The same of a file that computes in 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,12 @@ class Export(Command):
     """onnx needs the extra `export`."""
     out: Annotated[Path, arg(metavar="FILE")]
     """The file to write, .onnx or .pt2; one that is there is replaced."""
+    int8: Annotated[tuple[Path, ...] | None, arg(metavar="IMAGES", help_behavior_hint="")] = None
+    """Compute in 8 bits, for onnx: a quarter of the size. 32 images, from IMAGES or
+    else from the training images, say how large numbers become."""
     check: Annotated[tuple[Path, ...] | None, arg(metavar="IMAGES", help_behavior_hint="")] = None
     """Check the exported file against PyTorch on 8 images, from IMAGES or else from the training
-    images. If more than 0.1% of pixels differ, write nothing and exit with code 5."""
+    images. If more than 0.1% of pixels differ (--int8: 5%), write nothing and exit with code 5."""
 
     def __call__(self) -> int:
         """Export."""
@@ -59,22 +66,34 @@ class Export(Command):
 
         segmenter = Segmenter.load(run.path, "cpu")
         reading = segmenter.experiment.reading
-        chosen = None if self.check is None else _choose(run, self.check, reading)
-        data = export.export(segmenter, self.to)
+        # What is missing is said before the export, which takes a while.
+        chosen = None if self.check is None else choose_images(run, "--check", self.check, reading)
+        calibration = None
+        if self.int8 is not None:
+            given = choose_images(run, "--int8", self.int8, reading, NUM_CALIBRATED)
+            fitted, notes = fit_to_model(given, reading)
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr)
+            calibration = opened(given, fitted, NUM_CALIBRATED)
+        data = export.export(segmenter, self.to, calibration)
         if chosen is not None:
             reading, notes = fit_to_model(chosen, reading)
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-            found = export.check(segmenter, data, self.to, _opened(chosen, reading))
+            target = TARGET if self.int8 is None else TARGET_INT8
+            found = export.check(segmenter, data, self.to, opened(chosen, reading))
             outcome = (
                 counted(found.num_images, "image"),
                 f"largest error of a probability {found.error:.1e}",
                 f"the same cluster in {found.agreement:.3%} of the pixels",
             )
-            if not found.agreement >= TARGET:
+            if not found.agreement >= target:
+                todo = "Report this with the versions of `iddc doctor`."
+                if self.int8 is not None:
+                    todo = "Give --int8 images like those to segment, or leave it out."
                 raise NumericError(
                     f"{self.out} was not written: on {', '.join(outcome)}, expected at least "
-                    f"{TARGET:.1%}. Report this with the versions of `iddc doctor`."
+                    f"{target:.1%}. {todo}"
                 )
             say(*outcome)
         names = json.dumps(export.label_maps(segmenter.labels), indent=2, ensure_ascii=False)
@@ -99,7 +118,13 @@ def _check_suffix(out: Path, to: ExportFormat) -> None:
         raise ConfigError(f"--out: a file for {to} ends in {suffix}, found {out.name!r}.")
 
 
-def _choose(run: Run, given: Sequence[Path], reading: ReadingConfig) -> list[ImageFile]:
+def choose_images(
+    run: Run,
+    option: str,
+    given: Sequence[Path],
+    reading: ReadingConfig,
+    count: int = NUM_CHECKED,
+) -> list[ImageFile]:
     """Some of the images, evenly spread; without any, of those the run was trained on."""
     from iddc.datasets.samples import find_samples, recorded_source
     from iddc.images import expand_pages, find_images
@@ -112,23 +137,25 @@ def _choose(run: Run, given: Sequence[Path], reading: ReadingConfig) -> list[Ima
         if why:
             source, _ = recorded_source(run)
             where = f" Looked for {source}." if source else ""
-            raise DataError(f"{why}{where} Give others: --check IMAGES.")
+            raise DataError(f"{why}{where} Give others: {option} IMAGES.")
         files = [*found]
-    return files[:: max(1, len(files) // NUM_CHECKED)]
+    return files[:: max(1, len(files) // count)]
 
 
-def _opened(files: Sequence[ImageFile], reading: ReadingConfig) -> Iterator[Image.Image]:
+def opened(
+    files: Sequence[ImageFile], reading: ReadingConfig, count: int = NUM_CHECKED
+) -> Iterator[Image.Image]:
     """The first of them that can be read, at least one."""
     from iddc.images import open_image
 
-    opened = 0
+    done = 0
     for file in files:
         try:
             yield open_image(file, reading=reading)
         except UnreadableImage:
             continue
-        opened += 1
-        if opened == NUM_CHECKED:
+        done += 1
+        if done == count:
             return
-    if not opened:
-        raise DataError(f"No readable image to check with; the first is {files[0]}.")
+    if not done:
+        raise DataError(f"No readable image to look at; the first is {files[0]}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 from pydantic import ValidationError
 from tyro.conf import arg
 
+from iddc.cli.export import NUM_CALIBRATED, choose_images, opened
 from iddc.cli.options import (
     Flat,
     ImagesPath,
@@ -20,10 +22,15 @@ from iddc.cli.options import (
 )
 from iddc.cli.shards import parse_shard
 from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
-from iddc.errors import ConfigError, counted
+from iddc.errors import ConfigError, DataError, counted
 from iddc.runs import Run, explain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from iddc.config import Experiment
     from iddc.segmenter import Segmenter
 
 MaskFormat = Literal[
@@ -84,6 +91,12 @@ class Predict(ReadsPhotos, ReadsLikeModel):
         arg(metavar="{none,fast,crf}", help_behavior_hint="(default: the model's own)"),
     ] = None
     """Make masks follow edges: fast, or crf, which needs the extra `crf`."""
+    engine: Literal["torch", "onnx", "openvino"] = "torch"
+    """What computes the network: PyTorch; or onnxruntime (extra `export`) or OpenVINO (extra
+    `openvino`), on the CPU. At the border of clusters a few pixels differ."""
+    int8: bool = False
+    """With --engine onnx or openvino: compute in 8 bits. How large numbers become is measured once,
+    on 32 images of the training or else of IMAGES, and kept in RUN."""
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset({"device", "max_unreadable"})
 
@@ -106,7 +119,7 @@ class Predict(ReadsPhotos, ReadsLikeModel):
         from iddc.progress import Progress
 
         predicted = predict_collection(
-            self._segmenter(),
+            self.segmenter(),
             self.images,
             self.out,
             self.formats,
@@ -134,11 +147,12 @@ class Predict(ReadsPhotos, ReadsLikeModel):
             )
         return 0
 
-    def _segmenter(self) -> Segmenter:
+    def segmenter(self) -> Segmenter:
         """The run's model, with the windows and the refinement that are asked for."""
         from iddc.segmenter import Segmenter
 
-        segmenter = Segmenter.load(Run.open(self.run).path, self.runtime.device)
+        run = Run.open(self.run)
+        segmenter = Segmenter.load(run.path, self._device())
         given = {"window": self.window, "overlap": self.overlap, "refine": self.refine}
         own = segmenter.experiment.prediction.model_dump() | (
             SPEEDS[self.speed] if self.speed else {}
@@ -148,5 +162,60 @@ class Predict(ReadsPhotos, ReadsLikeModel):
         except ValidationError as error:
             raise ConfigError(f"--window, --overlap: {explain(error)}") from None
         changed = segmenter.experiment.model_copy(update={"prediction": config})
-        segmenter.experiment = self.read_by(changed)
-        return segmenter
+        changed = self.read_by(changed)
+        if self.engine == "torch":
+            segmenter.experiment = changed
+            return segmenter
+
+        from iddc.engines import engine_network
+        from iddc.network import Network
+
+        own_network = segmenter.network
+        assert isinstance(own_network, Network)  # as every run has
+        network = engine_network(
+            own_network,
+            run.path,
+            self.engine,
+            changed.training.precision,
+            self._crops(run, changed) if self.int8 else None,
+            _note,
+        )
+        return Segmenter.of(network, changed, segmenter.labels)
+
+    def _crops(self, run: Run, experiment: Experiment) -> Iterator[np.ndarray]:
+        """One window of each of some images, of the training or else of IMAGES."""
+        from iddc.images import fit_to_model
+        from iddc.windows import to_working_size, window_crops
+
+        reading, config = experiment.reading, experiment.prediction
+        try:
+            files = choose_images(run, "--int8", (), reading, NUM_CALIBRATED)
+        except DataError:  # they are gone
+            files = choose_images(run, "--int8", (self.images,), reading, NUM_CALIBRATED)
+        reading, notes = fit_to_model(files, reading)
+        for note in notes:
+            _note(f"note: {note}")
+        for index, image in enumerate(opened(files, reading, NUM_CALIBRATED)):
+            pixels = to_working_size(image, experiment.views.short_side, config.min_side)
+            crops = [*window_crops(pixels, config)]
+            yield crops[index % len(crops)].numpy()
+
+    def _device(self) -> str:
+        """Where PyTorch computes: beside an engine, on the CPU."""
+        if self.engine == "torch":
+            if self.int8:
+                raise ConfigError(
+                    "--int8 is for --engine onnx and openvino, found --engine torch. Give one of "
+                    "them, or leave out --int8."
+                )
+            return self.runtime.device
+        if self.runtime.device not in ("auto", "cpu"):
+            raise ConfigError(
+                f"--engine {self.engine} computes on the CPU, found --device "
+                f"{self.runtime.device}. Leave out one of the two."
+            )
+        return "cpu"
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -35,8 +35,9 @@ class Relabel(Command):
     def __call__(self) -> int:
         """Relabel."""
         from iddc.masks import read_labels
+        from iddc.modelfile import digest_of
         from iddc.progress import Progress
-        from iddc.relabel import digest_of, read_claim, relabel
+        from iddc.relabel import read_claim, relabel
 
         record = read_claim(self.masks)
         path = self.run or Path(str(record.get("run", "")))

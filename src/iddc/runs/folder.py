@@ -48,6 +48,8 @@ OWNED_FILES = (
     "diagnosis.json",
     "manifest.npz",
     "labels.json",
+    "engine.onnx",
+    "engine-int8.onnx",
     "report.html",
     "samples",
     "versions.json",
