@@ -113,11 +113,12 @@ def load(
         name: A key of SETS.
         split: train, whose labels are never opened, or val.
         backbone: As for `iddc train`.
-        cache: Where the embeddings are kept: about 200 MB for each set and backbone.
+        cache: Where the embeddings are kept, under a digest of the weights: about 200 MB for each
+            set and backbone.
         data: What holds the folders of SETS.
         short_side: Larger images are reduced to this shorter side.
     """
-    key = f"{backbone}-{short_side}-{data / SETS[name]}"
+    key = f"{_weights(backbone)}-{short_side}-{data / SETS[name]}"
     label = backbone.strip("/").rpartition("/")[2].replace(":", "-")
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     file = cache / f"{name}-{split}-{label}-{short_side}-{digest}.pt"
@@ -135,6 +136,14 @@ def load(
     items = tuple(Picture(*row, label=label) for row, label in zip(rows, labels, strict=True))
     files = tuple(find_images(root / split / "images").files)
     return Pictures(items, tuple(dataset.class_names), files, backbone, short_side)
+
+
+def _weights(backbone: str) -> str:
+    """A digest of a backbone's weights, which may change under its name."""
+    digest = hashlib.sha256()
+    for tensor in load_backbone(backbone).state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _embed(root: Path, split: str, name: str, short_side: int) -> list[tuple[Tensor, ...]]:

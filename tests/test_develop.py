@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarking import benchmark
+from iddc.backbones import save_backbone, untrained_backbone
 from iddc.images import ImageFile
 from tiny import photo
 
@@ -243,3 +244,22 @@ def test_an_image_gives_two_views_a_mirror_image_or_the_same_again(tmp_path: Pat
         assert torch.equal(features[0], features[1]) != mirrored
         assert val.items[0].label.shape == (64, 96)
         assert train.items[0].label is None
+
+
+def test_other_weights_under_the_same_name_are_embedded_anew(embedded: Any, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        folder = tmp_path / embedded.SETS["camvid"] / split
+        halves = Image.fromarray(np.repeat(np.uint8([0, 1]), 32)[None].repeat(64, 0))
+        for name, picture in (("images", photo(0, (64, 64))), ("labels", halves)):
+            (folder / name).mkdir(parents=True)
+            picture.save(folder / name / "one.png")
+    weights = tmp_path / "weights"
+    means = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_backbone(untrained_backbone("test_vit"), weights)
+        found = embedded.load(
+            "camvid", "val", backbone=str(weights), cache=tmp_path, data=tmp_path, short_side=64
+        )
+        means.append(float(found.items[0].features.float().mean()))
+    assert means[0] != means[1]
