@@ -17,7 +17,7 @@ from iddc.figures import contact_sheet
 from iddc.runs import Run
 
 FRAMES = 4
-COLUMN = 180
+COLUMN = 200
 
 
 def main() -> None:

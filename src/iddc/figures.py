@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from iddc.datasets import LabelledImages
 from iddc.evaluation import PROTOCOLS, EvalProtocol, evaluate
@@ -15,7 +15,7 @@ from iddc.progress import SILENT, Progress
 from iddc.segmenter import Segmenter
 
 _BAND = 20
-"""The height of the titles, in pixels."""
+"""The least height of the titles, in pixels; a twelfth of a wide column."""
 
 
 def compare(
@@ -65,12 +65,13 @@ def contact_sheet(
         height = round(row.height * width / row.width)
         # Nearest: colours between those of two classes would be those of a third.
         rows.append(row.resize((width, height), Image.Resampling.NEAREST))
-    sheet = Image.new("RGB", (rows[0].width, _BAND + sum(row.height for row in rows)), "white")
-    top = _BAND
+    column = rows[0].width // len(titles)
+    top = max(_BAND, column // 12)
+    font = ImageFont.load_default(0.7 * top)  # still to be read where the sheet is reduced
+    sheet = Image.new("RGB", (rows[0].width, top + sum(row.height for row in rows)), "white")
+    for index, title in enumerate(titles):
+        ImageDraw.Draw(sheet).text((index * column + 6, 0), title, fill="black", font=font)
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
-    for index, title in enumerate(titles):
-        corner = (index * sheet.width // len(titles) + 6, 4)
-        ImageDraw.Draw(sheet).text(corner, title, fill="black")
     return sheet
