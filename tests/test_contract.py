@@ -57,6 +57,7 @@ RUNS = {
     "train-auto": f"{TRAIN} --objective.positive-threshold auto --objective.negative-threshold 0.1",
     "train-pieces": f"{TRAIN} --micro-batch-size 2",
     "kmeans": f"baseline kmeans {SMALL}",
+    "consensus": f"baseline consensus {SMALL} --consensus.steps 20",
     "stego": f"baseline stego {SMALL} --stego.steps 6 --stego.batch-size 4",
     "pretrain-contrast": f"{PRETRAIN} --network test_resnet --contrast.small-size 32"
     " --contrast.large-size 64 --contrast.warmup 2 --contrast.recalibration-size 64"
@@ -67,6 +68,8 @@ RUNS = {
 }
 CONFIGURED = {  # what `baseline` takes from a file
     "kmeans": "views: {short_side: 48}\nprediction: {window: 32, overlap: 8}\n",
+    "consensus": "views: {short_side: 64}\nprediction: {window: 32, overlap: 8}\n"
+    "training: {precision: fp32}\n",
     "stego": "views: {short_side: 64, crop_size: 32}\nprediction: {window: 32, overlap: 8}\n"
     "training: {precision: fp32}\n",
 }

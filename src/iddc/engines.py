@@ -1,8 +1,7 @@
 """A run's network computed by onnxruntime or OpenVINO: a predictor like the network itself.
 
-Its graph is exported
-once, which takes longer than many images do, and kept in the folder of the run. So is the same
-graph in 8 bits.
+Its graph is exported once, which takes longer than many images do, and kept in the folder of the
+run. So is the same graph in 8 bits.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def _picture(
     return _Picture(maps.half(), colours, both_regions(directions, colours) if divided else ())
 
 
-def _spread(colours: Sequence[Float[Tensor, "3 h w"]]) -> tuple[Float[Tensor, "3 1 1"], float]:
+def _spread(colours: Sequence[Float[Tensor, "3 _ _"]]) -> tuple[Float[Tensor, "3 1 1"], float]:
     """The mean colour, and the root mean square of the distance to it; 1 if there is but one."""
     rows = torch.cat([one.flatten(1) for one in colours], 1).double()
     mean = rows.mean(1, keepdim=True)
