@@ -1026,7 +1026,7 @@ def test_the_demo_scores_both_methods_and_shows_them(
     assert "k-means" in text
     assert f"{out / 'contact-sheet.png'}    next: " in text
     with Image.open(out / "contact-sheet.png") as sheet:
-        assert sheet.size == (4 * 320, 20 + 240)  # image, truth, k-means, consensus of one scene
+        assert sheet.size == (4 * 320, 26 + 240)  # a title; image, truth, both methods
     assert len(list((out / "consensus" / "overlays").iterdir())) == 1
 
 
