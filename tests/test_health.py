@@ -318,7 +318,7 @@ def test_half_alive_is_no_reason_to_warn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "hints"),
     [
-        ({"regularizer": "weibull", "regularizer_weight": 0.3}, "a larger .* than 0.3 or fewer clusters"),
+        ({"regularizer": "weibull", "regularizer_weight": 0.3}, "a larger .* than 0.3 or fewer"),
         ({"regularizer": "entropy"}, "--objective.regularizer weibull, a larger"),
         ({"centering": "none"}, "--objective.centering batch, a larger"),
     ],
