@@ -240,8 +240,8 @@ def _relabel(out: Path, labels: Labels, *, images: Path | None, progress: Progre
         for name, form in FORMATS.items()
         if any((out / key).is_dir() for key in form.files)
     }
-    # Unfinished until all is done: a run that is killed must not pass for the new names.
     rasters = [name for name in SUFFIXES if (out / name).is_dir()]
+    # Unfinished until all is done: a run that is killed must not pass for the new names.
     write_atomic(out / CLAIM, _text({**record, "labels": _chosen(labels), _UNFINISHED: True}))
 
     files: list[ImageFile] = []

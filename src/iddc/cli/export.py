@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from iddc.cli.options import Command, RunPath, say
+from iddc.cli.options import Command, RunPath, fitted, say
 from iddc.config import ExportFormat, ReadingConfig
 from iddc.errors import ConfigError, DataError, NumericError, UnreadableImage, counted
 from iddc.runs import Run, disk_errors
@@ -61,7 +60,6 @@ class Export(Command):
         _check_suffix(self.out, self.to)
 
         from iddc import export
-        from iddc.images import fit_to_model
         from iddc.segmenter import Segmenter
 
         segmenter = Segmenter.load(run.path, "cpu")
@@ -71,15 +69,10 @@ class Export(Command):
         calibration = None
         if self.int8 is not None:
             given = choose_images(run, "--int8", self.int8, reading, NUM_CALIBRATED)
-            fitted, notes = fit_to_model(given, reading)
-            for note in notes:
-                print(f"note: {note}", file=sys.stderr)
-            calibration = opened(given, fitted, NUM_CALIBRATED)
+            calibration = opened(given, fitted(given, reading), NUM_CALIBRATED)
         data = export.export(segmenter, self.to, calibration)
         if chosen is not None:
-            reading, notes = fit_to_model(chosen, reading)
-            for note in notes:
-                print(f"note: {note}", file=sys.stderr)
+            reading = fitted(chosen, reading)
             target = TARGET if self.int8 is None else TARGET_INT8
             found = export.check(segmenter, data, self.to, opened(chosen, reading))
             outcome = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from iddc.cli.options import Informing, RunPath
+from iddc.cli.options import Informing, RunPath, fitted
 from iddc.cli.printing import print_json, print_table
 from iddc.errors import ConfigError, DataError, needs_extra
 from iddc.runs import Run
@@ -135,7 +135,6 @@ class Label(Informing):
 def _samples(run: Run, images: Path | None) -> Iterator[Sequence[Sample]]:
     """Dozens of the images that were given, or of the run's, as its model sees them."""
     from iddc.datasets.samples import find_samples
-    from iddc.images import fit_to_model
     from iddc.labelling.samples import predict_samples, spread
     from iddc.progress import Progress
     from iddc.segmenter import Segmenter
@@ -145,9 +144,7 @@ def _samples(run: Run, images: Path | None) -> Iterator[Sequence[Sample]]:
     if reason:
         print(f"note: {reason} Give others with --images.", file=sys.stderr)
     if files:
-        reading, notes = fit_to_model(files, segmenter.experiment.reading)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+        reading = fitted(files, segmenter.experiment.reading)
         for chosen in spread(len(files)):
             own = [files[number] for number in chosen]
             yield predict_samples(segmenter.predict, own, Progress(), reading)

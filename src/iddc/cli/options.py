@@ -387,6 +387,16 @@ def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
     return experiment.model_copy(update={"backbone": backbone})
 
 
+def fitted(files: Sequence[ImageFile], reading: ReadingConfig) -> ReadingConfig:
+    """How a model that reads so sees these images. In what they differ is said on stderr."""
+    from iddc.images import fit_to_model
+
+    reading, notes = fit_to_model(files, reading)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return reading
+
+
 def say(*parts: str) -> None:
     """Print a line; of the processes of torchrun only the first does."""
     if os.environ.get("RANK", "0") == "0":

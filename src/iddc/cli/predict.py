@@ -17,6 +17,7 @@ from iddc.cli.options import (
     ReadsLikeModel,
     ReadsPhotos,
     RunPath,
+    fitted,
     refuse_inside,
     say,
 )
@@ -184,7 +185,6 @@ class Predict(ReadsPhotos, ReadsLikeModel):
 
     def _crops(self, run: Run, experiment: Experiment) -> Iterator[np.ndarray]:
         """One window of each of some images, of the training or else of IMAGES."""
-        from iddc.images import fit_to_model
         from iddc.windows import to_working_size, window_crops
 
         reading, config = experiment.reading, experiment.prediction
@@ -192,9 +192,7 @@ class Predict(ReadsPhotos, ReadsLikeModel):
             files = choose_images(run, "--int8", (), reading, NUM_CALIBRATED)
         except DataError:  # they are gone
             files = choose_images(run, "--int8", (self.images,), reading, NUM_CALIBRATED)
-        reading, notes = fit_to_model(files, reading)
-        for note in notes:
-            _note(f"note: {note}")
+        reading = fitted(files, reading)
         for index, image in enumerate(opened(files, reading, NUM_CALIBRATED)):
             pixels = to_working_size(image, experiment.views.short_side, config.min_side)
             crops = [*window_crops(pixels, config)]
