@@ -47,6 +47,7 @@ from iddc.backbones.weights import DROPPED, load_weights, read_weights
 from iddc.config import BackboneName
 from iddc.datasets.synthetic import draw_scene
 from iddc.errors import ConfigError, DataError, SetupError
+from tiny import some_images, with_random_tensors
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -76,16 +77,7 @@ def tiny(kind: str, seed: int = 0) -> Backbone:
     """A small backbone whose every tensor, class token and norm too, is random."""
     torch.manual_seed(seed)
     name, options = TINY[kind]
-    backbone = untrained_backbone(name, options=options).eval()
-    with torch.no_grad():
-        for value in backbone.net.state_dict().values():
-            if value.is_floating_point():
-                value.add_(torch.rand_like(value) * 0.2)
-    return backbone
-
-
-def some_images(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+    return with_random_tensors(untrained_backbone(name, options=options))
 
 
 def tokens_of(net: Any, images: Tensor) -> Tensor:

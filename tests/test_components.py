@@ -14,21 +14,13 @@ from torch.nn import functional
 from iddc.backbones import Backbone, reduced_backbone, regional, untrained_backbone
 from iddc.backbones.components import Spread, projection, spread_of, within_images
 from iddc.regions import both_regions, patch_colours
+from tiny import some_images, with_random_tensors
 
 
 def network() -> Backbone:
     """A small network with stages, whose every tensor is random."""
     torch.manual_seed(0)
-    backbone = untrained_backbone("test_resnet").eval()
-    with torch.no_grad():
-        for value in backbone.net.state_dict().values():
-            if value.is_floating_point():
-                value.add_(torch.rand_like(value) * 0.2)
-    return backbone
-
-
-def some_images(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+    return with_random_tensors(untrained_backbone("test_resnet"))
 
 
 def halves(seed: int) -> Tensor:

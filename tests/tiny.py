@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from iddc.backbones import untrained_backbone
+from iddc.backbones import Backbone, untrained_backbone
 from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.images import ImageFile, find_images
 from iddc.network import Network
@@ -27,6 +28,21 @@ def tiny_segmenter(num_clusters: int) -> Segmenter:
         training=TrainingConfig(precision="fp32"),
     )
     return Segmenter.of(Network(backbone, "linear", num_clusters), experiment)
+
+
+def with_random_tensors(backbone: Backbone) -> Backbone:
+    """The same, in evaluation, with a random change of every tensor, by torch's generator."""
+    backbone.eval()
+    with torch.no_grad():
+        for value in backbone.net.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value) * 0.2)
+    return backbone
+
+
+def some_images(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
+    """Noise in [0, 1]."""
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def photo(seed: int, size: tuple[int, int] = (90, 80)) -> Image.Image:

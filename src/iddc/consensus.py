@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from iddc.config import ConsensusConfig
-from iddc.errors import DataError, NumericError, counted
+from iddc.errors import NumericError, too_few
 
 _ROWS = 8192
 """Vectors compared with all centroids at once: 1200 cosines each are 39 MB."""
@@ -205,11 +205,7 @@ def merge(
 
     found = len(_distinct(vectors))
     if found < num_clusters:
-        raise DataError(
-            f"Found {counted(found, 'distinct group')} in these images, expected at least "
-            f"{num_clusters}, one for each cluster. Ask for {max(2, found)} clusters or fewer, or "
-            "give more varied images."
-        )
+        raise too_few(found, "distinct group", num_clusters)
     tree = linkage(vectors.double().numpy(), method)
     ids: np.ndarray = fcluster(tree, num_clusters, "maxclust")
     return torch.from_numpy(ids.astype(np.int64)) - 1

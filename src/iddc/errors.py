@@ -100,3 +100,11 @@ def counted(number: int, noun: str) -> str:
 def one_line(text: str) -> str:
     """Show as they are written what a terminal would obey: names of files may hold anything."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def too_few(found: int, noun: str, num_clusters: int) -> DataError:
+    """The error where images hold fewer distinct things than there should be clusters."""
+    return DataError(
+        f"Found {counted(found, noun)} in these images, expected at least {num_clusters}, one for "
+        f"each cluster. Ask for {max(2, found)} clusters or fewer, or give more varied images."
+    )

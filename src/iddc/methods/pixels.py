@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from iddc.config import Experiment, Frozen
-from iddc.errors import DataError, counted
+from iddc.errors import too_few
 from iddc.methods.method import Collection, Group, Method
 from iddc.network import Means
 from iddc.schedules import Plan
@@ -84,11 +84,7 @@ def kmeans(
 
     distinct = len(np.unique(vectors.round(6), axis=0))
     if distinct < num_clusters:
-        raise DataError(
-            f"Found {counted(distinct, 'distinct colour')} in these images, expected at least "
-            f"{num_clusters}, one for each cluster. Ask for {max(2, distinct)} clusters or fewer, "
-            "or give more varied images."
-        )
+        raise too_few(distinct, "distinct colour", num_clusters)
     found = []
     for restart in range(restarts):
         rng = np.random.default_rng((seed, restart))
