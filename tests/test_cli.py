@@ -378,6 +378,16 @@ def test_a_dry_run_says_the_steps_and_writes_nothing(
     assert not run.exists()
 
 
+def test_a_dry_run_needs_no_folder_and_a_training_says_that_it_does(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(photos), "-k", "5", "--dry-run"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"4 images · auto · 5 clusters · .* · cpu · about \d+ min and .*", first)
+    assert main(["train", str(photos), "-k", "5"]) == 2
+    assert "--out RUN is missing" in error(capsys)
+
+
 def test_the_printed_configuration_gives_the_same_run(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from iddc.learning import fit
 from iddc.masks import palette
 from iddc.network import Network
 from iddc.runs import Run
+from iddc.runs.configfile import in_python
 from iddc.segmenter import Segmenter
 from iddc.windows import Predictor, size_for_windows, to_working_size
 
@@ -570,3 +571,28 @@ def test_fit_refuses_wrong_options_before_it_reads_or_writes(
         Segmenter(**TINY).fit(tmp_path / "missing", tmp_path / "run", **options)
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "keywords"),
+    [
+        (
+            "Try --training.precision fp32 or a lower --training.learning-rate, with --overwrite.",
+            "Try training.precision fp32 or a lower training.learning_rate, with another `out`.",
+        ),
+        ("a lower --consensus.learning-rate", "a lower options.learning_rate"),
+        ("give --nodata 0 or --micro-batch-size 2", "give reading.nodata 0 or micro_batch_size 2"),
+        ("set training.precision to fp32 in a --config.", "set training.precision to fp32."),
+        ("`iddc label RUN --set 3=CLASS`", "`iddc label RUN --set 3=CLASS`"),
+    ],
+)
+def test_errors_name_keywords_of_python(options: str, keywords: str) -> None:
+    assert in_python(options) == keywords
+
+
+def test_a_fit_that_fails_names_keywords_of_python(photos: Path, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        (photos / name).write_bytes(b"no image")
+    segmenter = Segmenter(2, backbone="untrained:test_vit")
+    with pytest.raises(DataError, match=r"allowed by max_unreadable: "):
+        segmenter.fit(photos, tmp_path / "run", progress=False, max_unreadable=0.1)

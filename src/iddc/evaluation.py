@@ -288,7 +288,7 @@ def match_by_name(labels: Labels, class_names: Sequence[str]) -> Int64[np.ndarra
     if (matching == UNMATCHED).all():
         raise DataError(
             f"No cluster has the name of a class. Clusters: {listed(labels.classes.names)}. "
-            f"Classes: {listed(class_names)}. Name clusters with iddc label RUN --set 3=CLASS."
+            f"Classes: {listed(class_names)}. Name clusters with `iddc label RUN --set 3=CLASS`."
         )
     return matching
 

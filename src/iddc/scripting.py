@@ -20,7 +20,7 @@ from iddc.evaluation import PROTOCOLS, Evaluation, evaluate
 from iddc.export import check, export
 from iddc.progress import SILENT, Progress
 from iddc.report import write_report
-from iddc.runs import Run, write_atomic
+from iddc.runs import Run, spelt_in_python, write_atomic
 
 LEAST = 0.999
 """The share of pixels on which a file must agree with PyTorch."""
@@ -33,6 +33,7 @@ class Segmenter(segmenter.Segmenter):
 
     __doc__ = segmenter.Segmenter.__doc__
 
+    @spelt_in_python()
     def evaluate(
         self,
         data: str | Path,
@@ -64,6 +65,7 @@ class Segmenter(segmenter.Segmenter):
         shown = Progress() if progress else SILENT
         return evaluate(self, labelled, how, by_name=by_name, progress=shown)
 
+    @spelt_in_python()
     def export(
         self,
         file: str | Path,
@@ -106,6 +108,7 @@ class Segmenter(segmenter.Segmenter):
         write_atomic(target, data)
         return target
 
+    @spelt_in_python()
     def report(
         self, file: str | Path, images: str | Path, *, samples: int = 12, progress: bool = True
     ) -> Path:

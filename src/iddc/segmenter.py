@@ -31,7 +31,7 @@ from iddc.network import Network
 from iddc.progress import SILENT, Progress
 from iddc.recipes import RECIPES
 from iddc.refine import refiner
-from iddc.runs import Run, changed, explain
+from iddc.runs import Run, changed, explain, spelt_in_python
 from iddc.segmentation import Segmentation
 from iddc.windows import (
     Predictor,
@@ -152,6 +152,7 @@ class Segmenter:
             network.eval()
         return segmenter
 
+    @spelt_in_python()
     def fit(
         self: S,
         images: Any,
@@ -341,8 +342,9 @@ class Segmenter:
             SetupError: There is not enough memory.
         """
         items = ((None, image) for image in items_of(images))
-        for _, result in self.predict_items(items, with_probs=with_probs, note=note):
-            yield result
+        with spelt_in_python():
+            for _, result in self.predict_items(items, with_probs=with_probs, note=note):
+                yield result
 
     def predict_items(
         self,

@@ -41,7 +41,7 @@ class MakesRun(ReadsPhotos):
 
     images: Path
     dataset: DatasetName
-    out: Path
+    out: Path | None
     overwrite: bool
     dry_run: bool = False
     print_config: bool = False
@@ -56,7 +56,8 @@ class MakesRun(ReadsPhotos):
             print(yaml.safe_dump(used(completed(self.chosen())), sort_keys=False), end="")
             return 0
         # The images, and the numbers that follow from them.
-        refuse_inside(self.out, self.images)
+        if self.out:
+            refuse_inside(self.out, self.images)
         experiment = self.chosen()
         auto = getattr(self, "num_clusters", None) == "auto"
         found = find_readable(
@@ -82,10 +83,11 @@ class MakesRun(ReadsPhotos):
         work = f"{method}{steps}".strip(" ·")
         from iddc.device import pick_device
 
-        device, out = pick_device(self.runtime.device), str(self.out.resolve())
-        if self.dry_run:
+        device = pick_device(self.runtime.device)
+        where = str(self.out.resolve()) if self.out else ""
+        if self.dry_run or not self.out:
             cost = estimate(files, experiment, device.type, memory=True)
-            line = filter(None, (work, str(device), cost, out))
+            line = filter(None, (work, str(device), cost, where))
             say(describe(files, skipped, experiment), *line)
             if auto:
                 say("A sweep of several K on up to 64 images would choose the number of clusters.")
@@ -93,15 +95,18 @@ class MakesRun(ReadsPhotos):
             return 0
         experiment = ready(experiment, self.runtime)
         if auto:
-            experiment = self.suggested(experiment, files)
+            experiment = self.suggested(self.out, experiment, files)
         # Before the folder is touched: a misspelt name must not cost an earlier model.
         network = new_network(experiment)
-        with self.start(experiment) as run, self.kept_manifest(found.listed):
+        with (
+            self.start(self.out, experiment) as run,
+            self.kept_manifest(self.out, found.listed),
+        ):
             from iddc.learning import fit
             from iddc.progress import Progress
 
             cost = estimate(files, experiment, device.type)
-            line = filter(None, (work, str(device), cost, out))
+            line = filter(None, (work, str(device), cost, where))
             say(describe(files, skipped, experiment, self.out), *line)
             fit(
                 files,
@@ -120,19 +125,19 @@ class MakesRun(ReadsPhotos):
         """The experiment that the options ask for."""
         return self.experiment
 
-    def kept_manifest(self, listed: FoundImages | None) -> AbstractContextManager[None]:
+    def kept_manifest(self, out: Path, listed: FoundImages | None) -> AbstractContextManager[None]:
         """Keep what was listed beside the run; of the processes of torchrun the first does."""
         if listed is None or os.environ.get("RANK", "0") != "0":
             return nullcontext()
         from iddc.manifest import kept
 
-        return kept(
-            listed, self.images, self.out, limit=self.limit, include_masks=self.include_masks
-        )
+        return kept(listed, self.images, out, limit=self.limit, include_masks=self.include_masks)
 
-    def suggested(self, experiment: Experiment, files: Sequence[ImageFile]) -> Experiment:
+    def suggested(
+        self, out: Path, experiment: Experiment, files: Sequence[ImageFile]
+    ) -> Experiment:
         """The experiment with the K that a sweep suggests; a run that goes on has its own."""
-        run = Run(self.out)
+        run = Run(out)
         if run.has_config and not run.finished and not self.overwrite:
             return experiment.model_copy(update={"num_clusters": run.experiment.num_clusters})
         from iddc.cli.sweep import CLUSTERS
@@ -144,10 +149,10 @@ class MakesRun(ReadsPhotos):
         say(f"{found.suggested} clusters, chosen by a sweep. Seeds agree at K = {agreed}")
         return experiment.model_copy(update={"num_clusters": found.suggested})
 
-    def start(self, experiment: Experiment) -> Run:
+    def start(self, out: Path, experiment: Experiment) -> Run:
         """Lock the folder of a run, or go on with an interrupted one."""
         return Run.start(
-            self.out,
+            out,
             experiment,
             source=named(self.images, self.dataset),
             limit=self.limit,
@@ -167,7 +172,14 @@ class Train(MakesRun):
 
     images: ImagesPath
     dataset: TrainedOn = "folder"
-    out: NewRun
+    out: Annotated[
+        Path | None,
+        arg(
+            metavar="RUN",
+            help="The folder of the run to write.",
+            help_behavior_hint="(required, except with --dry-run or --print-config)",
+        ),
+    ] = None
     num_clusters: Annotated[
         int | Literal["auto"] | None,
         arg(aliases=["-k"], metavar="K", help_behavior_hint="(default: the recipe's, such as 27)"),
@@ -187,6 +199,11 @@ class Train(MakesRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.chosen()  # refuses a K out of range
+        if not (self.out or self.dry_run or self.print_config):
+            raise ConfigError(
+                "--out RUN is missing: the folder of the run to write. Only --dry-run and "
+                "--print-config work without it."
+            )
 
     def chosen(self) -> Experiment:
         """The experiment with the number of clusters."""

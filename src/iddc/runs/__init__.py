@@ -7,6 +7,7 @@ from iddc.runs.configfile import (
     explain,
     load_config,
     refuse_newer,
+    spelt_in_python,
 )
 from iddc.runs.files import disk_errors, read_text, write_atomic
 from iddc.runs.folder import Run
@@ -21,5 +22,6 @@ __all__ = [
     "load_config",
     "read_text",
     "refuse_newer",
+    "spelt_in_python",
     "write_atomic",
 ]

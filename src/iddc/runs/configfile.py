@@ -6,6 +6,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -177,6 +178,38 @@ def option(path: tuple[int | str, ...]) -> str:
 def field(path: tuple[int | str, ...]) -> str:
     """Write a field as Python and a configuration file spell it: objective.negative_weight."""
     return ".".join(str(part)[:60] for part in path)
+
+
+def in_python(text: str) -> str:
+    """Name keywords of Python where a text names options: `training.learning_rate`.
+
+    The numbers of a method are `options` there, a run is never overwritten, and there is no file of
+    --config. Whole commands in backquotes stay as they are.
+    """
+
+    def keyword(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        name, *part = match[1].replace("-", "_").split(".")
+        if name == "overwrite":
+            return "another `out`"
+        if name in config.ReadingConfig.model_fields:
+            return f"reading.{name}"
+        group = name if name in Experiment.model_fields else "options"
+        return ".".join([group, *part]) if part else name
+
+    text = text.replace(" in a --config", "")
+    return re.sub(r"`[^`]*`|--([a-z][a-z0-9-]*(?:\.[a-z0-9-]+)?)", keyword, text)
+
+
+@contextmanager
+def spelt_in_python() -> Iterator[None]:
+    """Let the errors that leave it name keywords of Python instead of options."""
+    try:
+        yield
+    except IddcError as error:
+        error.args = (in_python(str(error)),)
+        raise
 
 
 def _fields(title: str, problem: Any) -> list[str]:

@@ -177,7 +177,8 @@ class Run:
             return
         if self.finished:
             raise ConfigError(
-                f"{self.path} holds a finished run. Choose another folder, or give --overwrite."
+                f"{self.path} holds a finished run, which `iddc report` shows. Choose another "
+                "folder, or give --overwrite."
             )
         if not self.checkpoint.exists():
             return  # it stopped before there was anything to keep, as at a misspelt backbone
