@@ -51,8 +51,7 @@ def find_listed(
                     Path(about["base"]),
                     Texts(kept["paths"].tobytes()),
                     Texts(kept["names"].tobytes()),
-                    zipped=about["zipped"],
-                    tarred=about["tarred"],
+                    packed=about["packed"],
                     stamps=kept["stamps"] if len(kept["stamps"]) else None,
                 )
                 return FoundImages(listing, tuple(about["notes"]), about["watched"])
@@ -88,8 +87,7 @@ def kept(
         **WRITTEN,
         "of": _request(source, limit, include_masks),
         "base": str(files.base),
-        "zipped": files.zipped,
-        "tarred": files.tarred,
+        "packed": files.packed,
         "notes": found.notes,
         "watched": found.watched,
     }
@@ -97,7 +95,7 @@ def kept(
     ended = threading.Event()
 
     def write() -> None:
-        stamps = None if files.zipped or files.tarred else _stamps(files, ended)
+        stamps = None if files.packed else _stamps(files, ended)
         if ended.is_set():
             return
         data = io.BytesIO()

@@ -41,8 +41,8 @@ class Compare(ReadsPhotos):
         Positional[tuple[Path, ...]],
         arg(
             metavar="IMAGES|RUN",
-            help="A folder with subfolders, a zip, a tar, a text file of paths, or one image; or "
-            "the folders of finished runs.",
+            help="A folder with subfolders, a zip, tar or Parquet file, a text file of paths, or "
+            "one image; or the folders of finished runs.",
             help_behavior_hint="(required)",
         ),
     ]

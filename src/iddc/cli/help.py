@@ -41,7 +41,7 @@ TEXTS = {
     "train": Short(
         "IMAGES --out RUN [OPTIONS]",
         {
-            "IMAGES": "a folder with subfolders, a zip, a tar, a text file of paths, or one image",
+            "IMAGES": "a folder, zip, tar or Parquet file, a text file of paths, or one image",
             "--out RUN": "the folder of the run to write",
             "-k K, --num-clusters K": "how many clusters to find, or auto (default: 27)",
             "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
@@ -60,7 +60,7 @@ TEXTS = {
     "check": Short(
         "IMAGES [OPTIONS]",
         {
-            "IMAGES": "a folder with subfolders, a zip, a tar, a text file of paths, or one image",
+            "IMAGES": "a folder, zip, tar or Parquet file, a text file of paths, or one image",
             "--limit N": "use the first N images only",
             "--include-masks": "read masks and labels among IMAGES like photos",
             **_JSON,
@@ -70,7 +70,7 @@ TEXTS = {
     "sweep": Short(
         "IMAGES --out DIR [OPTIONS]",
         {
-            "IMAGES": "a folder with subfolders, a zip, a tar, a text file of paths, or one image",
+            "IMAGES": "a folder, zip, tar or Parquet file, a text file of paths, or one image",
             "--out DIR": "the folder to write: sweep.html, which works offline",
             "-k K ...": "the numbers of clusters to try (default: 6 9 12 18 27)",
             "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
@@ -165,7 +165,7 @@ TEXTS = {
     "baseline": Short(
         "{kmeans,pixels,grey,stego} IMAGES --out RUN [OPTIONS]",
         {
-            "IMAGES": "a folder with subfolders, a zip, a tar, a text file of paths, or one image",
+            "IMAGES": "a folder, zip, tar or Parquet file, a text file of paths, or one image",
             "--out RUN": "the folder of the run to write",
             "-k K, --num-clusters K": "how many clusters to find (default: 27)",
             "--backbone B": "a name of `iddc models`, NAME=FILE or a folder (default: auto)",
@@ -196,7 +196,7 @@ TEXTS = {
     "analyze": Short(
         "IMAGES --out DIR [OPTIONS]",
         {
-            "IMAGES": "a folder with subfolders, a zip, a tar, a text file of paths, or one image",
+            "IMAGES": "a folder, zip, tar or Parquet file, a text file of paths, or one image",
             "--out DIR": "the folder to write",
             "--data DIR": "a labelled data set to draw beside it; the estimate never sees it",
             "-k K, --num-clusters K": "how many clusters (default: 27)",

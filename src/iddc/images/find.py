@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from iddc.errors import DataError, one_line
+from iddc.images import parquet, tar
 from iddc.images.files import SUFFIXES, ImageFile, meant
 from iddc.images.listing import Listing, Texts
 from iddc.images.masklike import sort_out
+from iddc.images.parquet import cells_of
 from iddc.images.remote import RemoteImage, address_of, list_below
-from iddc.images.tar import members_of, text_of
+from iddc.images.tar import members_of
 from iddc.images.walk import is_hidden, walk
 
 _MAX_LIST = 500_000_000
@@ -43,15 +45,15 @@ class FoundImages:
 def find_images(
     source: Path, *, limit: int | None = None, include_masks: bool = False
 ) -> FoundImages:
-    """List the images of a folder, a zip, tars, a text file of paths, or take one image.
+    """List the images of a folder, a zip, tars, Parquet files, a list of paths, or take one image.
 
     A folder is read with all its subfolders, through links too, sorted by name. If it holds
     `images/`, only that is read, and masks and labels are not (`masklike.sort_out`, which opens a
     few files where names do not decide). A zip is read like a folder, its members in place. A text
     file has one path per line, absolute or relative to its own folder, and keeps its order; all
     that it names is read. A tar, or a folder with no image but tars, such as the shards of
-    WebDataset, is read in place, tar by tar. Hidden files are ignored. What lies below an
-    address, such as s3://bucket/photos, is read like a folder.
+    WebDataset, is read in place, tar by tar; so are Parquet files. Hidden files are ignored.
+    What lies below an address, such as s3://bucket/photos, is read like a folder.
 
     Args:
         source: The folder, zip, text file or image.
@@ -60,7 +62,7 @@ def find_images(
 
     Raises:
         DataError: The source is missing, unreadable or holds no image.
-        SetupError: A server refuses or does not answer, or the extra `cloud` is missing.
+        SetupError: A server refuses or does not answer, or an extra is missing.
     """
     suffix = source.suffix.lower()
     watched: dict[str, int] = {}
@@ -71,13 +73,13 @@ def find_images(
             found = _find_in_folder(source, include_masks, watched)
         elif not source.exists():
             raise DataError(
-                f"No such file or folder: {source}. Expected a folder of images, a zip, a text "
-                "file of paths, or one image."
+                f"No such file or folder: {source}. Expected a folder of images, a zip, a tar, a "
+                "Parquet file, a text file of paths, or one image."
             )
         elif not source.is_file():
             raise DataError(f"{source} is neither a folder nor a regular file.")
-        elif suffix == ".tar":
-            found = _find_in_tars(source.parent, [source.name], source, include_masks, watched)
+        elif suffix in (".tar", ".parquet"):
+            found = _find_packed(source.parent, [source.name], source, include_masks, watched)
         elif suffix == ".zip":
             watched[os.path.abspath(source)] = source.stat().st_mtime_ns
             found = _find_in_zip(source, include_masks)
@@ -102,9 +104,10 @@ def _find_in_folder(folder: Path, include_masks: bool, watched: dict[str, int]) 
         paths = Texts.of(_of_images(walk(base, notes, watched), others))
         if base == folder or len(paths) or others:
             break
-    if not len(paths) and others[".tar"]:
-        tars = [name for name in walk(base, [], watched) if name.lower().endswith(".tar")]
-        return _find_in_tars(base, tars, folder, include_masks, watched)
+    for kind in (".tar", ".parquet"):
+        if not len(paths) and others[kind]:
+            found = [name for name in walk(base, [], watched) if name.lower().endswith(kind)]
+            return _find_packed(base, found, folder, include_masks, watched)
     if base != folder:
         notes.append(f"reads only images/ of {folder}")
     return _select(Listing(base, paths), folder, notes, others, include_masks)
@@ -120,27 +123,31 @@ def _of_images(names: Iterable[str], others: Counter[str]) -> Iterator[str]:
             others[PurePosixPath(name).suffix.lower() or "without suffix"] += 1
 
 
-def _find_in_tars(
-    base: Path, tars: Sequence[str], source: Path, include_masks: bool, watched: dict[str, int]
+def _find_packed(
+    base: Path, packs: Sequence[str], source: Path, include_masks: bool, watched: dict[str, int]
 ) -> FoundImages:
-    """What is in tars below a folder, tar by tar in their order; of several, named by them too."""
+    """What is in tars or Parquet files below a folder, in order; of several, named by them too."""
     notes: list[str] = []
     others: Counter[str] = Counter()
     names: list[str] = []
+    parquets = packs[0].lower().endswith(".parquet")
 
     def texts() -> Iterator[str]:
-        for tar in tars:
-            watched[os.path.abspath(base / tar)] = (base / tar).stat().st_mtime_ns
-            for member, offset, length in members_of(base / tar, notes):
+        for pack in packs:
+            watched[os.path.abspath(base / pack)] = (base / pack).stat().st_mtime_ns
+            inside = cells_of(base / pack) if parquets else members_of(base / pack, notes)
+            for member, *place in inside:
                 path = _safe_name(PurePosixPath(member))
-                if any(map(is_hidden, path.parts)) or not [*_of_images([str(path)], others)]:
+                if any(map(is_hidden, path.parts)):
                     continue
-                inside = str(_fitting(path))
-                names.append(f"{os.path.splitext(tar)[0]}/{inside}" if len(tars) > 1 else inside)
-                yield text_of(tar, offset, length)
+                if not parquets and not [*_of_images([str(path)], others)]:
+                    continue
+                name = str(_fitting(path))
+                names.append(f"{os.path.splitext(pack)[0]}/{name}" if len(packs) > 1 else name)
+                yield (parquet.text_of if parquets else tar.text_of)(pack, *place)
 
     paths = Texts.of(texts())
-    listing = Listing(base, paths, Texts.of(names), tarred=True)
+    listing = Listing(base, paths, Texts.of(names), packed="parquet" if parquets else "tar")
     return _select(listing, source, notes, others, include_masks)
 
 
@@ -189,7 +196,7 @@ def _find_in_zip(path: Path, include_masks: bool) -> FoundImages:
     others: Counter[str] = Counter()
     names = [*_of_images(map(str, sorted(shown, key=lambda name: name.parts)), others)]
     paths = Texts.of(found[PurePosixPath(name)] for name in names)
-    listing = Listing(path, paths, Texts.of(names), zipped=True)
+    listing = Listing(path, paths, Texts.of(names), packed="zip")
     return _select(listing, path, notes, others, include_masks)
 
 

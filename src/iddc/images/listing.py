@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 from jaxtyping import Int64
 
+from iddc.images import parquet, tar
 from iddc.images.files import ImageFile
 from iddc.images.remote import RemoteImage
-from iddc.images.tar import image_at
 
+Packed = Literal["", "zip", "tar", "parquet"]
 _PIECE = 2**20
 """About how many bytes of texts are decoded at once."""
 
@@ -70,8 +71,8 @@ class Listing(Sequence[ImageFile]):
         paths: Where each image is: below `base`, or the name of a member of the zip.
         names: The names of results; None: the paths.
         renamed: Names of results that differ from `names`, by index.
-        zipped: Whether `base` is a zip.
-        tarred: Whether paths are those of `tar.text_of`.
+        packed: In what images are: in `base`, which is a zip; or in tars or Parquet files, where
+            paths are those of `tar.text_of` and `parquet.text_of`. Empty: each is a file.
         url: The address that paths are below, of images that are at addresses.
         chosen: The indices of the images that are in; None: all.
         stamps: Size and time of each when it was listed, see `ImageFile.stamp`.
@@ -84,8 +85,7 @@ class Listing(Sequence[ImageFile]):
         names: Texts | None = None,
         *,
         renamed: Mapping[int, str] | None = None,
-        zipped: bool = False,
-        tarred: bool = False,
+        packed: Packed = "",
         url: str = "",
         chosen: range | Int64[np.ndarray, " n"] | None = None,
         stamps: Int64[np.ndarray, "all 2"] | None = None,
@@ -95,8 +95,7 @@ class Listing(Sequence[ImageFile]):
         self.paths = paths
         self._names = paths if names is None else names
         self._renamed = dict(renamed or {})
-        self.zipped = zipped
-        self.tarred = tarred
+        self.packed: Packed = packed
         self.url = url
         self._chosen = range(len(paths)) if chosen is None else chosen
 
@@ -178,18 +177,18 @@ class Listing(Sequence[ImageFile]):
             self.paths,
             self._names,
             renamed=renamed,
-            zipped=self.zipped,
-            tarred=self.tarred,
+            packed=self.packed,
             url=self.url,
             chosen=chosen,
             stamps=self.stamps,
         )
 
     def _file(self, at: int, path: str, name: str) -> ImageFile:
-        if self.zipped:
+        if self.packed == "zip":
             return ImageFile(self.base, PurePosixPath(name), path)
-        if self.tarred:
-            return image_at(self.base, path, PurePosixPath(name))
+        if self.packed:
+            packed_at = tar.image_at if self.packed == "tar" else parquet.image_at
+            return packed_at(self.base, path, PurePosixPath(name))
         if self.url:
             return RemoteImage(Path(name), PurePosixPath(name), url=f"{self.url}/{path}")
         stamp: tuple[int, int] | None = None
