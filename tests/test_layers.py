@@ -14,6 +14,7 @@ LAYERS = {
     "config": 0,
     "errors": 0,
     "canvas": 1,
+    "cluster": 1,
     "clustering": 1,
     "consensus": 1,
     "decoders": 1,

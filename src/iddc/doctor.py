@@ -23,7 +23,9 @@ EXTRAS = {
     "geo": ("rasterio", "pyogrio"),
     "label": ("fastapi", "uvicorn"),
     "openvino": ("onnx", "onnxruntime", "onnxscript", "openvino"),
+    "parquet": ("pyarrow",),
     "plots": ("matplotlib",),
+    "ray": ("ray",),
     "tensorboard": ("tensorboard",),
 }
 """The optional extras and the packages that each brings."""

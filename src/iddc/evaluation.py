@@ -8,7 +8,7 @@ The release brings predictions and labels to a square by torch's: floor(i m / n)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from iddc.cluster import ATTEMPTS, Helpers
 from iddc.config import (
     MatchingRows,
     Precision,
@@ -31,7 +32,7 @@ from iddc.config import (
 )
 from iddc.datasets import LabelledImages
 from iddc.datasets.labelfiles import read_ids
-from iddc.errors import DataError
+from iddc.errors import DataError, counted
 from iddc.images import ahead, listed
 from iddc.intervals import LEVEL, RESAMPLES, ImageCounts, Interval, intervals
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
@@ -43,6 +44,8 @@ from iddc.windows import Request, as_array, cluster_ids
 
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
 """The colours of ignored pixels and of clusters that are matched to no class."""
+PART = 8
+"""Images that a process of a cluster does at a time: so many it does again if it dies."""
 SEEN = (
     "A person saw images and named the clusters: these scores are not those of an unsupervised "
     "method."
@@ -174,6 +177,7 @@ def evaluate(
     save_masks: Path | None = None,
     saved: Sequence[int] | None = None,
     progress: Progress = SILENT,
+    helpers: Helpers[Segmenter] | None = None,
 ) -> Evaluation:
     """Score a segmenter: one confusion over all images, one matching, one number.
 
@@ -188,26 +192,25 @@ def evaluate(
             black, clusters that are matched to no class grey.
         saved: The positions in the data set of the images that have one; None: all.
         progress: Shows how far the work is.
+        helpers: Processes that segment as `segmenter` does and do the work, if this one does not.
 
     Raises:
         DataError: A label has a value that is no class, no pixel is labelled, or no cluster has
-            the name of a class.
+            the name of a class. Or helpers died of some images.
         SetupError: The masks cannot be written.
     """
     named = match_by_name(segmenter.labels, dataset.class_names) if by_name else None
-    segmenter = _in_precision(segmenter, protocol.precision)
     if save_masks is None:
-        return _count(segmenter, dataset, protocol, named, None, (), progress, trimap)
+        count = _Count(dataset, protocol, trimap)
+        return _scored(segmenter, count, named, progress, helpers)
     with disk_errors(save_masks):
         save_masks.mkdir(parents=True, exist_ok=True)
         kept = TemporaryDirectory(dir=save_masks, prefix=".iddc-")
     # The colours are known when all images are counted, so the clusters wait on the disk.
     with kept as folder:
         positions = range(len(dataset)) if saved is None else saved
-        kept_at = Path(folder)
-        evaluation = _count(
-            segmenter, dataset, protocol, named, kept_at, positions, progress, trimap
-        )
+        count = _Count(dataset, protocol, trimap, Path(folder), positions)
+        evaluation = _scored(segmenter, count, named, progress, helpers)
         shown = evaluation.by_name or evaluation.scores
         for index in positions:
             sample = dataset[index]
@@ -222,53 +225,112 @@ def evaluate(
     return evaluation
 
 
-def _count(
+@dataclass(frozen=True)
+class _Count:
+    """What is done with each image of a data set, wherever it is done."""
+
+    dataset: LabelledImages
+    protocol: EvalProtocol
+    trimap: bool
+    """Whether pixels near an edge are counted too."""
+    keep: Path | None = None
+    """Gets the clusters of some images, as they are scored."""
+    kept: Sequence[int] = ()
+    """The positions of these images."""
+
+    def each(
+        self,
+        segmenter: Segmenter,
+        positions: Sequence[int],
+        note: Callable[[str], object] = warnings.warn,
+    ) -> Iterator[tuple[Confusion, Confusion | None]]:
+        """The confusion of each image, and that of its pixels near an edge."""
+        protocol, shape = self.protocol, (segmenter.num_clusters, self.dataset.num_classes)
+        segmenter = _in_precision(segmenter, protocol.precision)
+
+        def asked(index: int) -> Request:
+            sample = self.dataset[index]
+            image, label = _before_network(sample.image, sample.label, protocol)
+            request = _request(segmenter, image, protocol)
+            return replace(request, key=(index, sample.name, _as_scored(label, protocol)))
+
+        found = cluster_ids(
+            segmenter,
+            (request for _, request in ahead(asked, positions)),
+            protocol.prediction,
+            device=segmenter.device,
+            note=note,
+        )
+        for request, ids in found:
+            index, name, label = request.key
+            clusters = _as_scored(ids, protocol)
+            try:
+                one = _confusion(clusters, label, *shape)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
+            if self.keep and index in self.kept:
+                write_ids(self.keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
+            near = None
+            if self.trimap:
+                edges = np.where(edge_band(label, EDGE_WIDTH), label, IGNORE).astype(np.uint8)
+                near = _confusion(clusters, edges, *shape)
+            yield one, near
+
+    def part(
+        self, segmenter: Segmenter, positions: Sequence[int]
+    ) -> list[tuple[Confusion, Confusion | None]]:
+        """What `each` gives for some images, at once."""
+        return [*self.each(segmenter, positions)]
+
+    def elsewhere(
+        self, helpers: Helpers[Segmenter]
+    ) -> Iterator[tuple[Confusion, Confusion | None]]:
+        """What `each` gives for all images, in their order, from other processes.
+
+        Raises:
+            DataError: Images remain that ended every process that had them.
+        """
+        found: dict[int, tuple[Confusion, Confusion | None]] = {}
+        following, lost = 0, list[str]()
+        for positions, results in helpers.spread(self.part, range(len(self.dataset)), PART):
+            if results is None:
+                lost.append(self.dataset[positions[0]].name)
+            else:
+                found |= zip(positions, results, strict=True)
+            while following in found:
+                yield found.pop(following)
+                following += 1
+        if lost:
+            raise DataError(
+                f"{counted(len(lost), 'image')} ended each of the {ATTEMPTS} processes that had "
+                f"them: {listed(lost)}. Look whether they are damaged, or larger than the memory."
+            )
+
+
+def _scored(
     segmenter: Segmenter,
-    dataset: LabelledImages,
-    protocol: EvalProtocol,
+    count: _Count,
     named: Int64[np.ndarray, " k"] | None,
-    keep: Path | None,
-    positions: Sequence[int],
     progress: Progress,
-    trimap: bool,
+    helpers: Helpers[Segmenter] | None,
 ) -> Evaluation:
-    """Evaluate; `named` gives clusters their classes too, `keep` gets those of some positions."""
+    """Evaluate; `named` gives clusters their classes too."""
+    dataset, total = count.dataset, len(count.dataset)
     confusion = Confusion.zeros(segmenter.num_clusters, dataset.num_classes)
     at_edges = confusion
     each = ImageCounts((segmenter.num_clusters, dataset.num_classes))
-
-    def asked(index: int) -> Request:
-        sample = dataset[index]
-        image, label = _before_network(sample.image, sample.label, protocol)
-        request = _request(segmenter, image, protocol)
-        return replace(request, key=(sample.name, _as_scored(label, protocol)))
-
-    with progress.job(len(dataset)):
-        found = cluster_ids(
-            segmenter,
-            (request for _, request in ahead(asked, range(len(dataset)))),
-            protocol.prediction,
-            device=segmenter.device,
-            note=warnings.warn if progress is SILENT else progress.note,
-        )
-        for index, (request, ids) in enumerate(found):
-            name, label = request.key
-            clusters = _as_scored(ids, protocol)
-            try:
-                one = _confusion(clusters, label, *confusion.counts.shape)
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from None
-            if trimap:
-                near = np.where(edge_band(label, EDGE_WIDTH), label, IGNORE).astype(np.uint8)
-                at_edges += _confusion(clusters, near, *confusion.counts.shape)
+    note = warnings.warn if progress is SILENT else progress.note
+    with progress.job(total):
+        found = count.elsewhere(helpers) if helpers else count.each(segmenter, range(total), note)
+        for done, (one, near) in enumerate(found, start=1):
             confusion += one
             each.add(one)
-            if keep and index in positions:
-                write_ids(keep / f"{index}.png", as_array(clusters, segmenter.num_clusters))
-            progress.update(index + 1, "evaluating", f"image {index + 1} of {len(dataset)}")
-    matched = confusion.scores(confusion.match(protocol.matching_rows))
+            if near is not None:
+                at_edges += near
+            progress.update(done, "evaluating", f"image {done} of {total}")
+    matched = confusion.scores(confusion.match(count.protocol.matching_rows))
     spread = intervals(each, matched.matching)
-    scores = Evaluation(matched, confusion, dataset.class_names, len(dataset), spread)
+    scores = Evaluation(matched, confusion, dataset.class_names, total, spread)
     if at_edges.counts.any():
         scores = replace(scores, near_edges=at_edges.scores(np.array(matched.matching)))
     return scores if named is None else replace(scores, by_name=confusion.scores(named))

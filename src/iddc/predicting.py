@@ -8,6 +8,7 @@ finds that no image is missing writes the files that are about all of them.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from iddc.cluster import ATTEMPTS, Helpers
 from iddc.config import ReadingConfig
-from iddc.errors import UnreadableImage
+from iddc.errors import ConfigError, DataError, UnreadableImage, counted
 from iddc.geo import MARGIN, segment_raster
 from iddc.images import (
     SURVEYED,
@@ -45,6 +47,8 @@ from iddc.video import frames, is_video
 
 TILE = 1024
 """The side of a raster's tile where the model has no working size, in pixels."""
+PART = 32
+"""Images that a process of a cluster does at a time: so many it does again if it dies."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def predict_collection(
     include_masks: bool = False,
     max_unreadable: float = 0.05,
     progress: Progress = SILENT,
+    helpers: Helpers[Segmenter] | None = None,
 ) -> Predicted:
     """Write the masks of a collection, each as large as its image.
 
@@ -96,16 +101,24 @@ def predict_collection(
         include_masks: See `find_images`.
         max_unreadable: The share of unreadable images that is accepted, in [0, 1].
         progress: Shows how far the work is.
+        helpers: Processes that do the work, if this one does not.
 
     Raises:
         ConfigError: A format cannot hold the classes, or `out` holds something else. Masks that
-            differ in their names alone get the new ones; see `relabel`.
+            differ in their names alone get the new ones; see `relabel`. Or helpers are to do
+            a video.
         DataError: There are no images, or too many of them cannot be read: masks of the others
-            are written, except where a single shard's headers are unreadable.
+            are written, except where a single shard's headers are unreadable. Or helpers died of
+            some.
         SetupError: An extra or ffmpeg is missing, or the folder cannot be written.
     """
     # What there is, and what of it has no masks yet. Nothing is written so far.
     (first, step), video = shard, is_video(source)
+    if video and helpers:
+        raise ConfigError(
+            f"--ray is for images, found the video {source}, which every process would decode from "
+            "its beginning. Leave out --ray, or take frames out with ffmpeg first."
+        )
     rasters = [name for name in formats if name in SUFFIXES]
     files: Sequence[ImageFile] = []
     if not video:
@@ -151,22 +164,24 @@ def predict_collection(
 
     # The work itself.
     kind = "frames" if video else "rasters" if rasters else "images"
-    if rasters:
-        finished = _segment_rasters(segmenter, collection, rasters, todo, reading)
+    work = _Work(collection, rasters, reading)
+    if video:
+        shown: list[ImageFile] = []
+        files = shown
+        items = (
+            (file, Picture(frame))
+            for index, (file, frame) in enumerate(_frames(source, limit, shown, progress.note))
+            if index % step == first - 1 and not is_there(file)
+        )
+        finished = _segment(segmenter, collection, items, math.inf, progress.note)
     else:
         unreadable = {item.file for item in bad}
         todo = [file for file in todo if file not in unreadable]
-        items: Iterator[tuple[ImageFile, Picture | str]] = _photos(todo, reading)
-        if video:
-            shown: list[ImageFile] = []
-            files = shown
-            items = (
-                (file, Picture(frame))
-                for index, (file, frame) in enumerate(_frames(source, limit, shown, progress.note))
-                if index % step == first - 1 and not is_there(file)
-            )
-        most = math.inf if video else max_unreadable * len(files) - len(bad)
-        finished = _segment(segmenter, collection, items, most, progress.note)
+        most = math.inf if rasters else max_unreadable * len(files) - len(bad)
+        if helpers:
+            finished = _segment_elsewhere(helpers, work, todo, most)
+        else:
+            finished = work.segment(segmenter, todo, most, progress.note)
     written, total = 0, None if video else len(todo)
     try:
         with progress.job(total):
@@ -193,6 +208,58 @@ def predict_collection(
         outputs=tuple(out / name for name in outputs or ["parts"]),
         waiting=tuple(wholes.values() if missing else ()),
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with images, wherever it is done."""
+
+    collection: Collection
+    rasters: Sequence[str]
+    reading: ReadingConfig
+
+    def segment(
+        self,
+        segmenter: Segmenter,
+        files: Sequence[ImageFile],
+        most: float = math.inf,
+        note: Callable[[str], object] = warnings.warn,
+    ) -> Iterator[ImageFile]:
+        """Write the masks of images, and list those that cannot be read; see `_segment`."""
+        if self.rasters:
+            return _segment_rasters(segmenter, self.collection, self.rasters, files, self.reading)
+        return _segment(segmenter, self.collection, _photos(files, self.reading), most, note)
+
+    def segment_all(self, segmenter: Segmenter, files: Sequence[ImageFile]) -> list[ImageFile]:
+        """Do the same, and say at the end whose masks were written."""
+        return [*self.segment(segmenter, files)]
+
+
+def _segment_elsewhere(
+    helpers: Helpers[Segmenter], work: _Work, files: Sequence[ImageFile], most_skipped: float
+) -> Iterator[ImageFile]:
+    """Write the masks of images in other processes, in any order; see `_segment`.
+
+    Raises:
+        DataError: Images remain that ended every process that had them. All others are done.
+    """
+    lost: list[ImageFile] = []
+    skipped = 0
+    for part, finished in helpers.spread(work.segment_all, files, 1 if work.rasters else PART):
+        if finished is None:
+            lost += part
+            work.collection.mark_skipped(part[0], f"{ATTEMPTS} processes died that had it")
+            continue
+        yield from finished
+        skipped += len(part) - len(finished)
+        if skipped > most_skipped:
+            return
+    if lost:
+        raise DataError(
+            f"{counted(len(lost), 'image')} ended each of the {ATTEMPTS} processes that had "
+            f"them: {listed(map(str, lost))}. See {work.collection.folder / 'skipped.csv'}; "
+            "look whether they are damaged, or larger than the memory. All others are done."
+        )
 
 
 def _only_rasters(files: Sequence[ImageFile], note: Callable[[str], object]) -> Sequence[ImageFile]:

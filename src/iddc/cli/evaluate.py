@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from iddc.cli.options import Flat, Informing, ReadsLikeModel, RunPath
+from iddc.cli.options import Flat, Informing, RayAddress, ReadsLikeModel, RunPath
 from iddc.cli.printing import print_json, print_scores
+from iddc.cluster import Helpers
 from iddc.config import DatasetName, ProtocolName, RefineName, Runtime
 from iddc.errors import counted
 from iddc.runs import Run
@@ -19,6 +20,7 @@ from iddc.runs import Run
 if TYPE_CHECKING:
     from iddc.datasets import LabelledImages, Sample
     from iddc.evaluation import Evaluation
+    from iddc.segmenter import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,9 @@ class Evaluate(Informing, ReadsLikeModel):
     """names: score also clusters as the classes that a person named them after (iddc label)."""
     save_masks: bool = False
     """Write image, truth and prediction side by side to RUN/evaluation, in colours of classes."""
+    ray: RayAddress = None
+    """Let the processes of a Ray cluster do the work (extra `ray`). ADDRESS is HOST:PORT, or auto
+    for the cluster of this machine; without it, a cluster of this machine's cores is started."""
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset({"device"})
 
@@ -64,13 +69,11 @@ class Evaluate(Informing, ReadsLikeModel):
         from iddc.datasets import fit_dataset, open_dataset
         from iddc.evaluation import PROTOCOLS, evaluate
         from iddc.progress import Progress
-        from iddc.segmenter import Segmenter
 
         # The model, and what it is scored on.
         run = Run.open(self.run)
         stamp = run.stamp
-        segmenter = Segmenter.load(self.run, self.runtime.device)
-        segmenter.experiment = self.read_by(segmenter.experiment)
+        segmenter = self.segmenter()
         dataset = open_dataset(
             self.dataset,
             self.data,
@@ -92,6 +95,7 @@ class Evaluate(Informing, ReadsLikeModel):
             by_name=self.matching == "names",
             save_masks=masks if self.save_masks else None,
             progress=Progress(),
+            helpers=self._helpers(),
         )
         # A score of some images is shown and not kept: it would be read as one of all.
         entry = {
@@ -111,6 +115,20 @@ class Evaluate(Informing, ReadsLikeModel):
             if self.save_masks:
                 print(masks)
         return 0
+
+    def segmenter(self) -> Segmenter:
+        """The run's model, which reads files as is asked for."""
+        from iddc.segmenter import Segmenter
+
+        segmenter = Segmenter.load(self.run, self.runtime.device)
+        segmenter.experiment = self.read_by(segmenter.experiment)
+        return segmenter
+
+    def _helpers(self) -> Helpers[Segmenter] | None:
+        """What --ray asks for."""
+        if self.ray is None:
+            return None
+        return Helpers("".join(self.ray), self.segmenter, self.runtime.device != "cpu")
 
     def _print(self, evaluation: Evaluation, entry: Mapping[str, Any]) -> None:
         """Show the scores, before anything can keep them from being written."""

@@ -54,7 +54,8 @@ ImagesPath = Annotated[
     Positional[Path],
     arg(
         metavar="IMAGES",
-        help="A folder with subfolders, a zip, a tar, a text file of paths, or one image.",
+        help="A folder with subfolders, a zip, tar or Parquet file, a text file of paths, or one "
+        "image.",
     ),
 ]
 RunPath = Annotated[
@@ -72,6 +73,10 @@ ConfigFile = Annotated[
         help="Take every number from this file, such as RUN/config.yaml, instead of a recipe.",
         help_behavior_hint="(default: none)",
     ),
+]
+RayAddress = Annotated[
+    tuple[()] | tuple[str] | None,
+    arg(metavar="[ADDRESS]", help_behavior_hint="(default: this process)"),
 ]
 READING = ("range", "bands", "pages", "nodata")
 """The fields of ReadingConfig that are options; the others are found."""

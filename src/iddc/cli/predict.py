@@ -14,6 +14,7 @@ from iddc.cli.export import NUM_CALIBRATED, choose_images, opened
 from iddc.cli.options import (
     Flat,
     ImagesPath,
+    RayAddress,
     ReadsLikeModel,
     ReadsPhotos,
     RunPath,
@@ -22,6 +23,7 @@ from iddc.cli.options import (
     say,
 )
 from iddc.cli.shards import parse_shard
+from iddc.cluster import Helpers
 from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
 from iddc.errors import ConfigError, DataError, counted
 from iddc.runs import Run, explain
@@ -98,6 +100,9 @@ class Predict(ReadsPhotos, ReadsLikeModel):
     int8: bool = False
     """With --engine onnx or openvino: compute in 8 bits. How large numbers become is measured once,
     on 32 images of the training or else of IMAGES, and kept in RUN."""
+    ray: RayAddress = None
+    """Let the processes of a Ray cluster do the work (extra `ray`). ADDRESS is HOST:PORT, or auto
+    for the cluster of this machine; without it, a cluster of this machine's cores is started."""
     runtime: Annotated[Runtime, Flat]
     choices: ClassVar[frozenset[str]] = frozenset({"device", "max_unreadable"})
 
@@ -130,6 +135,7 @@ class Predict(ReadsPhotos, ReadsLikeModel):
             include_masks=self.include_masks,
             max_unreadable=self.runtime.max_unreadable,
             progress=Progress(),
+            helpers=self._helpers(),
         )
         # What was written, what was left out, and what other shards still owe.
         left_out, there = "", ""
@@ -147,6 +153,13 @@ class Predict(ReadsPhotos, ReadsLikeModel):
                 "their commands again."
             )
         return 0
+
+    def _helpers(self) -> Helpers[Segmenter] | None:
+        """What --ray asks for."""
+        if self.ray is None:
+            return None
+        gpu = self.engine == "torch" and self.runtime.device != "cpu"
+        return Helpers("".join(self.ray), self.segmenter, gpu)
 
     def segmenter(self) -> Segmenter:
         """The run's model, with the windows and the refinement that are asked for."""
