@@ -32,7 +32,7 @@ from iddc.report import REPORT, charts, write_report
 from iddc.report.look import largest_part, look_at
 from iddc.report.sides import colours_of_partners, match
 from iddc.report.tables import nearest
-from iddc.report.writing import _names
+from iddc.report.writing import _names, _with_code
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
 from iddc.windows import to_working_size
@@ -269,6 +269,12 @@ def test_the_verdict_stands_above_the_samples(scenes: Path, tmp_path: Path) -> N
     assert f"of {K} clusters are in use" in text
 
 
+def test_commands_in_the_verdict_are_code_and_the_rest_of_it_is_text() -> None:
+    assert _with_code("Try `iddc sweep <X>`, & look.") == (
+        "Try <code>iddc sweep &lt;X&gt;</code>, &amp; look."
+    )
+
+
 def test_a_report_is_one_file_that_may_fetch_nothing(scenes: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", scenes, steps=3)
     tags = Tags(text_of(run))
@@ -351,7 +357,7 @@ def test_only_images_that_were_trained_on_are_looked_at(scenes: Path, tmp_path: 
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("limit: null", "limit: 2"))
     tags = Tags(text_of(run))
-    assert "learned without labels from train, the first 2." in tags.words
+    assert "Learned without labels from train, the first 2." in tags.words
     assert len([attrs for attrs in tags.all("img") if attrs.get("class") == "mask"]) == 2
 
 

@@ -95,6 +95,7 @@ def test_the_page_shows_every_k_and_fetches_nothing(swept: tuple[Path, Path]) ->
     assert page.count('class="over"') == 4 * 2
     assert f"K = {record['suggested']}</strong>" in page
     assert f"-k {record['suggested']} --backbone untrained:test_vit" in page
+    assert "<p><code>iddc train " in page  # no first letter of a sentence
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
 
 

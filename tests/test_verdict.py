@@ -97,7 +97,7 @@ def test_a_verdict_names_the_number_behind_every_advice() -> None:
     assert "2 of 3 clusters are in use" in text
     assert "cluster 0 and sky (1) (75 %)" in text
     assert "iddc label RUN --set 0=NAME 1=NAME" in text
-    assert "Always at the same place: cluster 0 (100 %), sky (1) (100 %)" in text
+    assert "Mostly at the same place in every image: cluster 0 (100 %), sky (1) (100 %)" in text
     assert "The mean confidence is 40 %." in text
     assert "agree on 25 % of the patches" in text
     assert "The training saw only 8 images." in text

@@ -195,9 +195,10 @@ def _pairs(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     more = f" and {len(pairs) - _PAIRS} other pairs" if len(pairs) > _PAIRS else ""
     one, other, _ = pairs[0]
     yield Finding(
-        f"Hard to tell apart: {', '.join(told)}{more}. Where one of two wins, the other has that "
-        "part of its probability.",
-        f"look at both in the report, and merge them: iddc label RUN --set {one}=NAME {other}=NAME",
+        f"Hard to tell apart: {', '.join(told)}{more}. The percentage says how close the second "
+        "cluster's probability comes to the winner's.",
+        "look at both in the report, and merge them: "
+        f"`iddc label RUN --set {one}=NAME {other}=NAME`",
     )
 
 
@@ -211,10 +212,10 @@ def _positions(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     told = [f"{_called(names, c)} ({_percent(shares[c])})" for c in found[:_PAIRS]]
     more = f" and {len(found) - _PAIRS} others" if len(found) > _PAIRS else ""
     yield Finding(
-        f"Always at the same place: {', '.join(told)}{more}. Their position in the image "
-        "explains that part of where they are.",
-        "nothing if the images are so (sky above, road below); else another backbone or "
-        "`iddc pretrain`.",
+        f"Mostly at the same place in every image: {', '.join(told)}{more}. The percentage says "
+        "how much of a cluster's mask follows from the position in the image alone.",
+        "nothing if the images are like that (sky above, road below); otherwise another backbone "
+        "or `iddc pretrain`.",
     )
 
 
@@ -235,12 +236,13 @@ def _causes(experiment: Experiment, grade: str, images: int) -> Iterator[Finding
     if images < FEW:
         yield Finding(
             f"The training saw only {counted(images, 'image')}.",
-            f"{FEW} or more, of different scenes.",
+            f"{FEW} images or more, of different scenes.",
         )
     if grade != "good" and experiment.backbone == "bundled":
         yield Finding(
             "The backbone is the small one that comes with the package.",
-            "--backbone dino-vits16, or one of your own images: iddc pretrain IMAGES --out DIR",
+            "`--backbone dino-vits16`, or train one on your own images: "
+            "`iddc pretrain IMAGES --out DIR`",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from iddc import __version__
 from iddc.datasets.samples import find_samples
@@ -137,6 +138,7 @@ def _page(
     )
     # In prose a number keeps its sign on its line.
     environment.filters["percent"] = lambda share: tables.percent(share).replace(" ", "\N{NBSP}")
+    environment.filters["code"] = _with_code
     script = files("iddc.report").joinpath("page", "script.js").read_text("utf-8")
     looks = [(side, side.look) for side in sides if side.look]
     return environment.get_template("page.html").render(
@@ -162,3 +164,8 @@ def _page(
         scores=list(tables.scores(sides)),
         choices=tables.choices(sides),
     )
+
+
+def _with_code(text: str) -> Markup:
+    """Text for the page, where what stands between backquotes is code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
