@@ -44,8 +44,6 @@ IMAGES, SEEDS = 64, 3
 """How many images are looked at, and how many seeds are compared."""
 LIVE = 0.1
 """A cluster is in use if it has this part of an even share of the patches."""
-STABLE = 0.9
-"""The part of the best agreement that a K must have to be suggested."""
 _SIDE = 480
 """The longer side of an image as it is shown, in pixels."""
 
@@ -111,15 +109,14 @@ class Sweep:
 
 
 def suggest(agreements: Sequence[tuple[int, float]]) -> int:
-    """The largest K whose seeds agree nearly as well as those of the best one.
+    """The K whose seeds agree best, and of equals the smallest one.
 
-    Few clusters agree because little can differ, so the best K alone would be too small.
+    docs/without-labels.md says how far that is from the number of classes on labelled sets.
 
     Args:
         agreements: K, and the agreement of its seeds.
     """
-    best = max(agreement for _, agreement in agreements)
-    return max(k for k, agreement in agreements if agreement >= STABLE * best)
+    return min(agreements, key=lambda level: (-level[1], level[0]))[0]
 
 
 def sweep(
