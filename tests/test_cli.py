@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -711,6 +712,25 @@ def test_an_image_that_was_replaced_gets_a_new_mask(
     assert (masks / "1.png").read_bytes() == b"kept"
 
 
+def test_masks_of_the_future_are_made_again(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the clock was set back, a mask that seems newer than its image need not be."""
+    argv = ["predict", str(trained), str(photos), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    mask, clusters = (tmp_path / "out" / name / "1.png" for name in ("png", "parts/clusters"))
+    mask.write_bytes(b"kept")
+    tomorrow = time.time() + 86400
+    os.utime(clusters, (tomorrow, tomorrow))
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "masks of 4 images, 3 of them there already" in capsys.readouterr().out
+    assert mask.read_bytes() != b"kept"
+    assert clusters.stat().st_mtime < tomorrow - 1
+    assert main(argv) == 0
+    assert "masks of 4 images, 4 of them there already" in capsys.readouterr().out
+
+
 def test_masks_of_two_models_are_not_mixed(
     photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1080,6 +1100,19 @@ def test_a_path_that_is_too_long_is_exit_2_and_says_so(
     said = error(capsys)
     assert "A path is longer than this system allows" in said
     assert len(said) < 250
+
+
+@pytest.mark.parametrize(
+    "command", ["train {photos} --out {loop}", "predict {run} {photos} --out {loop}"]
+)
+def test_a_link_that_leads_back_to_itself_is_no_bug(
+    command: str, photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    argv = command.format(photos=photos, run=trained, loop=loop).split()
+    assert main(argv) in {2, 4}  # Python before 3.13 tells while it resolves the path
+    assert str(loop) in error(capsys)
 
 
 @pytest.mark.parametrize(

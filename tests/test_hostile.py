@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from iddc.backbones import load_backbone, untrained_backbone
+from iddc.backbones import load_backbone, save_backbone, untrained_backbone
 from iddc.backbones.weights import read_weights
 from iddc.cli import main
 from iddc.config import Experiment, PredictionConfig, TrainingConfig, ViewsConfig
@@ -270,6 +270,30 @@ def test_weights_of_a_wrong_kind_are_refused_in_a_model(case: str, model: Path) 
         pytest.skip("this safetensors has no complex numbers")
     with pytest.raises(DataError, match=message):
         Segmenter.load(model, device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"dynamic_img_size": False}, {"num_heads": -1}])
+def test_a_description_whose_network_cannot_embed_any_image_is_refused(
+    change: dict[str, int], model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All its tensors fit, so only running it tells."""
+    record = json.loads((model / "model.json").read_text())
+    record["network"]["backbone"]["options"] |= change
+    (model / "model.json").write_text(json.dumps(record))
+    assert main(["predict", str(model), str(photos), "--out", str(model / "out")]) == 3
+    assert "model.json describes a network that cannot embed images" in error(capsys)
+
+
+@pytest.mark.parametrize("change", [{"dynamic_img_size": False}, {"num_heads": -1}])
+def test_a_backbone_that_cannot_embed_any_image_is_refused(
+    change: dict[str, int], tmp_path: Path
+) -> None:
+    save_backbone(untrained_backbone("vit_tiny_patch16_224", options=OPTIONS), tmp_path)
+    record = json.loads((tmp_path / "backbone.json").read_text())
+    record["options"] |= change
+    (tmp_path / "backbone.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"backbone\.json describes a network that cannot embed"):
+        load_backbone(str(tmp_path))
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from iddc.backbones import licence_of, not_numbers, without_memory
+from iddc.backbones import check_embeds, licence_of, not_numbers, without_memory
 from iddc.config import Experiment, Frozen
 from iddc.errors import DataError
 from iddc.images import listed
@@ -125,4 +125,5 @@ def _rebuilt(spec: dict[str, Any], path: Path) -> Network:
         )
     network = Network.from_spec(spec)
     network.load_state_dict(found)
+    check_embeds(network.backbone, path.with_name("model.json"))
     return network

@@ -22,6 +22,7 @@ from iddc.backbones.architecture import (
     Backbone,
     Colour,
     build_backbone,
+    check_embeds,
     pixel_backbone,
     untrained_backbone,
     without_memory,
@@ -65,6 +66,7 @@ __all__ = [
     "backbone_with",
     "build_backbone",
     "bundled_backbone",
+    "check_embeds",
     "has_class_token",
     "is_here",
     "is_plain",
@@ -203,6 +205,7 @@ def _load_folder(folder: Path) -> Backbone:
     state = fitting_weights(blank, state, source)
     backbone = build_backbone(architecture)
     backbone.load_state_dict(state)
+    check_embeds(backbone, path)
     return backbone.eval()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 from iddc.backbones.pixels import PIXEL_NETS
 from iddc.backbones.positions import Positions, interpolate_as_dino
 from iddc.config import Frozen
-from iddc.errors import ConfigError, SetupError
+from iddc.errors import ConfigError, DataError, SetupError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -269,6 +270,21 @@ def without_memory() -> Iterator[None]:
 
     with torch.device("meta"):
         yield
+
+
+def check_embeds(backbone: Backbone, described: Path) -> None:
+    """Refuse a network that was built from a description, and cannot do what backbones do.
+
+    Raises:
+        DataError: It gives no feature map for images of any size.
+    """
+    try:
+        _check_any_size(backbone)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{described} describes a network that cannot embed images of any size "
+            f"({type(error).__name__}: {error}). Take the file that iddc wrote."
+        ) from error
 
 
 def _created(

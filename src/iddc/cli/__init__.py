@@ -153,6 +153,8 @@ def _in_words(error: BaseException) -> tuple[int, str]:
                 f"A path is longer than this system allows, {len(path):,} characters: "
                 f"{path[:_SHOWN]}... Give a shorter one."
             )
+        case RuntimeError() if "Symlink loop" in str(error):  # of pathlib, before Python 3.13
+            return 2, f"A link of the path leads back to itself: {error}. Give another path."
     kind = type(error).__name__
     if kind == "OutOfMemoryError":  # of torch, which is not imported here
         return 4, "The GPU has not enough free memory. Free it, or give --device cpu."

@@ -8,6 +8,7 @@ images is put together of such files by whoever finds that no image is missing a
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
@@ -75,11 +76,15 @@ class Collection:
         )
 
     def is_older(self, file: ImageFile) -> bool:
-        """Whether an image was written after its clusters, which are then of what it was before."""
+        """Whether an image may have been written after its clusters, which are then of another.
+
+        Where the clusters are of the future, because the clock was set back, nobody can tell.
+        """
         kept = [self.path(CLUSTERS, file, suffix) for suffix in (".png", ".tif")]
         try:
-            written = file.path.stat().st_mtime_ns
-            return any(path.exists() and path.stat().st_mtime_ns < written for path in kept)
+            written, now = file.path.stat().st_mtime_ns, time.time_ns()
+            times = [path.stat().st_mtime_ns for path in kept if path.exists()]
+            return any(not written <= made <= now for made in times)
         except OSError:  # the image is at an address, or gone
             return False
 
