@@ -1115,6 +1115,15 @@ def test_a_link_that_leads_back_to_itself_is_no_bug(
     assert str(loop) in error(capsys)
 
 
+def test_a_link_to_nothing_is_no_folder_to_write(
+    photos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert main(["predict", str(trained), str(photos), "--out", str(tmp_path / "link")]) == 4
+    assert "link: a file, or a link to nothing, has this name" in error(capsys)
+    assert not (tmp_path / "nothing").exists()
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -292,6 +292,26 @@ def test_colours_are_turned_around_grey_and_scaled_all_alike() -> None:
     assert turned[..., 2, 1].abs().max() > 0.1
 
 
+def test_each_change_of_colour_spans_its_range() -> None:
+    """At full strength: contrast and brightness 0.2 to 1.8, saturation 0.4 to 1.6, hue 0.3 rad."""
+    matrix, offset = draw_colours(np.random.default_rng(0), (1000, 2), 1.0, 0.0)
+    both = matrix.sum(dim=-1).mean(dim=-1)  # what grey is multiplied by
+    brightness = both + offset
+    contrast = both / brightness
+    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    turned = yiq @ matrix @ torch.linalg.inv(yiq) / both[..., None, None]
+    hue = torch.atan2(turned[..., 2, 1], turned[..., 1, 1])
+    saturation = torch.hypot(turned[..., 2, 1], turned[..., 1, 1])
+    for found, middle, reach in (
+        (contrast, 1, 0.8),
+        (brightness, 1, 0.8),
+        (saturation, 1, 0.6),
+        (hue, 0, 0.3),
+    ):
+        for side in (found.max() - middle, middle - found.min()):
+            assert 0.98 * reach < side <= reach + 1e-3
+
+
 def test_without_jitter_colours_stay() -> None:
     before, after = recoloured(0.0, 0.0)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)

@@ -26,6 +26,7 @@ _CAUSES = {
     errno.EACCES: "you may not write there; choose another folder or change its permissions",
     errno.EPERM: "you may not write there; choose another folder or change its permissions",
     errno.ENOENT: "its folder is gone; do not move it while iddc runs",
+    errno.EEXIST: "a file, or a link to nothing, has this name; choose another folder",
 }
 
 _MAX_TEXT = 50_000_000
