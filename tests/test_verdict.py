@@ -19,13 +19,18 @@ OWN = Experiment(backbone="dino-vits16", num_clusters=2)
 
 
 def look(
-    clusters: Sequence[np.ndarray], k: int, given: np.ndarray | None = None, *, split: bool = True
+    clusters: Sequence[np.ndarray],
+    k: int,
+    given: np.ndarray | None = None,
+    *,
+    split: bool = True,
+    mode: str = "RGB",
 ) -> RunStatistics:
     """Images of 8 x 12 patches, the left half red and the right half blue."""
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:, : 48 if split else 96, 0] = 200
     pixels[:, 48 if split else 96 :, 2] = 200
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels).convert(mode).convert("RGB")
     seen = tuple(ViewedImage(str(n), image, ids, None) for n, ids in enumerate(clusters))
     counts = np.bincount(np.concatenate([ids.ravel() for ids in clusters]), minlength=k)
     table = np.eye(k) if given is None else given
@@ -117,3 +122,10 @@ def test_a_poor_run_on_the_bundled_backbone_is_told_of_a_better_one() -> None:
     found = judge(look([crosswise], 2), experiment, ("a", "b"), images=100)
     assert found.grade == "poor"
     assert "dino-vits16" in found.findings[-1].advice
+
+
+def test_of_grey_images_the_verdict_says_how_little_it_knows() -> None:
+    mixed = [halves(), 1 - halves()] * 5
+    found = judge(look(mixed, 2, mode="L"), OWN, ("cluster 0", "cluster 1"), images=100)
+    assert found.findings[0].text.startswith("The images are grey.")
+    assert "`iddc baseline grey IMAGES`" in found.findings[0].advice

@@ -221,16 +221,21 @@ def _alone(out: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def no_clusters(out: Path) -> DataError:
+    """The error where a folder of masks does not keep what new names need."""
+    return DataError(
+        f"{out} holds no clusters: an earlier version of iddc made it, or {CLUSTERS} was deleted. "
+        "Predict into a new folder."
+    )
+
+
 def _relabel(out: Path, labels: Labels, *, images: Path | None, progress: Progress) -> Relabelled:
     record = read_claim(out)
     record.pop(_UNFINISHED, None)
     source = images or Path(str(record.get("images", "")))
     kept = sorted(path.relative_to(out / CLUSTERS) for path in (out / CLUSTERS).rglob("*.*"))
     if "run" not in record or not kept:
-        raise DataError(
-            f"{out} holds no clusters: an earlier version of iddc made it, or {CLUSTERS} was "
-            "deleted. Predict into a new folder."
-        )
+        raise no_clusters(out)
     # Missing images, and a format that cannot hold these classes, are said before any change.
     reading = ReadingConfig.model_validate(record.get("reading", {}))
     if not is_video(source):

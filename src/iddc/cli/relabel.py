@@ -37,10 +37,12 @@ class Relabel(Command):
         from iddc.masks import read_labels
         from iddc.modelfile import digest_of
         from iddc.progress import Progress
-        from iddc.relabel import read_claim, relabel
+        from iddc.relabel import no_clusters, read_claim, relabel
 
         record = read_claim(self.masks)
-        path = self.run or Path(str(record.get("run", "")))
+        if "run" not in record:
+            raise no_clusters(self.masks)
+        path = self.run or Path(str(record["run"]))
         if not path.is_dir():
             raise ConfigError(
                 f"The run that made {self.masks} is not in {path}. Say where it is with --run."

@@ -101,6 +101,7 @@ def judge(
         "good" if score >= GOOD else "fair" if score >= FAIR else "poor"
     )
     findings = [
+        *_grey(look),
         *_sizes(look, names),
         *_pairs(look, names),
         *_positions(look, names),
@@ -167,6 +168,17 @@ def confused_pairs(look: RunStatistics) -> list[tuple[int, int, float]]:
         if (one, other) in near and (other, one) in near
     ]
     return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def _grey(look: RunStatistics) -> Iterator[Finding]:
+    """On labelled micrographs the score hardly goes with the mIoU (docs/verdict.md)."""
+    pixels = (np.asarray(seen.image) for seen in look.seen)
+    if all((each == each[..., :1]).all() for each in pixels):
+        yield Finding(
+            "The images are grey. On grey micrographs with labels, this verdict said little about "
+            "the result.",
+            "trust your eyes, and compare with grey values alone: `iddc baseline grey IMAGES`.",
+        )
 
 
 def _sizes(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
