@@ -34,7 +34,7 @@ WIDTH = 360
 """Of a frame in a picture, in pixels."""
 HEIGHT = 1100
 """The most that is shown of a section."""
-SECTIONS = ("training", "samples", "clusters")
+SECTIONS = ("samples", "clusters")
 """Of the report: each is a picture."""
 
 
