@@ -64,3 +64,13 @@ def test_the_overview_lists_every_command_in_a_group(capsys: pytest.CaptureFixtu
     assert re.findall(r"^  (\w+) ", first, re.MULTILINE) == [
         *("demo", "check", "sweep", "train", "report", "label", "predict")
     ]
+
+
+def test_a_long_description_fills_its_lines_instead_of_breaking_as_in_the_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["label", "-hh"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "restores its number" in line]
+    assert len(lines) == 1
+    assert "3=sky 7=sky makes two clusters one class" in lines[0]

@@ -409,7 +409,7 @@ class Experiment(Frozen):
     """All choices of a run: one row of a table, or a user's own folder."""
 
     recipe: RecipeName = "folder"
-    """The recipe that set every number not given otherwise (`iddc recipes`)."""
+    """The recipe that sets every number you do not give (`iddc recipes`)."""
     method: MethodName = "iddc"
     """How the head learns."""
     num_clusters: int = Field(27, ge=2, le=65535)
@@ -421,7 +421,7 @@ class Experiment(Frozen):
     epochs: int = Field(0, ge=0)
     """Passes over the images; 0: as many as reach training.min_steps."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Everything random follows from it."""
+    """The seed of everything random."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Eq. (8)."""
     reading: ReadingConfig = ReadingConfig()
@@ -451,9 +451,10 @@ class Runtime(Frozen):
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto: a GPU if there is one."""
     workers: int = Field(-1, ge=-1, le=256)
-    """Processes that decode images; 0: none beside the main one; -1: as many as help."""
+    """Processes that decode images. 0: only the main process; -1: as many as help."""
     micro_batch_size: int = Field(0, ge=0)
-    """Images in one forward pass; 0: chosen by the device. Memory and time, never the result."""
+    """Images in one forward pass; 0: chosen for the device. It changes memory and time, never the
+    result."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two saved training states."""
     max_unreadable: float = Field(0.05, ge=0, le=1)
@@ -629,7 +630,7 @@ class PretrainConfig(Frozen):
     steps: int = Field(2200, ge=1)
     """How many batches are seen."""
     epochs: int = Field(0, ge=0)
-    """Instead of steps: how many times as many images are seen as there are."""
+    """Instead of steps: how many times each image is seen."""
     batch_size: int = Field(192, ge=8)
     """Images in a batch, over all processes; fewer if there are fewer images."""
     short_side: int = Field(360, ge=32)
@@ -642,7 +643,7 @@ class PretrainConfig(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """The network's arithmetic; auto: bf16 where the hardware has it, else fp32."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Everything random follows from it."""
+    """The seed of everything random."""
     reading: ReadingConfig = ReadingConfig()
     """Numbers in files become colours."""
     contrast: ContrastConfig = ContrastConfig()

@@ -35,9 +35,9 @@ class Analyze(ReadsPhotos):
     data: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
     """A labelled data set."""
     dataset: DatasetName = "folder"
-    """Which one it is."""
+    """The kind of data set."""
     split: str = "val"
-    """The part of it."""
+    """The part of the data set."""
     json: bool = False
     """Print the numbers as one JSON object."""
     config: ConfigFile = None

@@ -31,10 +31,9 @@ class Compare(ReadsPhotos):
 
     All have the same backbone, number of clusters, working size and seeds. Runs are in DIR/runs,
     tables in DIR/comparison.md, .csv, .tex and .json, images side by side in DIR/comparison.html.
-    With finished runs in place of IMAGES nothing is trained: they are scored. An interrupted
-    command goes on when it is given again. Labels are opened after the last training, to score
-    alone. The exit code is 5 if a method failed; its reason stands in the table, and the others
-    are done.
+    With finished runs in place of IMAGES, nothing is trained and these runs are scored. Give an
+    interrupted command again to resume it. Labels are opened after the last training, and only for
+    scoring. The exit code is 5 if a method failed; the table says why, and the others finish.
     """
 
     paths: Annotated[
@@ -55,8 +54,8 @@ class Compare(ReadsPhotos):
     seeds: Annotated[int, arg(metavar="N")] = 5
     """Runs of each method, from --seed on."""
     budget: Annotated[float, arg(metavar="MINUTES", help_behavior_hint="(default: one run)")] = 0.0
-    """Minutes that each method has for each seed. It starts again as long as one more run fits, and
-    the run of the lowest loss counts."""
+    """Minutes that each method has for each seed. Further runs start as long as one more fits, and
+    the run with the lowest loss counts."""
     protocol: ProtocolName = "full"
     """How images are resized, seen and scored."""
     out: Annotated[Path, arg(metavar="DIR")]

@@ -37,9 +37,9 @@ class Evaluate(Informing, ReadsLikeModel):
     class ids, 255 ignored, or of the colours that classes.txt names. Or a file of annotations:
     CVAT's zip ("Segmentation mask 1.1" or COCO), a COCO JSON, or Label Studio's JSON."""
     dataset: DatasetName = "folder"
-    """Which one it is."""
+    """The kind of data set."""
     split: str = "val"
-    """The part of it."""
+    """The part of the data set."""
     images: Annotated[
         Path | None, arg(metavar="IMAGES", help_behavior_hint="(default: beside the file)")
     ] = None
@@ -55,7 +55,7 @@ class Evaluate(Informing, ReadsLikeModel):
     refine: RefineName = "none"
     """Make masks follow edges before they are scored: fast, or crf, which needs the extra `crf`."""
     matching: Literal["hungarian", "names"] = "hungarian"
-    """names: score also clusters as the classes that a person named them after (iddc label)."""
+    """names: also score clusters by the names that a person gave them (iddc label)."""
     save_masks: bool = False
     """Write image, truth and prediction side by side to RUN/evaluation, in colours of classes."""
     ray: RayAddress = None

@@ -46,10 +46,10 @@ class Export(Command):
     to: ExportFormat
     """onnx needs the extra `export`."""
     out: Annotated[Path, arg(metavar="FILE")]
-    """The file to write, .onnx or .pt2; one that is there is replaced."""
+    """The file to write, .onnx or .pt2; an existing one is replaced."""
     int8: Annotated[tuple[Path, ...] | None, arg(metavar="IMAGES", help_behavior_hint="")] = None
-    """Compute in 8 bits, for onnx: a quarter of the size. 32 images, from IMAGES or
-    else from the training images, say how large numbers become."""
+    """Compute in 8 bits, for onnx: a quarter of the size. The ranges of numbers are measured on 32
+    images, from IMAGES or else from the training images."""
     check: Annotated[tuple[Path, ...] | None, arg(metavar="IMAGES", help_behavior_hint="")] = None
     """Check the exported file against PyTorch on 8 images, from IMAGES or else from the training
     images. If more than 0.1% of pixels differ (--int8: 5%), write nothing and exit with code 5."""

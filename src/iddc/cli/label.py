@@ -40,8 +40,8 @@ def _page(metavar: str, default: str) -> Any:
 class Label(Informing):
     """Name clusters, merge them, ignore them. Predict uses the names; nothing is trained again.
 
-    The names are in RUN/labels.json. Without an option a page opens where they are edited with
-    sample images in view (extra `label`). It is served to this machine only, until Done or Ctrl-C.
+    The names are in RUN/labels.json. Without an option, a page opens where you edit them beside
+    sample images (extra `label`). It is served to this machine only, until Done or Ctrl-C.
     """
 
     run: RunPath
@@ -49,8 +49,8 @@ class Label(Informing):
         tuple[str, ...],
         arg(name="set", metavar="CLUSTER=NAME", help_behavior_hint="(default: none)"),
     ] = ()
-    """3=sky 7=sky makes one class of two clusters; 12=ignore takes one out of every mask; 3= gives
-    a cluster its number back."""
+    """3=sky 7=sky makes two clusters one class; 12=ignore removes a cluster from every mask; 3=
+    restores its number."""
     colours: Annotated[
         tuple[str, ...],
         arg(name="colour", metavar="CLUSTER=#RRGGBB", help_behavior_hint="(default: none)"),
@@ -61,7 +61,7 @@ class Label(Informing):
     listed: Annotated[bool, arg(name="list")] = False
     """Print the names."""
     images: Annotated[Path | None, _page("IMAGES", "those of the run, if still there")] = None
-    """Where the page's samples are from: a folder, a zip, a text file of paths, or one image."""
+    """What the page takes its samples from: a folder, a zip, a text file of paths, or an image."""
     port: Annotated[int, _page("N", "a free one")] = 0
     """The port of the page, on 127.0.0.1."""
     no_open: bool = False

@@ -8,13 +8,16 @@ gives the defaults: recipe < --config < flags.
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from inspect import getsource
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import tyro
 from pydantic import ValidationError
@@ -115,7 +118,7 @@ class ReadsPhotos(Limited):
     """What the commands have that read a folder or a zip of photos."""
 
     include_masks: bool = False
-    """Read masks and labels among IMAGES like photos; else they are left out, and listed."""
+    """Read masks and labels among IMAGES like photos; otherwise they are left out, and listed."""
 
 
 def _own(metavar: str) -> Any:
@@ -127,8 +130,8 @@ class ReadsLikeModel(Limited):
     """What the commands have that show a model new images."""
 
     range: Annotated[ValueRange | None, _own("{auto,file}|MIN MAX")] = None
-    """Values shown as black and white in files of more than 8 bits; auto: a range of these images
-    instead of that of the training; file: a range for each; or two numbers."""
+    """The values shown as black and white in files with more than 8 bits. auto: the range of these
+    images instead of the training images; file: each file's own range; or two numbers."""
     bands: Annotated[tuple[int, ...] | None, _own("BAND...")] = None
     """Bands shown as red, green and blue, counted from 1, or one shown as grey."""
     pages: Annotated[Pages | None, _own("{first,all}|PAGE...")] = None
@@ -307,7 +310,40 @@ def _model_rule(start: Experiment, choices: Collection[str]) -> ConstructorRegis
 
         return StructConstructorSpec(build, tuple(fields))
 
+    @registry.struct_rule
+    def command_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        command = info.type
+        if not (isinstance(command, type) and issubclass(command, Command)):
+            return None
+        types, texts = get_type_hints(command, include_extras=True), _texts(command)
+        given = [
+            StructFieldSpec(
+                field.name,
+                types[field.name],
+                tyro.MISSING if field.default is MISSING else field.default,
+                texts.get(field.name),
+            )
+            for field in fields(command)
+        ]
+        return StructConstructorSpec(command, tuple(given))
+
     return registry
+
+
+def _texts(command: type[Command]) -> dict[str, str]:
+    """What stands below each field, in one line: tyro would keep the breaks of the source."""
+    texts = {}
+    for part in reversed(command.__mro__[:-1]):
+        (tree,) = ast.parse(getsource(part)).body
+        assert isinstance(tree, ast.ClassDef)
+        for pair in pairwise(tree.body):
+            match pair:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    texts[name] = " ".join(text.split())
+    return texts
 
 
 def _checked_consensus(values: dict[str, Any]) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class Predict(ReadsPhotos, ReadsLikeModel):
     """Write the masks of images, each as large as its image.
 
     DIR/png/a/b.png is the mask of a/b.jpg; other formats are alike, or one file of all images
-    (docs/formats.md). Line i of DIR/classes.txt, from 0, names id i; DIR/legend.svg
-    shows what the colours of a palette or an overlay mean. Images whose masks are there are not
-    done again, so an interrupted command can be given again.
+    (docs/formats.md). Line i of DIR/classes.txt, from 0, names id i; DIR/legend.svg shows what the
+    colours of a palette or an overlay mean. Images that have their masks are skipped, so give an
+    interrupted command again to resume it.
     """
 
     run: RunPath
@@ -98,8 +98,8 @@ class Predict(ReadsPhotos, ReadsLikeModel):
     """What computes the network: PyTorch; or onnxruntime (extra `export`) or OpenVINO (extra
     `openvino`), on the CPU. At the border of clusters a few pixels differ."""
     int8: bool = False
-    """With --engine onnx or openvino: compute in 8 bits. How large numbers become is measured once,
-    on 32 images of the training or else of IMAGES, and kept in RUN."""
+    """With --engine onnx or openvino: compute in 8 bits. The ranges of numbers are measured once,
+    on 32 training images or else on IMAGES, and kept in RUN."""
     ray: RayAddress = None
     """Let the processes of a Ray cluster do the work (extra `ray`). ADDRESS is HOST:PORT, or auto
     for the cluster of this machine; without it, a cluster of this machine's cores is started."""

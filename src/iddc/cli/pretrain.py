@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Pretrain(Command):
     """Learn a backbone of your own from unlabelled images, for `train --backbone DIR`.
 
-    Method contrast is for networks with stages, such as ResNets; dino for ViTs. An interrupted
-    pretraining goes on when the same command is given again.
+    Method contrast is for networks with stages, such as ResNets; dino for ViTs. Give the same
+    command again to resume an interrupted pretraining.
     """
 
     images: Annotated[

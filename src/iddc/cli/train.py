@@ -166,8 +166,8 @@ class MakesRun(ReadsPhotos):
 class Train(MakesRun):
     """Learn a segmenter from unlabelled images. Labels are never read.
 
-    --recipe or --config sets every number, and single options override it. An interrupted run goes
-    on when the same command is given again.
+    --recipe or --config sets every number, and single options override it. Give the same command
+    again to resume an interrupted run.
     """
 
     images: ImagesPath
