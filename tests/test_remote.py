@@ -132,6 +132,49 @@ def test_masks_of_images_at_an_address_are_those_of_the_files(
         assert there.read_bytes() == path.read_bytes()
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server that speaks S3 on this machine, and a client of Amazon's own library for it."""
+    moto: Any = pytest.importorskip("moto.server", reason="moto, which tests alone use, is missing")
+    pytest.importorskip("s3fs", reason="the extra `cloud` is not installed")
+    boto3: Any = pytest.importorskip("boto3")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "DEFAULT_REGION": "us-east-1"}
+    settings |= {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "tests"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="tiles")
+    yield client
+    server.stop()
+
+
+def test_masks_of_images_in_a_bucket_are_those_of_the_files(
+    model: Path, bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, name in enumerate(("a.png", "b/c d+e.png", "b/ä.png")):
+        path = photo(tmp_path / "photos" / name, index)
+        bucket.put_object(Bucket="tiles", Key=f"photos/{name}", Body=path.read_bytes())
+    bucket.put_object(Bucket="tiles", Key="photos/labels/a.png", Body=b"")
+    found = find_images(Path("s3://tiles/photos")).files
+    assert [str(file) for file in found] == [
+        f"s3://tiles/photos/{name}" for name in ("a.png", "b/c d+e.png", "b/ä.png")
+    ]
+    for source, out in (("s3://tiles/photos", "there"), (str(tmp_path / "photos"), "here")):
+        assert main(["predict", str(model), source, "--out", str(tmp_path / out)]) == 0
+    here = sorted((tmp_path / "here/png").rglob("*.png"))
+    assert len(here) == 3
+    for path in here:
+        there = tmp_path / "there/png" / path.relative_to(tmp_path / "here/png")
+        assert there.read_bytes() == path.read_bytes()
+    capsys.readouterr()
+    for address in ("s3://tiles/nothing", "s3://no-such-bucket/photos"):
+        assert main(["check", address]) == 3
+        assert f"Nothing is at {address}" in capsys.readouterr().err
+
+
 def test_a_raster_at_an_address_is_listed_with_what_to_do(
     model: Path, site: tuple[Path, str], tmp_path: Path
 ) -> None:
