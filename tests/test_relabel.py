@@ -133,6 +133,18 @@ def test_masks_of_an_earlier_version_are_refused_with_what_differs(
         assert "earlier version" in capsys.readouterr().err
 
 
+def test_masks_of_a_version_without_an_option_are_refused_with_its_name(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(run, photos, out, "png") == 0
+    record = json.loads((out / CLAIM).read_text())
+    del record["prediction"]["fit"]
+    (out / CLAIM).write_text(json.dumps(record))
+    assert predict(run, photos, out, "png") == 2
+    assert "made by an earlier version of iddc, which had no fit." in capsys.readouterr().err
+
+
 def test_masks_of_other_images_are_refused_with_what_differs(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -453,8 +453,11 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
     before, after = kept.get("prediction"), now["prediction"]
     if before != after:
         before = before if isinstance(before, dict) else {}
-        names = [name for name in after if before.get(name) != after[name]]
-        yield ", ".join(f"{name} was {before.get(name)}, now {after[name]}" for name in names)
+        for name in after:
+            if name not in before:
+                yield f"made by an earlier version of iddc, which had no {name}"
+            elif before[name] != after[name]:
+                yield f"{name} was {before[name]}, now {after[name]}"
 
 
 def _name_differences(kept: Any, labels: Labels) -> str:
