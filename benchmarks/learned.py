@@ -11,7 +11,7 @@ without windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -89,13 +89,14 @@ class GridCollection:
 
 
 def method_recipe(
-    name: str, **options: Any
+    name: str, training: Mapping[str, int] | None = None, **options: Any
 ) -> Callable[[Pictures, int, int], Callable[[Picture], Tensor]]:
     """A method of `iddc train`, with the numbers that the recipe `folder` gives it.
 
     Args:
         name: One of `iddc.methods.METHODS`.
-        options: Other numbers for it, such as steps=100.
+        training: Other numbers of `--training.*`, for a method that reads these.
+        options: Other numbers of its own, such as steps=100.
     """
 
     def fit(pictures: Pictures, num_clusters: int, seed: int) -> Callable[[Picture], Tensor]:
@@ -106,7 +107,10 @@ def method_recipe(
             "seed": seed,
             "options": options,
         }
-        experiment = completed(RECIPES["folder"].experiment().model_copy(update=update))
+        base = RECIPES["folder"].experiment()
+        if training:
+            update["training"] = base.training.model_copy(update=training)
+        experiment = completed(base.model_copy(update=update))
 
         # All crops that the run asks for, so that no file is opened for them.
         plan = find_method(name).plan(experiment, len(pictures))

@@ -28,11 +28,13 @@ STEPS = ("steps", "min_steps", "fitting_steps", "start_steps")
 """The numbers of methods that say how long they learn."""
 
 
-def shortened(name: str, steps: int, batch_size: int) -> dict[str, int]:
+def shortened(name: str, steps: int, batch_size: int) -> dict[str, Any]:
     """The numbers of a method that are made smaller, where they are larger."""
-    fields = find_method(name).Config.model_fields
     if name == "consensus":  # it has steps of another kind, which take seconds
         return {}
+    if name == "iddc":  # its steps are those of `--training`
+        return {"training": {"min_steps": steps, "batch_size": batch_size}}
+    fields = find_method(name).Config.model_fields
     limits = {**dict.fromkeys(STEPS, steps), "batch_size": batch_size}
     return {k: min(v, fields[k].default) for k, v in limits.items() if k in fields}
 
@@ -44,7 +46,7 @@ def done(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     return {(row["data"], row["method"], row["seed"]): row for row in rows}
 
 
-def run(name: str, train: Pictures, val: Pictures, seed: int, changes: dict[str, int]) -> Any:
+def run(name: str, train: Pictures, val: Pictures, seed: int, changes: dict[str, Any]) -> Any:
     """Train and score; what the line says."""
     shares = truth(val)
     start = time.process_time()
