@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from embedded import DATA, SETS, Pictures, load, score, truth
 from iddc.errors import IddcError
 from iddc.methods import METHODS, find_method
@@ -46,8 +48,15 @@ def done(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     return {(row["data"], row["method"], row["seed"]): row for row in rows}
 
 
-def run(name: str, train: Pictures, val: Pictures, seed: int, changes: dict[str, Any]) -> Any:
-    """Train and score; what the line says."""
+def run(
+    name: str,
+    train: Pictures,
+    val: Pictures,
+    seed: int,
+    changes: dict[str, Any],
+    picture: Path | None,
+) -> Any:
+    """Train and score; what the line says. The middle image's classes go to `picture`."""
     shares = truth(val)
     start = time.process_time()
     try:
@@ -56,6 +65,10 @@ def run(name: str, train: Pictures, val: Pictures, seed: int, changes: dict[str,
         return {"error": str(error)}
     seconds = time.process_time() - start
     found = score(val, predict, len(shares))
+    if picture:
+        clusters = predict(val.items[len(val) // 2]).argmax(0).numpy()
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        np.save(picture, found.confusion.match()[clusters])
     return {
         **{"accuracy": found.accuracy, "miou": found.miou, "entropy": found.entropy},
         **{"sizes": found.sizes, "seconds": seconds},
@@ -113,19 +126,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="the most steps of a method")
     parser.add_argument("--batch-size", type=int, default=16, help="the most images of a step")
     parser.add_argument("--out", type=Path, required=True, help="has a line for each run")
+    parser.add_argument("--maps", type=Path, help="keeps the classes of an image by each method")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     args = parser.parse_args()
-    loaded: dict[str, list[Pictures]] = {}
+    loaded: dict[tuple[str, str], list[Pictures]] = {}
     for seed in range(0 if args.table else args.seeds):
         for name in args.sets:
             for method in args.methods:
                 if (name, method, seed) in done(args.out):
                     continue
-                if name not in loaded:
-                    options = {"backbone": args.backbone, "cache": args.cache, "data": args.data}
-                    loaded[name] = [load(name, split, **options) for split in ("train", "val")]
+                backbone = find_method(method).backbone or args.backbone  # pixels has its own
+                if (name, backbone) not in loaded:
+                    options = {"backbone": backbone, "cache": args.cache, "data": args.data}
+                    pictures = [load(name, split, **options) for split in ("train", "val")]
+                    loaded[name, backbone] = pictures
                 changes = shortened(method, args.steps, args.batch_size)
-                found = run(method, *loaded[name], seed, changes)
+                picture = args.maps / name / f"{method}.npy" if args.maps and not seed else None
+                found = run(method, *loaded[name, backbone], seed, changes, picture)
                 row = {"data": name, "method": method, "seed": seed, "options": changes, **found}
                 with args.out.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
