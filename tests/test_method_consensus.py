@@ -173,7 +173,7 @@ def test_clusters_that_win_no_patch_are_told() -> None:
         consensus.head.bias.zero_()
         numbers = consensus._counted(planted, torch.eye(6)[[0, 0, 0, 2]])
     assert numbers == {"groups": 2, "largest": 0.75, "smallest": 0}
-    assert "found 2 distinct groups: 2 of the 4 clusters are empty" in planted.notes[0]
+    assert "found 2 distinct groups, so 2 of the 4 clusters are empty" in planted.notes[0]
 
 
 def test_a_run_saves_what_it_predicts_and_its_seed_decides_it(tmp_path: Path) -> None:

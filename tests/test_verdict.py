@@ -129,3 +129,13 @@ def test_of_grey_images_the_verdict_says_how_little_it_knows() -> None:
     found = judge(look(mixed, 2, mode="L"), OWN, ("cluster 0", "cluster 1"), images=100)
     assert found.findings[0].text.startswith("The images are grey.")
     assert "`iddc baseline grey IMAGES`" in found.findings[0].advice
+
+
+def test_a_large_cluster_is_a_reason_for_more_clusters_only_where_all_are_in_use() -> None:
+    ids = np.zeros((8, 12), np.int64)
+    ids[:, 9:] = 1
+    for k, advice in ((2, "-k 4"), (3, "look at the masks")):
+        found = judge(look([ids] * 3, k), OWN, ("a", "b", "c")[:k], images=100)
+        (large,) = (one for one in found.findings if "covers" in one.text)
+        assert large.text == "The largest cluster, a (0), covers 75 % of the patches."
+        assert large.advice.startswith(advice)

@@ -139,10 +139,10 @@ class Consensus(Method):
         ]
         sizes = torch.cat(winners).bincount(minlength=clusters) / len(rows)
         if empty := int((sizes == 0).sum()):
+            there, are = clusters - empty, "is" if empty == 1 else "are"
             collection.note(
-                f"found {counted(clusters - empty, 'distinct group')}: {empty} of the {clusters} "
-                f"clusters are empty in these images. Ask for {max(2, clusters - empty)} clusters "
-                "to have none empty"
+                f"found {counted(there, 'distinct group')}, so {empty} of the {clusters} clusters "
+                f"{are} empty in these images. Ask for {max(2, there)} clusters to have none empty"
             )
         return {
             "groups": float(clusters - empty),

@@ -101,7 +101,7 @@ def judge(
         "good" if score >= GOOD else "fair" if score >= FAIR else "poor"
     )
     findings = [
-        *_grey(look),
+        *_grey(look, experiment),
         *_sizes(look, names),
         *_pairs(look, names),
         *_positions(look, names),
@@ -170,14 +170,16 @@ def confused_pairs(look: RunStatistics) -> list[tuple[int, int, float]]:
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def _grey(look: RunStatistics) -> Iterator[Finding]:
+def _grey(look: RunStatistics, experiment: Experiment) -> Iterator[Finding]:
     """On labelled micrographs the score hardly goes with the mIoU (docs/verdict.md)."""
     pixels = (np.asarray(seen.image) for seen in look.seen)
     if all((each == each[..., :1]).all() for each in pixels):
         yield Finding(
             "The images are grey. On grey micrographs with labels, this verdict said little about "
             "the result.",
-            "trust your eyes, and compare with grey values alone: `iddc baseline grey IMAGES`.",
+            "trust your eyes."
+            if experiment.method == "grey"
+            else "trust your eyes, and compare with grey values: `iddc baseline grey IMAGES`.",
         )
 
 
@@ -191,9 +193,12 @@ def _sizes(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     )
     largest = int(look.counts.argmax())
     if look.shares[largest] >= LARGE:
+        more = f"-k {2 * k}; `iddc sweep IMAGES` shows several at once."
+        less = "look at the masks. One kind may cover most of your images, as in micrographs."
         yield Finding(
-            f"{_called(names, largest)} covers {_percent(look.shares[largest])} of the patches.",
-            f"-k {2 * k}; `iddc sweep IMAGES` shows several at once.",
+            f"The largest cluster, {_called(names, largest)}, covers "
+            f"{_percent(look.shares[largest])} of the patches.",
+            more if live == k else less,
         )
 
 
