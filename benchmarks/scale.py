@@ -138,11 +138,15 @@ def folder_sizes(settings: Settings, folder: Path) -> Iterator[Point]:
 
 
 def first_steps(settings: Settings, folder: Path) -> Iterator[Point]:
-    """From the command to the line of the first step in the log, on the clock."""
+    """From the command to the line of the first step in the log, on the clock.
+
+    And the processor time of the process, the first step and the end of the command with it.
+    """
     for count in settings.folders:
         images = many(folder / str(count), count)
-        seconds, memory = until_first_step(images, folder / f"run-{count}", settings)
+        seconds, busy, memory = until_first_step(images, folder / f"run-{count}", settings)
         yield Point("start: first step", f"{count:,}", seconds, memory)
+        yield Point("start: first step, processor", f"{count:,}", busy, memory)
 
 
 def process_counts(settings: Settings, folder: Path) -> Iterator[Point]:
@@ -201,8 +205,8 @@ def largest_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def until_first_step(images: Path, run: Path, settings: Settings) -> tuple[float, float]:
-    """Train with the default recipe until a step is logged: seconds, and megabytes."""
+def until_first_step(images: Path, run: Path, settings: Settings) -> tuple[float, float, float]:
+    """Train with IDDC until a step is logged: seconds, those of the processor, and megabytes."""
     words = [
         *(sys.executable, "-m", "iddc", "train", images, "--out", run),
         *("--method", "iddc", "--backbone", "bundled"),
@@ -221,7 +225,7 @@ def until_first_step(images: Path, run: Path, settings: Settings) -> tuple[float
     process.returncode = os.waitstatus_to_exitcode(status)
     if not (log.exists() and log.stat().st_size):
         raise SystemExit(f"exit code {process.returncode}: {' '.join(map(str, words))}")
-    return seconds, usage.ru_maxrss * 1024 / 1e6
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
 
 
 def train(

@@ -18,7 +18,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from iddc.config import SPEEDS, PredictionConfig
@@ -98,10 +99,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class Some:
-    """Every n-th image of a data set."""
+    """Every n-th image of a data set, enlarged or reduced with its label."""
 
     whole: LabelledImages
     every: int
+    short_side: int
+    """0: as it is."""
 
     @property
     def name(self) -> str:
@@ -122,7 +125,14 @@ class Some:
         return (len(self.whole) + self.every - 1) // self.every
 
     def __getitem__(self, index: int) -> Sample:
-        return self.whole[index * self.every]
+        sample = self.whole[index * self.every]
+        if not self.short_side:
+            return sample
+        scale = self.short_side / min(sample.image.size)
+        width, height = (round(scale * side) for side in sample.image.size)
+        image = sample.image.resize((width, height), Image.Resampling.BICUBIC)
+        label = Image.fromarray(sample.label).resize((width, height), Image.Resampling.NEAREST)
+        return replace(sample, image=image, label=np.asarray(label))
 
 
 def confusions(
@@ -171,9 +181,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--settings", choices=SETTINGS, default="order")
     parser.add_argument("--every", type=int, default=1, help="score every n-th image")
+    parser.add_argument(
+        "--short-side", type=int, default=0, help="enlarge or reduce images and labels to it first"
+    )
     parser.add_argument("--timed", type=int, default=10, help="images to time")
     given = parser.parse_args(argv)
-    dataset: LabelledImages = Some(open_dataset("folder", given.data, "val"), given.every)
+    dataset: LabelledImages = Some(
+        open_dataset("folder", given.data, "val"), given.every, given.short_side
+    )
     segmenters = {path.name: Segmenter.load(path, "cpu") for path in given.runs}
     networks = [segmenter.network for segmenter in segmenters.values()]
     heads = Heads([network for network in networks if isinstance(network, Network)])

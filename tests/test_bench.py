@@ -608,7 +608,7 @@ def test_every_curve_has_its_points(
     )
     monkeypatch.setattr(scale, "COCO_SIZE", (64, 48))
     monkeypatch.setattr(scale, "train", lambda *_, **options: ([9.0, 2.0, 4.0], 7.0))
-    monkeypatch.setattr(scale, "until_first_step", lambda *_: (3.0, 9.0))
+    monkeypatch.setattr(scale, "until_first_step", lambda *_: (3.0, 2.0, 9.0))
     settings = scale.Settings(
         CPU,
         repeats=1,
@@ -635,6 +635,7 @@ def test_every_curve_has_its_points(
         assert f"\n| {start} | " in text
     assert "| step: processes | 1 | 3 | 7 |" in text
     assert "| start: first step | 20 | 3 | 9 |" in text
+    assert "| start: first step, processor | 20 | 2 | 9 |" in text
     assert "| epoch | a step of 3, of 3 steps | 3 | 7 |" in text
     assert f"| epoch | extrapolated to 49,629 images | {3 * 16543:,.3g} | 7 |" in text
     assert next(tmp_path.glob("*.png")).stat().st_size > 1000

@@ -153,7 +153,6 @@ class _Process:
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster until the end."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # else it tells its makers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     if not address:  # else Ray writes such a secret of a cluster to the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with needs_extra("ray", "--ray needs Ray"):

@@ -102,7 +102,7 @@ def _cells(path: Path, modified: int, group: int, process: int) -> Any:  # noqa:
         index = _leaves(file).index(column)
         size = file.metadata.row_group(group).column(index).total_uncompressed_size
         if size > MAX_BYTES:
-            raise ValueError(
+            raise DataError(
                 f"it has {size / 1e9:.3g} GB, at most {MAX_BYTES / 1e9:.3g} GB can be read. Write "
                 "the file with fewer rows in a group"
             )
