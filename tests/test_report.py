@@ -464,7 +464,8 @@ def test_a_baseline_has_no_curves_no_thresholds_and_no_regularizer(
     assert "There are no curves" in page
     assert " steps." not in page.split("<main>")[0]
     assert "Training pulls pairs" not in page
-    assert "The regulariser (" not in page
+    assert "A dot is its mean probability" in page
+    assert "regulariser" not in page.split("<summary>Every option")[0]
 
 
 def test_the_regularizer_at_equal_sizes_is_that_of_the_paper(scenes: Path, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def _page(
         sizes=[drawings.sizes(*known) for known in looks],
         affinities=[drawings.affinities(*known) for known in looks],
         thresholds=any(side.thresholds for side in sides),
+        regularised=any(side.experiment.method == "iddc" for side in sides),
         training=drawings.training(sides),
         curve_table=tables.curve_table(sides),
         scores=list(tables.scores(sides)),
