@@ -128,7 +128,7 @@ def test_of_grey_images_the_verdict_says_how_little_it_knows() -> None:
     mixed = [halves(), 1 - halves()] * 5
     found = judge(look(mixed, 2, mode="L"), OWN, ("cluster 0", "cluster 1"), images=100)
     assert found.findings[0].text.startswith("The images are grey.")
-    assert "`iddc baseline grey IMAGES`" in found.findings[0].advice
+    assert "`iddc baseline grey IMAGES --out RUN2`" in found.findings[0].advice
 
 
 def test_a_large_cluster_is_a_reason_for_more_clusters_only_where_all_are_in_use() -> None:

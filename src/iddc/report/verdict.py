@@ -179,7 +179,8 @@ def _grey(look: RunStatistics, experiment: Experiment) -> Iterator[Finding]:
             "the result.",
             "trust your eyes."
             if experiment.method == "grey"
-            else "trust your eyes, and compare with grey values: `iddc baseline grey IMAGES`.",
+            else "trust your eyes, and compare with grey values: "
+            "`iddc baseline grey IMAGES --out RUN2`.",
         )
 
 
@@ -193,7 +194,7 @@ def _sizes(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     )
     largest = int(look.counts.argmax())
     if look.shares[largest] >= LARGE:
-        more = f"-k {2 * k}; `iddc sweep IMAGES` shows several at once."
+        more = f"-k {2 * k}; `iddc sweep IMAGES --out DIR` shows several at once."
         less = "look at the masks. One kind may cover most of your images, as in micrographs."
         yield Finding(
             f"The largest cluster, {_called(names, largest)}, covers "
@@ -245,7 +246,11 @@ def _confidence(look: RunStatistics) -> Iterator[Finding]:
 def _agreement(agreement: float | None) -> Iterator[Finding]:
     if agreement is None:
         return
-    advice = "`iddc sweep IMAGES`, which shows at which K they agree." if agreement < 0.6 else ""
+    advice = (
+        "`iddc sweep IMAGES --out DIR`, which shows at which K they agree."
+        if agreement < 0.6
+        else ""
+    )
     yield Finding(f"Repeated clusterings agree on {_percent(agreement)} of the patches.", advice)
 
 
