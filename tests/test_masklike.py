@@ -319,6 +319,19 @@ def test_masks_of_every_kind_look_like_labels(tmp_path: Path, kind: str) -> None
     assert look(find_images(tmp_path / "a.png").files[0]) == "label"
 
 
+def test_a_mask_of_forty_regions_looks_like_a_label(tmp_path: Path) -> None:
+    """More values than a photo could have by chance, each with equal neighbours."""
+    regions = np.arange(40, dtype=np.uint8).reshape(5, 8).repeat(12, 0).repeat(12, 1)
+    Image.fromarray(regions).save(tmp_path / "a.png")
+    assert look(find_images(tmp_path / "a.png").files[0]) == "label"
+
+
+def test_many_colours_in_runs_of_three_are_unclear(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    Image.fromarray(colours.repeat(3, 1)).save(tmp_path / "a.png")
+    assert look(find_images(tmp_path / "a.png").files[0]) == "unclear"
+
+
 def test_a_photo_looks_like_a_photo_and_a_grey_one_is_unclear(tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
     photo(tmp_path / "b.png", grey=True)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -362,6 +363,26 @@ def test_every_second_batch_has_large_crops_of_large_images(photos: ImageCache) 
     assert all(len({*batch.ids}) == len(batch.ids) for batch in batches)
 
 
+def test_a_batch_of_large_crops_has_two_images_at_least(photos: ImageCache) -> None:
+    batch = views_of(photos, tiny("contrast", batch_size=8, contrast={"large_size": 96}))[1]
+    assert (batch.large, len(batch.ids)) == (True, 2)
+
+
+def test_unless_told_otherwise_a_pretraining_counts_steps() -> None:
+    assert (PretrainConfig().epochs, PretrainConfig().steps) == (0, 2200)
+
+
+def test_a_rate_is_any_number_above_zero() -> None:
+    assert PretrainConfig(dino={"learning_rate": 1e-3}).dino.learning_rate == 1e-3
+    with pytest.raises(ValueError, match="greater than 0"):
+        PretrainConfig(dino={"learning_rate": 0.0})
+
+
+def test_two_images_are_enough(files: list[ImageFile], tmp_path: Path) -> None:
+    photos = decoded([files[:2]], tmp_path / "cache")
+    assert sorted(views_of(photos, tiny("contrast"))[0].ids) == [0, 1]
+
+
 def test_without_large_images_all_crops_are_small(photos: ImageCache) -> None:
     views = views_of(photos, tiny("contrast", contrast={"large_min_side": 300}))
     assert not any(views[step].large for step in range(6))
@@ -430,6 +451,13 @@ def test_a_cache_that_is_cut_short_is_none(photos: ImageCache, tmp_path: Path, n
     path = tmp_path / "cache" / name
     path.write_bytes(path.read_bytes()[:-50])
     assert find_cache(tmp_path / "cache", "key") is None
+
+
+def test_a_cache_of_images_that_are_all_left_out_is_empty(
+    files: list[ImageFile], tmp_path: Path
+) -> None:
+    photos = decoded([files], tmp_path / "cache", min_side=1000)
+    assert (len(photos), len(photos.failures)) == (0, len(files))
 
 
 def test_a_cache_of_other_images_is_none(photos: ImageCache, tmp_path: Path) -> None:
@@ -559,6 +587,22 @@ def test_the_average_of_contrast_forgets_its_first_weights_fast(photos: ImageCac
             torch.testing.assert_close(average, momentum * old + (1 - momentum) * online)
 
 
+def test_a_point_in_the_middle_of_a_patch_is_read_from_it_alone(photos: ImageCache) -> None:
+    method = (learner := learner_of(photos, tiny("contrast"))).method
+    batch, read = learner.views[0], []
+    method.dense[0].register_forward_pre_hook(lambda _, rows: read.append(rows[0]))
+    with torch.no_grad():
+        features = method._stages(method.online, batch)[0]
+        side = features.shape[-1]
+        middles = (2 * torch.arange(side) + 1) / side - 1
+        points = torch.cartesian_prod(middles, middles).flip(1)  # x, y, row by row
+        points = points.expand(len(batch.ids), 2, -1, -1)
+        method.losses(replace(batch, points=points), GlobalBatch(ONE, [len(batch.ids)]))
+    (rows,) = read
+    expected = normalize(features, dim=1) * features.shape[1] ** 0.5
+    torch.testing.assert_close(rows, expected.flatten(2).transpose(1, 2).flatten(0, 1))
+
+
 def test_all_stages_together_weigh_as_much_as_the_whole(photos: ImageCache) -> None:
     """A network that knows nothing pays about the logarithm of the choices, once for each part."""
     contrast = {"large_every": 0, "temperature": 1e3}  # so that all choices look alike
@@ -590,6 +634,14 @@ def test_the_center_follows_the_teachers_scores(photos: ImageCache) -> None:
         mean = method.teacher.whole(method.teacher.tokens(images)[0]).mean(0)
     learner.learn(batch, [len(batch.ids)])
     torch.testing.assert_close(method.whole_center, 0.1 * mean)
+
+
+def test_balanced_targets_are_those_of_the_sharpened_scores() -> None:
+    """The first temperature of the teacher sharpens the scores of the first step."""
+    method = build_method(tiny("dino", dino={"centering": "sinkhorn"}))
+    scores, temperature = some(6, 16).float(), PretrainConfig().dino.first_teacher_temperature
+    targets = method._targets(scores, "whole", GlobalBatch(ONE, [6]))
+    torch.testing.assert_close(targets, sinkhorn(scores / temperature))
 
 
 def test_the_student_does_not_see_masked_patches(photos: ImageCache) -> None:

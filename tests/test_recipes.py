@@ -433,3 +433,8 @@ def test_a_row_is_of_the_method_that_its_name_begins_with(name: str, method: str
 def test_every_row_of_tables_1_to_4_is_run() -> None:
     names = ("table1", "table2", "table3", "table4")
     assert not [row.cells for name in names for row in TABLES[name].rows if row.recipe is None]
+
+
+def test_a_backbone_that_would_train_for_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"less than backbone_until, found 0\.5 >= 0\.5"):
+        TrainingConfig(backbone_from=0.5, backbone_until=0.5)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from iddc.cli import main
 from iddc.config import HeadName, MethodName, ObjectiveConfig
@@ -30,6 +31,7 @@ from iddc.network import build_network
 from iddc.recipes import RECIPES
 from iddc.report import REPORT, charts, write_report
 from iddc.report.look import largest_part, look_at
+from iddc.report.pictures import _tile
 from iddc.report.sides import colours_of_partners, match
 from iddc.report.tables import nearest
 from iddc.report.writing import _names, _with_code
@@ -251,6 +253,68 @@ def test_values_are_drawn_in_proportion() -> None:
     axes = charts.Axes("t", (0.0, 10.0), (0.0, 4.0), "x")
     assert (axes.across(0.0), axes.across(5.0), axes.across(10.0)) == (46, 209, 372)
     assert (axes.down(0.0), axes.down(1.0), axes.down(4.0)) == (182, 139.5, 12)
+
+
+def test_the_area_under_a_density_stands_on_zero() -> None:
+    axes = charts.Axes("", (0.0, 4.0), (0.0, 2.0), "")
+    points = [(0.5, 1.0), (2.0, 2.0), (3.0, 0.5)]
+    drawn = charts.densities(axes, [charts.Line("a", "same", points)], [])
+    assert axes.path([(0.5, 0.0), *points, (3.0, 0.0)]) in drawn
+    assert axes.down(0.0) == 182
+
+
+def test_the_longest_bar_or_highest_dot_reaches_nearly_to_the_top(
+    scenes: Path, tmp_path: Path
+) -> None:
+    page = text_of(make_run(tmp_path / "run", scenes), samples=0)
+    chart = page.split('aria-label="Sizes')[1].split("</svg>")[0]
+    tops = [float(y) for y in re.findall(r'<(?:rect|circle)[^>]* c?y="([\d.]+)"', chart)]
+    assert len(tops) == 2 * K
+    assert min(tops) == pytest.approx(12 + 170 * (1 - 1 / 1.05), abs=0.06)
+
+
+def test_affinities_are_drawn_where_there_are_any_and_two_steps_beyond(
+    scenes: Path, tmp_path: Path
+) -> None:
+    objective = ObjectiveConfig(positive_threshold=0.2, negative_threshold=0.12)
+    run = make_run(tmp_path / "run", scenes, objective=objective)
+    look = look_at(Segmenter.load(run.path, "cpu"), find_images(scenes).files, samples=0)
+    assert look is not None
+    pairs, bins = look.affinities, len(look.affinities.same)
+    there = [i for i in range(bins) if pairs.same[i] or pairs.different[i]]
+    shown = range(max(0, there[0] - 2), min(bins, there[-1] + 3))
+    page = text_of(run, samples=0)
+    chart = page.split('aria-label="Affinities')[1].split("</svg>")[0]
+    (path,) = re.findall(r'class="line same" d="M([^"]*)"', chart)
+    points = [tuple(map(float, point.split())) for point in path.split("L")]
+    assert len(points) == len(shown)
+    # The axis ends 5 % of its span beyond the outermost middles of the steps and thresholds.
+    middles = [-1 + (i + 0.5) * 2 / bins for i in shown]
+    ends = [*middles, 0.2, 0.12]
+    room = 0.05 * (max(ends) - min(ends))
+    scale = (372 - 46) / (max(ends) - min(ends) + 2 * room)
+    expected = [46 + (middle - min(ends) + room) * scale for middle in middles]
+    assert [x for x, _ in points] == pytest.approx(expected, abs=0.06)
+    marks = [float(x) for x in re.findall(r'<line class="mark" x1="([\d.]+)"', chart)]
+    expected = [46 + (threshold - min(ends) + room) * scale for threshold in (0.12, 0.2)]
+    assert marks == pytest.approx(expected, abs=0.06)
+
+
+def test_a_tile_shows_its_region_in_the_middle() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[120:140, 200:220] = 255
+    patches = np.zeros((20, 30), bool)
+    patches[12:14, 20:22] = True
+    light = np.asarray(_tile(Image.fromarray(pixels), patches).convert("L"), float)
+    bright = np.argwhere(light > 200)
+    middle = (light.shape[0] - 1) / 2
+    assert np.abs(bright.mean(axis=0) - middle).max() < 1
+
+
+def test_the_thresholds_of_a_log_of_one_line_are_read(scenes: Path, tmp_path: Path) -> None:
+    page = text_of(make_run(tmp_path / "run", scenes, steps=1), samples=0)
+    assert "t+ = 0.25: " in page
+    assert "t− = 0.12: " in page
 
 
 def test_a_curve_of_one_value_is_drawn(scenes: Path, tmp_path: Path) -> None:
@@ -621,6 +685,13 @@ def test_names_stand_inside_the_regions_they_name(scenes: Path, tmp_path: Path) 
         name: clusters[int(float(top) / 100 * height), int(float(left) / 100 * width)]
         for left, top, name in tags
     }
+    # In the middle of a pixel that lies deepest in the largest region.
+    for left, top, name in tags:
+        inside = np.pad(largest_part(clusters == (0 if name == "sky" else int(name))), 1)
+        depth: Any = ndimage.distance_transform_cdt(inside)
+        row, column = float(top) / 100 * height - 0.5, float(left) / 100 * width - 0.5
+        assert abs(row - round(row)) < 0.1
+        assert depth[round(row) + 1, round(column) + 1] == depth.max()
     large = [c for c in range(K) if (clusters == c).mean() >= 0.02]
     assert found == {"sky" if c == 0 else str(c): c for c in large}
 

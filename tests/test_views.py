@@ -20,6 +20,7 @@ from iddc.views import (
     ViewDataset,
     collate_views,
     cut,
+    cut_mask,
     draw_crops,
     draw_patches,
     draw_rolls,
@@ -377,3 +378,11 @@ def test_an_image_without_data_is_left_out_with_the_reason(tmp_path: Path) -> No
     files = [ImageFile(tmp_path / "a.tif", PurePosixPath("a.tif"))]
     view = ViewDataset(files, SMALL, seed=0)[0, 0]
     assert (view.crops, view.reason) == (None, "no pixel holds data")
+
+
+def test_a_mask_is_cut_where_its_image_is() -> None:
+    """At twice the size of the scaled image, two crops of 4 pixels at (1, 3) and (5, 0)."""
+    valid = np.random.default_rng(0).random((8, 12)).repeat(2, 0).repeat(2, 1) < 0.5
+    masks = cut_mask(valid, Crops((12, 8), ((1, 3), (5, 0)), flip=False), 4)
+    assert masks is not None
+    assert masks.tolist() == [valid[6:14:2, 2:10:2].tolist(), valid[0:8:2, 10:18:2].tolist()]
