@@ -22,6 +22,7 @@ from rasterio.enums import ColorInterp
 from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, expand_pages, open_image, open_picture, settle, survey
+from iddc.images.meaning import _as_stored, measured_span
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -503,3 +504,15 @@ def test_an_alpha_that_is_no_mask_in_one_file_is_none_in_all(tmp_path: Path) -> 
     assert found.alpha == "ignore"
     assert "alpha channels mask no pixel of these images" in notes[0]
     assert np.array_equal(np.asarray(open_image(files[1], reading=found)), RGB)
+
+
+def test_values_that_nearly_fill_a_round_range_have_it() -> None:
+    """Up to 1 for floating point, else of 8 to 16 or 32 bits."""
+    assert measured_span(np.linspace(0, 0.999, 1000, dtype=np.float32), "float32") == (0, 1)
+    assert measured_span(np.arange(65500, dtype=np.uint16), "uint16") == (0, 65535)
+    assert measured_span(np.arange(131000, dtype=np.uint32), "uint32")[1] < 131000
+
+
+def test_a_mark_is_compared_as_the_file_holds_it() -> None:
+    assert _as_stored(0.1, np.dtype("float32")) == float(np.float32(0.1)) != 0.1
+    assert _as_stored(-9999.0, np.dtype("uint8")) == -9999
