@@ -173,6 +173,16 @@ def test_what_processes_cannot_do_together_is_refused_under_torchrun(
     assert "torchrun" not in error(capsys)
 
 
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "x"}, "x")])
+def test_threads_do_not_spin_while_they_wait(given: dict[str, str], found: str) -> None:
+    shown = "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    code = f"import os, sys; from iddc import __main__ as m; m.main = lambda: {shown}; m.run()"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{found} False\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"iddc {iddc.__version__}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -12,6 +13,9 @@ from iddc.cli.streams import end_streams, guard_streams
 
 def run() -> None:
     """Run the command line of this process and exit with its code."""
+    # A thread that spins while it waits takes the core of one that works, if cores are shared.
+    # PyTorch's threads read this as they are loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for signum in (signal.SIGTERM, signal.SIGHUP):  # where a command does not hear it itself
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores the end of a terminal
             signal.signal(signum, _stop)
