@@ -158,6 +158,22 @@ def artefacts() -> Path:
     return folder
 
 
+SLOW_FILES = {
+    *("test_bench", "test_cluster", "test_comparison", "test_components", "test_determinism"),
+    *("test_engines", "test_export", "test_faults", "test_hostile", "test_label_page"),
+    *("test_load", "test_pretrain_trials", "test_pretraining", "test_reproduce"),
+}
+"""Files that start processes, servers, browsers or whole trainings for most of their tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark such files slow as a whole, so that `-m "not slow"` is done within three minutes."""
+    for item in items:
+        if item.path.stem in SLOW_FILES and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.slow(file=True))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which tests were skipped and why, a line for each reason: a skipped check is no check."""
     places: dict[str, Counter[str]] = {}
