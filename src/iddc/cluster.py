@@ -20,7 +20,7 @@ from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
-from iddc.errors import ConfigError, IddcError, SetupError, needs_extra
+from iddc.errors import ConfigError, IddcError, SetupError, counted, needs_extra
 
 ATTEMPTS = 3
 """So often an item is tried whose process dies, and so often a process may die as it starts."""
@@ -67,6 +67,12 @@ class Helpers(Generic[M]):
         """
         with _connected(self.address) as ray:
             yield from _Spread(ray, self, work).results(items, size)
+
+
+def ended_processes(number: int, names: str) -> str:
+    """The sentence on images for which `spread` gave None; what the reader can do follows it."""
+    images = counted(number, "image")
+    return f"{images} ended each of the {ATTEMPTS} processes that had them: {names}."
 
 
 class _Spread:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from iddc.cluster import ATTEMPTS, Helpers
+from iddc.cluster import Helpers, ended_processes
 from iddc.config import (
     MatchingRows,
     Precision,
@@ -32,7 +32,7 @@ from iddc.config import (
 )
 from iddc.datasets import LabelledImages
 from iddc.datasets.labelfiles import read_ids
-from iddc.errors import DataError, counted
+from iddc.errors import DataError
 from iddc.images import ahead, listed
 from iddc.intervals import LEVEL, RESAMPLES, ImageCounts, Interval, intervals
 from iddc.masks import IGNORED, Labels, palette, write_ids, write_image
@@ -302,8 +302,8 @@ class _Count:
                 following += 1
         if lost:
             raise DataError(
-                f"{counted(len(lost), 'image')} ended each of the {ATTEMPTS} processes that had "
-                f"them: {listed(lost)}. Look whether they are damaged, or larger than the memory."
+                f"{ended_processes(len(lost), listed(lost))} Look whether they are damaged, or "
+                "larger than the memory."
             )
 
 

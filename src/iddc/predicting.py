@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from iddc.cluster import ATTEMPTS, Helpers
+from iddc.cluster import ATTEMPTS, Helpers, ended_processes
 from iddc.config import ReadingConfig
-from iddc.errors import ConfigError, DataError, UnreadableImage, counted
+from iddc.errors import ConfigError, DataError, UnreadableImage
 from iddc.geo import MARGIN, segment_raster
 from iddc.images import (
     SURVEYED,
@@ -256,9 +256,9 @@ def _segment_elsewhere(
             return
     if lost:
         raise DataError(
-            f"{counted(len(lost), 'image')} ended each of the {ATTEMPTS} processes that had "
-            f"them: {listed(map(str, lost))}. See {work.collection.folder / 'skipped.csv'}; "
-            "look whether they are damaged, or larger than the memory. All others are done."
+            f"{ended_processes(len(lost), listed(map(str, lost)))} See "
+            f"{work.collection.folder / 'skipped.csv'}; look whether they are damaged, or larger "
+            "than the memory. All others are done."
         )
 
 

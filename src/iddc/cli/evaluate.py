@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from iddc.cli.options import Flat, Informing, RayAddress, ReadsLikeModel, RunPath
+from iddc.cli.options import Flat, Informing, RayAddress, ReadsLikeModel, RunPath, helpers
 from iddc.cli.printing import print_json, print_scores
-from iddc.cluster import Helpers
 from iddc.config import DatasetName, ProtocolName, RefineName, Runtime
 from iddc.errors import counted
 from iddc.runs import Run
@@ -95,7 +94,7 @@ class Evaluate(Informing, ReadsLikeModel):
             by_name=self.matching == "names",
             save_masks=masks if self.save_masks else None,
             progress=Progress(),
-            helpers=self._helpers(),
+            helpers=helpers(self.ray, self.segmenter, gpu=self.runtime.device != "cpu"),
         )
         # A score of some images is shown and not kept: it would be read as one of all.
         entry = {
@@ -123,12 +122,6 @@ class Evaluate(Informing, ReadsLikeModel):
         segmenter = Segmenter.load(self.run, self.runtime.device)
         segmenter.experiment = self.read_by(segmenter.experiment)
         return segmenter
-
-    def _helpers(self) -> Helpers[Segmenter] | None:
-        """What --ray asks for."""
-        if self.ray is None:
-            return None
-        return Helpers("".join(self.ray), self.segmenter, self.runtime.device != "cpu")
 
     def _print(self, evaluation: Evaluation, entry: Mapping[str, Any]) -> None:
         """Show the scores, before anything can keep them from being written."""

@@ -12,7 +12,7 @@ import ast
 import difflib
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from inspect import getsource
 from itertools import pairwise
@@ -30,6 +30,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from iddc.cluster import Helpers
 from iddc.config import (
     CONSENSUS_USES,
     ConsensusConfig,
@@ -168,6 +169,7 @@ class Informing(Command):
 
 
 C = TypeVar("C", bound=Command)
+M = TypeVar("M")
 
 
 def parse(command: type[C], name: str, args: Sequence[str]) -> C:
@@ -426,6 +428,13 @@ def ready(experiment: Experiment, runtime: Runtime) -> Experiment:
             file=sys.stderr,
         )
     return experiment.model_copy(update={"backbone": backbone})
+
+
+def helpers(
+    address: tuple[str, ...] | None, load: Callable[[], M], *, gpu: bool
+) -> Helpers[M] | None:
+    """The processes that --ray asks for, each with what `load` makes."""
+    return None if address is None else Helpers("".join(address), load, gpu)
 
 
 def fitted(files: Sequence[ImageFile], reading: ReadingConfig) -> ReadingConfig:

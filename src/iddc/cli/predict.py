@@ -19,11 +19,11 @@ from iddc.cli.options import (
     ReadsPhotos,
     RunPath,
     fitted,
+    helpers,
     refuse_inside,
     say,
 )
 from iddc.cli.shards import parse_shard
-from iddc.cluster import Helpers
 from iddc.config import SPEEDS, PredictionConfig, RefineName, Runtime, Speed
 from iddc.errors import ConfigError, DataError, counted
 from iddc.runs import Run, explain
@@ -124,6 +124,7 @@ class Predict(ReadsPhotos, ReadsLikeModel):
         from iddc.predicting import predict_collection
         from iddc.progress import Progress
 
+        gpu = self.engine == "torch" and self.runtime.device != "cpu"
         predicted = predict_collection(
             self.segmenter(),
             self.images,
@@ -135,7 +136,7 @@ class Predict(ReadsPhotos, ReadsLikeModel):
             include_masks=self.include_masks,
             max_unreadable=self.runtime.max_unreadable,
             progress=Progress(),
-            helpers=self._helpers(),
+            helpers=helpers(self.ray, self.segmenter, gpu=gpu),
         )
         # What was written, what was left out, and what other shards still owe.
         left_out, there = "", ""
@@ -153,13 +154,6 @@ class Predict(ReadsPhotos, ReadsLikeModel):
                 "their commands again."
             )
         return 0
-
-    def _helpers(self) -> Helpers[Segmenter] | None:
-        """What --ray asks for."""
-        if self.ray is None:
-            return None
-        gpu = self.engine == "torch" and self.runtime.device != "cpu"
-        return Helpers("".join(self.ray), self.segmenter, gpu)
 
     def segmenter(self) -> Segmenter:
         """The run's model, with the windows and the refinement that are asked for."""
