@@ -5,7 +5,7 @@ Whoever changes one of these on purpose writes the new texts with
     REWRITE=1 python -m pytest -n 0 tests/test_contract.py
 
 and says in the commit what changed and why; `-k help` and the like write a part. `contract/help`
-has a text for each command, `contract/methods.json` the numbers of the methods that no help shows,
+has a text for each command, `contract/options.txt` the default and the bounds of each option,
 `contract/runs` a file for each kind of run: the names of its files,
 the keys of its configuration and of its log, and a fingerprint of its weights. A fingerprint is
 what the last steps said and a few numbers of every tensor, which another CPU rounds a little
@@ -15,6 +15,7 @@ differently. The digest of all bytes is compared on the kind of CPU alone that h
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -30,6 +31,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from iddc import config
 from iddc.cli import COMMANDS, main
 from iddc.cli.help import GROUPS, TEXTS
 from iddc.errors import ConfigError, DataError, Interrupted, NumericError, SetupError
@@ -209,17 +211,25 @@ def test_every_help_text_has_a_command() -> None:
     assert {path.stem for path in (CONTRACT / "help").iterdir()} == {*COMMANDS, "iddc"}
 
 
-def test_every_method_has_the_numbers_that_it_had() -> None:
-    """Those of the default, and of IDDC, stand in the help of train."""
-    found = {
-        name: find_method(name).Config().model_dump(mode="json")
-        for name in METHODS
-        if name not in ("iddc", "consensus")
-    }
-    path = CONTRACT / "methods.json"
+def test_every_option_has_the_default_and_the_bounds_that_it_had() -> None:
+    """A narrower bound refuses files that were accepted, another default changes their meaning."""
+    configs = {found for found in vars(config).values() if inspect.isclass(found)}
+    configs |= {find_method(name).Config for name in METHODS}
+    found = []
+    for owner in sorted(filter(is_config, configs), key=lambda owner: owner.__name__):
+        for name, field in owner.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            words = type(default).__name__ if is_config(type(default)) else repr(default)
+            bounds = [str(one) for one in field.metadata]
+            found.append(" ".join([f"{owner.__name__}.{name} =", words, *bounds]))
+    path = CONTRACT / "options.txt"
     if rewrites():
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    assert found == json.loads(path.read_text())
+        path.write_text("\n".join(found) + "\n")
+    assert found == path.read_text().splitlines()
+
+
+def is_config(owner: type) -> bool:
+    return issubclass(owner, config.Frozen)
 
 
 @pytest.mark.parametrize(

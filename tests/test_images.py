@@ -170,6 +170,24 @@ def test_a_member_of_a_zip_gets_a_name_inside_the_output_folder(tmp_path: Path) 
     assert names(tmp_path / "a.zip") == ["Users/win.png", "etc/root.png", "up.png"]
 
 
+@pytest.mark.parametrize(
+    ("members", "found", "notes"),
+    [
+        (["images", "a.png"], ["a.png"], ("files of other kinds: without suffix (1)",)),
+        (["images", "images/a.png", "b.png"], ["a.png"], ("reads only images/ of {path}",)),
+    ],
+)
+def test_only_a_folder_that_is_called_images_is_read_alone(
+    members: list[str], found: list[str], notes: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in members:
+            archive.writestr(name, b"")
+    assert names(path) == found
+    assert find_images(path).notes == tuple(note.format(path=path) for note in notes)
+
+
 def test_names_in_a_zip_that_are_utf8_without_saying_so_are_read_as_such(tmp_path: Path) -> None:
     data = encoded(Image.new("RGB", (1, 1), "red"), "PNG")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from iddc.errors import SetupError
 from iddc.masks import cluster_names, overlay, palette, write_ids, write_image
+from iddc.masks.colours import VISIONS, _oklab
 from iddc.masks.ids import with_palette
 
 
@@ -73,6 +74,53 @@ def as_a_dichromat_sees(light: np.ndarray, vision: str) -> np.ndarray:
         side = light @ np.array([0.03901, -0.02788, -0.01113])
         return np.where(side[:, None] >= 0, light @ np.array(above).T, light @ np.array(below).T)
     return light
+
+
+def from_oklab(lab: np.ndarray) -> np.ndarray:
+    """Linear sRGB of colours in OKLab, by the inverse matrices that Ottosson (2020) prints."""
+    to_cones = [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728]]
+    to_cones += [[1, -0.0894841775, -1.2914855480]]
+    to_rgb = [[4.0767416621, -3.3077115913, 0.2309699292]]
+    to_rgb += [[-1.2684380046, 2.6097574011, -0.3413193965]]
+    to_rgb += [[-0.0041960863, -0.7034186147, 1.7076147010]]
+    return (lab @ np.array(to_cones).T) ** 3 @ np.array(to_rgb).T
+
+
+def test_distances_of_colours_are_taken_in_oklab() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (500, 3), dtype=np.uint8)
+    rgb[:12] = np.arange(12)[:, None]  # the dark end of sRGB is a line
+    assert from_oklab(_oklab(rgb, np.eye(3))) == pytest.approx(linear(rgb), abs=1e-6)
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_people_with_any_vision_see_grey_as_grey(vision: str) -> None:
+    greys = np.repeat(np.arange(0, 256, 15, dtype=np.uint8)[:, None], 3, axis=1)
+    seen = _oklab(greys, np.array(VISIONS[vision]))
+    assert seen[:, 0] == pytest.approx(np.cbrt(linear(greys)[:, 0]), abs=1e-4)
+    assert seen[:, 1:] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("num", [8, 12, 20])
+def test_the_next_colour_is_the_one_farthest_from_all_before(num: int) -> None:
+    """Looked for one by one among all calm colours, as each vision sees them."""
+
+    def seen(colours: np.ndarray) -> np.ndarray:
+        return np.stack([_oklab(colours, np.array(vision)) for vision in VISIONS.values()])
+
+    neutral = np.array([[0] * 3, [128] * 3, [255] * 3], np.uint8)
+    before = seen(np.concatenate([neutral, palette(num - 1)]))
+    everything = seen(palette(3000))
+    away = [
+        np.linalg.norm(everything - before[:, [index]], axis=2).min(0)
+        for index in range(before.shape[1])
+    ]
+    assert int(np.stack(away).min(0).argmax()) == num - 1
+
+
+def test_colours_after_the_first_are_neither_dark_nor_light_nor_glaring() -> None:
+    lightness, a, b = _oklab(palette(3000)[7:], np.eye(3)).T
+    assert (lightness.min(), lightness.max()) == pytest.approx((0.35, 0.9), abs=0.01)
+    assert np.hypot(a, b).max() == pytest.approx(0.22, abs=0.005)
 
 
 @pytest.mark.parametrize("vision", ["normal", "protanopia", "deuteranopia", "tritanopia"])

@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp
 from iddc.config import ReadingConfig
 from iddc.errors import UnreadableImage
 from iddc.images import ImageFile, expand_pages, open_image, open_picture, settle, survey
-from iddc.images.meaning import _as_stored, measured_span
+from iddc.images.meaning import _as_stored, known_span, measured_span
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -338,6 +338,33 @@ def test_transparent_pixels_are_white_and_hold_no_data(name: str, tmp_path: Path
     assert picture.valid is not None
     assert np.array_equal(picture.valid, alpha == 255)
     assert np.array_equal(np.asarray(picture.image), np.where(alpha[..., None] > 0, RGB, 255))
+
+
+@pytest.mark.parametrize(
+    ("kind", "opaque"),
+    [
+        ("uint8", 255), ("uint16", 255), ("uint16", 4095), ("uint16", 65535),
+        ("float32", 1), ("float32", 255), ("float32", 65535),
+    ],
+)  # fmt: skip
+def test_the_largest_of_the_usual_values_of_alpha_is_opaque(
+    kind: str, opaque: int, tmp_path: Path
+) -> None:
+    shown = np.indices((40, 30))[0] % 2
+    values = np.dstack([RGB, shown * opaque]).astype(kind)
+    tif(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    found = seen(tmp_path / "a.tif", range=(0, 255))
+    assert np.array_equal(found, np.where(shown[..., None] > 0, RGB, 255))
+
+
+@pytest.mark.parametrize("reading", [{"range": "file"}, {"range": (100, 200)}])
+def test_files_of_8_bits_show_all_their_values_whatever_range_is_given(
+    reading: dict[str, Any], tmp_path: Path
+) -> None:
+    tif(tmp_path / "a.tif", RAMP.astype(np.uint8))
+    assert np.array_equal(grey(tmp_path / "a.tif", ReadingConfig(**reading)), RAMP)
+    layouts = survey([ImageFile(tmp_path / "a.tif", PurePosixPath("a.tif"))]).layouts
+    assert known_span(layouts[0], ReadingConfig(**reading)) == (0, 255)
 
 
 @pytest.mark.parametrize(("count", "kind"), [(13, "uint16"), (5, "uint8"), (5, "float32")])

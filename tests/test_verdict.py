@@ -139,3 +139,53 @@ def test_a_large_cluster_is_a_reason_for_more_clusters_only_where_all_are_in_use
         (large,) = (one for one in found.findings if "covers" in one.text)
         assert large.text == "The largest cluster, a (0), covers 75 % of the patches."
         assert large.advice.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], ""),
+        ([(0, 1)], "cluster 0 and cluster 1 (80 %). The"),
+        ([(0, 1), (2, 3), (4, 5)], "cluster 4 and cluster 5 (80 %). The"),
+        ([(0, 1), (2, 3), (4, 5), (6, 7)], "cluster 4 and cluster 5 (80 %) and 1 other pair. The"),
+    ],
+    ids=len,
+)
+def test_three_confused_pairs_are_named_and_further_ones_counted(
+    given: list[tuple[int, int]], told: str
+) -> None:
+    table = 0.5 * np.eye(8)
+    for one, other in given:
+        table[one, other] = table[other, one] = 0.4
+    mixed = [np.arange(96).reshape(8, 12) % 8]
+    found = judge(look(mixed, 8, table), OWN, [f"cluster {c}" for c in range(8)], images=100)
+    texts = [one.text for one in found.findings if one.text.startswith("Hard to tell apart")]
+    assert len(texts) == bool(given)
+    assert told in "".join(texts)
+
+
+@pytest.mark.parametrize(("count", "told"), [(3, ". The"), (4, " and 1 other. The")])
+def test_three_clusters_of_one_place_are_named_and_further_ones_counted(
+    count: int, told: str
+) -> None:
+    bands = np.repeat(np.arange(12) * count // 12, 8).reshape(12, 8).T
+    found = judge(look([bands] * 8, count), OWN, [f"cluster {c}" for c in range(count)], images=100)
+    (text,) = (one.text for one in found.findings if one.text.startswith("Mostly at"))
+    assert f"cluster 0 (100 %), cluster 1 (100 %), cluster 2 (100 %){told}" in text
+
+
+@pytest.mark.parametrize(("images", "few"), [(1, True), (49, True), (50, False)])
+def test_fifty_images_are_not_called_few(images: int, few: bool) -> None:
+    found = judge(look([halves()] * 3, 2), OWN, ("a", "b"), images=images)
+    assert any("training saw only" in one.text for one in found.findings) == few
+
+
+def test_a_mask_that_is_at_one_place_in_every_second_image_is_half_explained() -> None:
+    """Where it may be, the chance is 1/2; between places it varies by 1/16, in all by 3/16."""
+    clusters = []
+    for number in range(400):
+        ids = np.zeros((12, 12), np.int64)
+        ids[:, 6:] = number % 2
+        clusters.append(ids)
+    # mean 1/4; variance within places (1/2)(1/2)(1/2) = 1/8; whole 1/4 * 3/4 = 3/16
+    assert position_shares(clusters, 2) == pytest.approx([1 / 3] * 2, abs=0.01)

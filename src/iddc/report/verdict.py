@@ -210,7 +210,7 @@ def _pairs(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
         f"{_called(names, one)} and {_called(names, other)} ({_percent(ratio)})"
         for one, other, ratio in pairs[:_PAIRS]
     ]
-    more = f" and {len(pairs) - _PAIRS} other pairs" if len(pairs) > _PAIRS else ""
+    more = f" and {counted(len(pairs) - _PAIRS, 'other pair')}" if len(pairs) > _PAIRS else ""
     one, other, _ = pairs[0]
     yield Finding(
         f"Hard to tell apart: {', '.join(told)}{more}. The percentage says how close the second "
@@ -228,7 +228,7 @@ def _positions(look: RunStatistics, names: Sequence[str]) -> Iterator[Finding]:
     if not found:
         return
     told = [f"{_called(names, c)} ({_percent(shares[c])})" for c in found[:_PAIRS]]
-    more = f" and {len(found) - _PAIRS} others" if len(found) > _PAIRS else ""
+    more = f" and {counted(len(found) - _PAIRS, 'other')}" if len(found) > _PAIRS else ""
     yield Finding(
         f"Mostly at the same place in every image: {', '.join(told)}{more}. The percentage says "
         "how much of a cluster's mask follows from the position in the image alone.",
