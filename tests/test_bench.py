@@ -381,7 +381,7 @@ def test_rates_of_the_machine_are_measured(precision: str, monkeypatch: pytest.M
     assert found.fp32_flops > 0
     assert found.bandwidth > 0
     assert (found.bf16_flops is not None) == (precision == "bf16")
-    assert f"{torch.get_num_threads()} threads" in found.hardware
+    assert f", {torch.get_num_threads()} thread" in found.hardware
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -399,7 +399,9 @@ def test_hardware_without_a_name_is_named_by_its_kind(
     monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "missing")
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    assert machine.hardware(CPU).startswith("riscv64, ")
+    for threads, told in ((1, "1 thread"), (2, "2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert machine.hardware(CPU) == f"riscv64, {told}"
 
 
 # The table and the command.

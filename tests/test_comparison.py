@@ -199,8 +199,12 @@ def test_runs_that_exist_are_scored_as_they_were(
     rest = ["--data", str(scenes), "--out", str(second), "--device", "cpu", "--json"]
     capsys.readouterr()
     assert main(["compare", *runs, *rest]) == 0
-    found = json.loads(capsys.readouterr().out)["runs"]
-    assert found == json.loads((first / "comparison.json").read_text())["runs"]
+    found = json.loads(capsys.readouterr().out)
+    trained = json.loads((first / "comparison.json").read_text())
+    assert found["runs"] == trained["runs"]
+    assert found["title"] == f"2 runs, {scenes.name} val"
+    assert trained["title"].endswith(f" clusters, {scenes.name} val")
+    assert f"<h1>{found['title']}</h1>" in (second / "comparison.html").read_text()
 
 
 @pytest.mark.parametrize("options", [["--methods", "kmeans"], ["--seeds", "2"], ["--budget", "3"]])

@@ -136,7 +136,8 @@ def test_jpeg_2000_has_the_range_of_its_bits(
 def test_the_largest_value_of_a_ppm_becomes_white(channels: int, top: int, tmp_path: Path) -> None:
     values = RNG.integers(0, top // 2, (40, 30, channels)).astype(np.uint16)
     header = f"P{5 if channels == 1 else 6}\n# a remark\n30 40\n{top}\n"
-    (tmp_path / "a.ppm").write_bytes(header.encode() + values.astype(">u2").tobytes())
+    data = header.encode() + values.astype(">u2").tobytes()
+    (tmp_path / "a.ppm").write_bytes(data + data)  # more images may follow
     found = np.asarray(open_image(tmp_path / "a.ppm"))
     assert np.array_equal(found, np.broadcast_to(by_hand(values, 0, top), (40, 30, 3)))
 
@@ -391,6 +392,13 @@ def test_colours_of_floats_are_read(tmp_path: Path) -> None:
 def test_bands_that_are_called_blue_green_and_red_are_seen_as_these(tmp_path: Path) -> None:
     names = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
     path = geotiff(tmp_path / "a.tif", RGB[..., ::-1].transpose(2, 0, 1), colorinterp=names)
+    assert np.array_equal(seen(path), RGB)
+
+
+def test_a_band_without_a_colour_beside_red_green_and_blue_is_left_out(tmp_path: Path) -> None:
+    bands = np.concatenate([RNG.integers(0, 256, (1, 40, 30)), RGB[..., ::-1].transpose(2, 0, 1)])
+    named = [ColorInterp.undefined, ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+    path = geotiff(tmp_path / "a.tif", bands.astype(np.uint8), colorinterp=named)
     assert np.array_equal(seen(path), RGB)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from iddc.methods.stego import probe_loss
+from iddc.methods.correspondence import probe_loss
 from oracles import waves
 
 

@@ -33,15 +33,8 @@ from iddc.images import ImageFile, Skipped, find_images
 from iddc.learning import embeddings, fit
 from iddc.learning.learner import Learner
 from iddc.methods import completed, stego
-from iddc.methods.stego import (
-    Patches,
-    SpatialCentering,
-    Stego,
-    StegoConfig,
-    correspondence_loss,
-    nearest,
-    probe_loss,
-)
+from iddc.methods.correspondence import SpatialCentering, probe_loss
+from iddc.methods.stego import Patches, Stego, StegoConfig, correspondence_loss, nearest
 from iddc.network import Codes, build_network
 from iddc.progress import Progress
 from iddc.runs import Run

@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from iddc.datasets import open_dataset
 from iddc.masks.colours import palette
-from iddc.methods import METHODS
+from iddc.methods import METHODS, find_method
 
-COLUMNS, WIDTH, BAND = 5, 200, 22
+COLUMNS, WIDTH, BAND = 6, 170, 22
 
 
 def main() -> None:
-    """Draw the frame, the truth and each map below its name."""
+    """Draw the frame, the truth and each map below its name; without one, say why there is none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("maps", type=Path)
     parser.add_argument("data", type=Path)
@@ -38,10 +38,13 @@ def main() -> None:
         if (args.maps / f"{name}.npy").exists():
             classes = np.load(args.maps / f"{name}.npy")
             panels[name] = Image.fromarray(colours[classes.astype(np.uint8)])
+        else:
+            reason = "needs a ViT" if find_method(name).needs_class_token else "not run"
+            panels[f"{name}: {reason}"] = Image.new("RGB", size, "white")
 
     rows = -(-len(panels) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * WIDTH, rows * (size[1] + BAND)), "white")
-    font, draw = ImageFont.load_default(0.7 * BAND), ImageDraw.Draw(sheet)
+    font, draw = ImageFont.load_default(0.65 * BAND), ImageDraw.Draw(sheet)
     for index, (title, panel) in enumerate(panels.items()):
         left, top = index % COLUMNS * WIDTH, index // COLUMNS * (size[1] + BAND)
         draw.text((left + 4, top), title, fill="black", font=font)

@@ -142,6 +142,10 @@ class Codes(nn.Module):
         centroids = functional.normalize(self.centroids, dim=1)[:, :, None, None]
         return functional.conv2d(functional.normalize(codes, dim=1), centroids)
 
+    def mappings(self) -> list[nn.Parameter]:
+        """Give what the codes are made with: all parameters but the centroids."""
+        return [each for name, each in self.named_parameters() if name != "centroids"]
+
     def logits_of(self, codes: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Give the cosines over the temperature."""
         return self.cosines(codes) / CODE_TEMPERATURE

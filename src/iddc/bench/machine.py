@@ -12,6 +12,7 @@ from time import perf_counter
 import torch
 
 from iddc.device import pick_precision
+from iddc.errors import counted
 
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}
@@ -86,7 +87,7 @@ def hardware(device: torch.device) -> str:
     text = CPU_INFO.read_text() if CPU_INFO.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

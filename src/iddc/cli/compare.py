@@ -110,6 +110,7 @@ class Compare(ReadsPhotos):
             refuse_inside(self.out, path)
         labelled = Labelled(
             open_dataset("folder", self.data, self.split),
+            f"{self.data.resolve().name} {self.split}",
             f"{self.data.resolve()} {self.split} {stamp_of(self.data, self.split, self.out)}",
             PROTOCOLS[self.protocol],
         )

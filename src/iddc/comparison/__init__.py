@@ -58,6 +58,8 @@ class Labelled:
 
     dataset: LabelledImages
     """The images with labels."""
+    name: str
+    """What titles call them."""
     source: str
     """Where they lie, which part of them it is, and their `stamp_of`."""
     protocol: EvalProtocol
@@ -146,7 +148,7 @@ def compare(
         for seed in range(experiment.seed, experiment.seed + seeds)
         if (name, seed) in trained and name not in failures
     ]
-    title = f"{experiment.backbone}, {experiment.num_clusters} clusters, {labelled.dataset.name}"
+    title = f"{experiment.backbone}, {experiment.num_clusters} clusters, {labelled.name}"
     return _scored(title, runs, failures, labelled, out, runtime, progress)
 
 
@@ -173,7 +175,7 @@ def compare_runs(
     keys = [(name, seed) for name, seed, *_ in runs]
     if twice := [f"{name}, seed {seed}" for name, seed in keys if keys.count((name, seed)) > 1]:
         raise ConfigError(f"Two runs have one name and one seed: {twice[0]}. Rename a folder.")
-    title = f"{len(runs)} runs, {labelled.dataset.name}"
+    title = f"{len(runs)} runs, {labelled.name}"
     return _scored(title, runs, {}, labelled, out, runtime, progress)
 
 

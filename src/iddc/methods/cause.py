@@ -168,15 +168,10 @@ class Cause(Method):
             teacher = normalize(self.teacher_projector(kept[..., 0].mT), dim=-1)
             cosines = normalize(features, dim=1).mT @ normalize(self.codebook, dim=1).T
             concepts = cosines.argmax(dim=-1)
-            logits = self.head.cosines(kept)[..., 0]
+            logits = self.head.cosines(kept)[..., 0][:, None]
         codes = self.codes_at(self.student, first, here)[..., 0].mT
         student = normalize(self.projector(codes), dim=-1)
-        return {
-            "student": student,
-            "teacher": teacher,
-            "concepts": concepts,
-            "logits": logits[:, None],
-        }
+        return {"student": student, "teacher": teacher, "concepts": concepts, "logits": logits}
 
     def loss(self, batch: Batch, rows: Rows) -> dict[str, Float[Tensor, ""]]:
         """The contrast of each image with all of the batch."""
@@ -202,9 +197,8 @@ class Cause(Method):
 
     def groups(self, progress: float) -> list[Group]:
         """The student's codes and projector."""
-        learned = [p for p in self.student.parameters() if p.requires_grad]
         options = self.options
-        parameters = [*learned, *self.projector.parameters()]
+        parameters = [*self.student.mappings(), *self.projector.parameters()]
         return [Group(parameters, options.learning_rate, options.weight_decay, options.clip)]
 
 

@@ -31,8 +31,8 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, normalize
 
 from iddc.config import Experiment, Frozen
 from iddc.methods.alignment import aligned
+from iddc.methods.correspondence import attraction, probe_loss
 from iddc.methods.method import Batch, Group, Images, Method, Rows
-from iddc.methods.stego import attraction, probe_loss
 from iddc.network import Codes
 from iddc.views import draw_patches, draw_rolls
 
@@ -170,9 +170,8 @@ class Eagle(Method):
     def groups(self, progress: float) -> list[Group]:
         """The codes and the projector, and both kinds of centroids."""
         options, head = self.options, self.head
-        codes = [*head.linear.parameters(), *head.nonlinear.parameters()]
         return [
-            Group([*codes, *self.projector.parameters()], options.learning_rate),
+            Group([*head.mappings(), *self.projector.parameters()], options.learning_rate),
             Group([head.centroids], options.probe_learning_rate),
             Group([self.eigen], options.eigen_learning_rate),
         ]

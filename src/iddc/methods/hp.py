@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from iddc.config import Experiment, Frozen
+from iddc.methods.correspondence import probe_loss
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
-from iddc.methods.stego import probe_loss
 from iddc.network import Codes
 from iddc.views import draw_patches
 
@@ -149,9 +149,8 @@ class Hp(Method):
     def groups(self, progress: float) -> list[Group]:
         """Codes with decay and clipping, the projector, and the centroids."""
         options = self.options
-        codes = [*self.head.linear.parameters(), *self.head.nonlinear.parameters()]
         return [
-            Group(codes, options.learning_rate, options.weight_decay, options.clip),
+            Group(self.head.mappings(), options.learning_rate, options.weight_decay, options.clip),
             Group([*self.projector.parameters()], options.learning_rate),
             Group([self.head.centroids], options.probe_learning_rate),
         ]

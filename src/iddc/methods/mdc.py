@@ -111,8 +111,11 @@ class Mdc(Method):
 
     def groups(self, progress: float) -> list[Group]:
         """The codes and the classifier."""
-        codes = [*self.head.linear.parameters(), *self.head.nonlinear.parameters()]
-        return [Group([*codes, *self.classifier.parameters()], self.options.learning_rate)]
+        return [
+            Group(
+                [*self.head.mappings(), *self.classifier.parameters()], self.options.learning_rate
+            )
+        ]
 
 
 def spaced(epochs: int, count: int) -> list[int]:

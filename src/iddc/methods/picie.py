@@ -114,8 +114,7 @@ class Picie(Method):
 
     def groups(self, progress: float) -> list[Group]:
         """The codes."""
-        codes = [*self.head.linear.parameters(), *self.head.nonlinear.parameters()]
-        return [Group(codes, self.options.learning_rate)]
+        return [Group(self.head.mappings(), self.options.learning_rate)]
 
 
 def compared(

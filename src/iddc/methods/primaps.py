@@ -25,8 +25,8 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from iddc.config import Experiment, Frozen
 from iddc.methods.alignment import at_patches, stacked
+from iddc.methods.correspondence import probe_loss
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
-from iddc.methods.stego import probe_loss
 from iddc.network import LinearHead
 
 FREE = 255

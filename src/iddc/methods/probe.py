@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from iddc.config import Experiment, Frozen
+from iddc.methods.correspondence import probe_loss
 from iddc.methods.method import Batch, Group, Images, Method, Rows
-from iddc.methods.stego import probe_loss
 from iddc.network import Centroids
 
 

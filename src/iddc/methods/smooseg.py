@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from iddc.config import Experiment, Frozen
+from iddc.methods.correspondence import attraction
 from iddc.methods.method import Batch, Group, Images, Method, Rows
-from iddc.methods.stego import attraction
 from iddc.network import SmoothCodes
 from iddc.views import draw_patches, draw_rolls
 
@@ -106,9 +106,8 @@ class Smooseg(Method):
 
     def groups(self, progress: float) -> list[Group]:
         """The codes, and the student's centroids at a rate of their own."""
-        codes = [*self.head.linear.parameters(), *self.head.nonlinear.parameters()]
         return [
-            Group(codes, self.options.learning_rate),
+            Group(self.head.mappings(), self.options.learning_rate),
             Group([self.student], self.options.centroid_learning_rate),
         ]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from torch.nn.functional import normalize
 
 from iddc.config import Experiment, Frozen
 from iddc.errors import DataError
+from iddc.methods.correspondence import SpatialCentering, attraction, probe_loss
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.network import Codes
 from iddc.views import draw_patches, draw_rolls
@@ -34,9 +34,6 @@ _NEIGHBOUR, _DROPOUT = range(2)
 """The independent streams of random numbers of a step."""
 _ROWS = 1024
 """Images compared with all others at once."""
-
-SpatialCentering = Literal["none", "paper", "released"]
-"""Affinities as they are; less their mean over the other image; and the mean of all added again."""
 
 
 class StegoConfig(Frozen):
@@ -178,9 +175,8 @@ class Stego(Method):
 
     def groups(self, progress: float) -> list[Group]:
         """The codes, and the centroids at a rate of their own."""
-        maps = [*self.head.linear.parameters(), *self.head.nonlinear.parameters()]
         return [
-            Group(maps, self.options.learning_rate),
+            Group(self.head.mappings(), self.options.learning_rate),
             Group([self.head.centroids], self.options.probe_learning_rate),
         ]
 
@@ -230,25 +226,6 @@ def correspondence_loss(
     likeness = normalize(first.codes, dim=-1) @ normalize(second.codes, dim=-1).mT
     pull = attraction(first.features, second.features, shift, centering)
     return -(pull * likeness.relu()).mean()
-
-
-def attraction(
-    features: Float[Tensor, "b n d"],
-    others: Float[Tensor, "b m d"],
-    shift: float,
-    centering: SpatialCentering,
-) -> Float[Tensor, "b n m"]:
-    """F' - b: how much the features of each pair attract their codes; a target without gradient."""
-    affinity = (normalize(features, dim=-1) @ normalize(others, dim=-1).mT).detach()
-    found = affinity - shift
-    if centering != "none":
-        found = found - affinity.mean(dim=2, keepdim=True)
-    return found + affinity.mean() if centering == "released" else found
-
-
-def probe_loss(cosines: Float[Tensor, "b v k m"]) -> Float[Tensor, ""]:
-    """Move each centroid towards the codes nearest to it: k-means by gradients."""
-    return -cosines.amax(dim=2).mean()
 
 
 def nearest(vectors: Float[Tensor, "n d"], count: int) -> Int64[Tensor, "n k"]:

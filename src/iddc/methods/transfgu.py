@@ -156,10 +156,8 @@ class Transfgu(Method):
         category = category_loss(logits, labels, torch.from_numpy(order), alpha)
         sure, apart = uncertainty(logits), likeness(rows["classes"])
         total = category + UNCERTAIN_WEIGHT * sure + apart
-        return {
-            "loss": torch.where(total > 0, total, total.detach()),
-            **{"category": category, "uncertainty": sure, "likeness": apart},
-        }
+        total = torch.where(total > 0, total, total.detach())
+        return {"loss": total, "category": category, "uncertainty": sure, "likeness": apart}
 
     def _alpha(self, progress: float) -> float:
         """What the wrong labels weigh."""
