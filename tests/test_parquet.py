@@ -92,6 +92,8 @@ def test_rows_are_numbered_where_paths_do_not_tell_them_apart(tmp_path: Path) ->
     assert names(same) == ["000000000", "000000001", "000000002"]
     none = [{"bytes": encoded(0), "path": None}]
     assert names(write(tmp_path / "none.parquet", {"image": none})) == ["000000000"]
+    some = write(tmp_path / "some.parquet", {"image": [*cells(1), *none]})
+    assert names(some) == ["000000000", "000000001"]
 
 
 def test_names_stay_inside_the_folder_of_results(tmp_path: Path) -> None:

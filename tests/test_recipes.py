@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any, get_args
 
 import pytest
@@ -361,6 +363,19 @@ def test_every_curve_but_the_regularisers_passes_through_the_recipe_itself(name:
             assert all(map(any, points.values()))
         if panel.x == "positive_threshold":
             assert any(own for curve in points.values() for own in curve)
+
+
+@pytest.mark.parametrize("name", ["fig4", "fig5", "fig6"])
+def test_a_sweep_goes_as_far_up_as_down(name: str) -> None:
+    for panel in FIGURES[name].panels:
+        factors: dict[str, list[float]] = {}
+        for row in panel.rows:
+            assert row.recipe is not None
+            factor = re.search(r"-lambda[12]x([\d.]+)$", row.name)
+            factors.setdefault(row.cells[0], []).append(float(factor[1]) if factor else 1.0)
+        for curve in factors.values():
+            assert math.prod(curve) == pytest.approx(1)
+            assert len({*curve}) == len(curve)
 
 
 def test_figure_4_compares_no_regulariser_entropy_and_weibull_with_k_and_scale() -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -25,18 +26,20 @@ from iddc.config import HeadName, MethodName, ObjectiveConfig
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
 from iddc.images import find_images
-from iddc.masks import Labels, write_labels
+from iddc.masks import Labels, palette, write_labels
 from iddc.metrics import UNMATCHED
 from iddc.network import build_network
 from iddc.recipes import RECIPES
 from iddc.report import REPORT, charts, write_report
+from iddc.report.drawings import affinities
 from iddc.report.look import largest_part, look_at
 from iddc.report.pictures import _tile
-from iddc.report.sides import colours_of_partners, match
+from iddc.report.sides import ReportedRun, colours_of_partners, match
 from iddc.report.tables import nearest
 from iddc.report.writing import _names, _with_code
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
+from iddc.thresholds import Affinities
 from iddc.windows import to_working_size
 
 if TYPE_CHECKING:
@@ -205,6 +208,10 @@ def test_regions_are_one_per_cluster_and_image_and_typical_ones_are_near_the_mea
     for region, cosine in zip(look.regions, look.typical, strict=True):
         assert (look.seen[region.image].clusters[look.patches(region)] == region.cluster).all()
         assert -1 <= cosine <= 1 + 1e-6
+        with torch.no_grad(), Image.open(find_images(scenes).files[region.image].path) as image:
+            grid = segmenter.probs(to_working_size(image, 0, 0)[None])[0, region.cluster]
+        sure = grid[torch.from_numpy(look.patches(region))].mean()
+        assert region.confidence == pytest.approx(float(sure), abs=1e-5)
     assert [seen.mask is not None for seen in look.seen] == [True, False, True, False]
 
 
@@ -309,6 +316,51 @@ def test_a_tile_shows_its_region_in_the_middle() -> None:
     bright = np.argwhere(light > 200)
     middle = (light.shape[0] - 1) / 2
     assert np.abs(bright.mean(axis=0) - middle).max() < 1
+
+
+def test_what_surrounds_a_region_is_grey_and_of_less_contrast() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[:, np.arange(300) // 10 % 2 > 0] = (255, 80, 80)  # stripes, in grey 132 apart
+    patches = np.zeros((20, 30), bool)
+    patches[8:12, 13:17] = True
+    tile = np.asarray(_tile(Image.fromarray(pixels), patches), float)
+    region, around = tile[len(tile) // 2], tile[0]
+    assert np.ptp(region, axis=1).max() > 150
+    assert np.ptp(around, axis=1).max() == 0
+    where = region[:, 0] - region[:, 0].mean()
+    assert 20 < np.ptp(around) < 132 / 2
+    assert (where * around[:, 0]).sum() > 0  # what is light stays lighter
+
+
+def test_shares_beyond_the_thresholds_are_those_of_the_pairs(scenes: Path, tmp_path: Path) -> None:
+    objective = ObjectiveConfig(positive_threshold=0.2, negative_threshold=0.1)
+    run = make_run(tmp_path / "run", scenes, objective=objective)
+    look = look_at(Segmenter.load(run.path, "cpu"), find_images(scenes).files, samples=0)
+    assert look is not None
+    even = np.full(100, 0.5)  # from -1 to 1: 0.8 of 2 lie above 0.2, 1.1 of 2 below 0.1
+    look = replace(look, affinities=Affinities(even, even))
+    side = ReportedRun(
+        "run", run.experiment, Labels.numbered(K), look, (), (), {}, "", 0, palette(K)
+    )
+    text = affinities(side, look)[1]
+    assert "t+ = 0.20: 40.0 % of the pairs of one cluster" in text
+    assert "t− = 0.10: 55.0 % of the pairs of two" in text
+
+
+def test_the_words_of_a_mask_say_how_much_each_large_cluster_covers(
+    scenes: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", scenes)
+    page = unescape(text_of(run, samples=1))
+    file = find_images(scenes).files[0]
+    with Image.open(file.path) as photo:
+        clusters = Segmenter.load(run.path, "cpu").predict(photo).clusters
+    words = re.search(rf"Mask of {file.name} by [^:]*: ([^\"<]*)", page)
+    assert words is not None
+    found = {int(c): float(share) for c, share in re.findall(r"(\d+) ([\d.]+) ?%", words[1])}
+    shares = np.bincount(clusters.ravel(), minlength=K) / clusters.size
+    assert found == {c: pytest.approx(100 * shares[c], abs=0.06) for c in found}
+    assert sum(found.values()) > 90
 
 
 def test_the_thresholds_of_a_log_of_one_line_are_read(scenes: Path, tmp_path: Path) -> None:
