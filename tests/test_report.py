@@ -262,6 +262,21 @@ def test_values_are_drawn_in_proportion() -> None:
     assert (axes.down(0.0), axes.down(1.0), axes.down(4.0)) == (182, 139.5, 12)
 
 
+@pytest.mark.parametrize("below", [True, False])
+def test_numbers_stand_beside_the_places_they_name(below: bool) -> None:
+    axes = charts.Axes("t", (0.0, 10.0), (0.0, 0.4), "the label", percent=True)
+    drawn = str(axes.draw(x_ticks=below))
+    found = re.findall(r'<text class="(\w+)" x="([\d.]+)" y="([\d.]+)">([^<]*)<', drawn)
+    *numbers, label = found
+    assert label[3] == "the label"
+    left = {words: float(y) for side, _, y, words in numbers if side == "end"}
+    under = {words: float(x) for side, x, _, words in numbers if side == "middle"}
+    # A letter's middle is 4 pixels above its base.
+    assert left == {f"{n} %": axes.down(n / 100) + 4 for n in (0, 10, 20, 30, 40)}
+    assert under == ({str(n): axes.across(float(n)) for n in (0, 2, 4, 6, 8, 10)} if below else {})
+    assert all(40 <= float(x) < 46 for side, x, *_ in numbers if side == "end")
+
+
 def test_the_area_under_a_density_stands_on_zero() -> None:
     axes = charts.Axes("", (0.0, 4.0), (0.0, 2.0), "")
     points = [(0.5, 1.0), (2.0, 2.0), (3.0, 0.5)]
@@ -316,6 +331,17 @@ def test_a_tile_shows_its_region_in_the_middle() -> None:
     bright = np.argwhere(light > 200)
     middle = (light.shape[0] - 1) / 2
     assert np.abs(bright.mean(axis=0) - middle).max() < 1
+
+
+def test_a_tile_shows_all_of_a_long_region() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[100:110, 60:220] = 255
+    patches = np.zeros((20, 30), bool)
+    patches[10, 6:22] = True
+    light = np.asarray(_tile(Image.fromarray(pixels), patches).convert("L"), float) > 200
+    across = light.any(axis=0)
+    assert not across[[0, -1]].any()
+    assert across.mean() == pytest.approx(1 / 1.25, abs=0.03)
 
 
 def test_what_surrounds_a_region_is_grey_and_of_less_contrast() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,44 @@ def test_the_tree_has_a_bar_for_each_cluster_and_a_band_for_each_flow(split: Swe
     assert "K = 3, cluster 2: 50.0 %" in drawn
     heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"', drawn)]
     assert heights[2] == pytest.approx(heights[0], rel=0.02)  # the same half of the patches
+
+
+def test_bands_join_bars_and_bars_stand_in_the_order_of_their_parents() -> None:
+    counts, rng = (2, 4, 7), np.random.default_rng(0)
+    ids = [rng.integers(0, k, (30, 40)) for k in counts]
+    levels = tuple(level(map_.tolist(), k) for map_, k in zip(ids, counts, strict=True))
+    found = Sweep(WHITE, ("a.png",), levels, "bundled")
+    drawn = str(draw_tree(found, inherited_colours(found)))
+    bar = r'<rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)" fill="(.*?)">'
+    bars = [(*map(float, each[:4]), each[4]) for each in re.findall(bar, drawn)]
+    clusters = [tuple(map(int, each)) for each in re.findall(r"K = (\d), cluster (\d):", drawn)]
+    top = dict(zip(clusters, (bar[1] for bar in bars), strict=True))
+    assert len(top) == sum(counts)
+
+    # The bars of a column do not overlap, and are as high as their clusters are large.
+    for column, map_, k in zip(sorted({bar[0] for bar in bars}), ids, counts, strict=True):
+        own = sorted((y, height) for x, y, _, height, _ in bars if x == column)
+        assert all(y + height < following for (y, height), (following, _) in pairwise(own))
+        shares = np.sort([height for _, height in own]) / sum(height for _, height in own)
+        sizes = np.bincount(map_.ravel(), minlength=k) / map_.size
+        assert shares == pytest.approx(np.sort(sizes), abs=0.001)
+
+    # A band leads from the right side of a bar of its colour to the left side of another one.
+    band = r'd="M(\S+) (\S+?)C\S+ \S+ \S+ \S+ (\S+) (\S+?)V(\S+?)C[^"]*" fill="(.*?)"'
+    bands = re.findall(band, drawn)
+    assert len(bands) == 2 * 4 + 4 * 7
+    for *ends, colour in bands:
+        x1, y1, x2, y2, end = map(float, ends)
+        size = end - y2
+        left = [one for one in bars if one[0] + one[2] == x1 and one[4] == colour]
+        right = [one for one in bars if one[0] == x2]
+        for y, beside in ((y1, left), (y2, right)):
+            assert any(one[1] - 0.2 <= y and y + size <= one[1] + one[3] + 0.3 for one in beside)
+    for index, (few, more) in enumerate(pairwise(counts)):
+        parents = found.flow(index).argmax(0).tolist()
+        ordered = sorted(range(more), key=lambda child, more=more: top[more, child])
+        places = [top[few, parents[child]] for child in ordered]
+        assert places == sorted(places)
 
 
 @pytest.fixture(scope="module")
