@@ -395,10 +395,15 @@ def test_bands_that_are_called_blue_green_and_red_are_seen_as_these(tmp_path: Pa
     assert np.array_equal(seen(path), RGB)
 
 
-def test_a_band_without_a_colour_beside_red_green_and_blue_is_left_out(tmp_path: Path) -> None:
-    bands = np.concatenate([RNG.integers(0, 256, (1, 40, 30)), RGB[..., ::-1].transpose(2, 0, 1)])
-    named = [ColorInterp.undefined, ColorInterp.blue, ColorInterp.green, ColorInterp.red]
-    path = geotiff(tmp_path / "a.tif", bands.astype(np.uint8), colorinterp=named)
+def test_a_band_of_which_gdal_says_nothing_is_no_colour(tmp_path: Path) -> None:
+    values = np.dstack([RNG.integers(0, 256, (40, 30)), RGB[..., ::-1]]).astype(np.uint8)
+    items = [
+        f'<Item name="COLORINTERP" sample="{sample}" role="colorinterp">{colour}</Item>'
+        for sample, colour in enumerate(("Blue", "Green", "Red"), start=1)
+    ]
+    text = f"<GDALMetadata>{''.join(items)}</GDALMetadata>"
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    path = tif(tmp_path / "a.tif", values, extratags=[(42112, 2, 0, text, True)], **options)
     assert np.array_equal(seen(path), RGB)
 
 
