@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 import iddc.reproduce as reproducing
 from iddc.backbones import Backbone, save_backbone, untrained_backbone
 from iddc.cli import main
-from iddc.config import Experiment, Runtime, TrainingConfig
+from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig
 from iddc.datasets.fake import write_fake
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import ConfigError, Interrupted, NumericError, SetupError
 from iddc.learning import fit
 from iddc.progress import Progress
-from iddc.recipes import FIGURES, RECIPES, TABLES
+from iddc.recipes import FIGURES, RECIPES, TABLES, Panel, Row
 from iddc.reproduce import Report, Settings, reproduce, work
 from iddc.reproduce.plan import Job, choose, job_of
-from iddc.reproduce.plots import regularizer_curves
+from iddc.reproduce.plots import _DRAWERS, _draw_sweep, regularizer_curves
 from iddc.reproduce.report import Outcome, spread
 from iddc.reproduce.smoke import LABEL
 from iddc.runs import Run
@@ -649,3 +649,79 @@ def test_the_command_takes_weights_and_a_configuration(
     experiment = record["rows"][0]["experiment"]
     assert experiment["backbone"] == f"dino-vits16={(tmp_path / 'w.pth').resolve()}"
     assert (experiment["recipe"], experiment["epochs"]) == ("folder", 3)
+
+
+# What is drawn -----------------------------------------------------------------------------------
+
+
+def point(curve: str, weight: float | str, *entries: dict[str, Any]) -> Outcome:
+    """Some seeds of a point of a curve over lambda_1, or over t+ if it is given as a text."""
+    named = "positive_threshold" if isinstance(weight, str) else "negative_weight"
+    objective = ObjectiveConfig.model_validate({named: weight})
+    row = Row((curve,))
+    job = Job(row, Experiment(objective=objective), "folder", Path("x"), "full", "none")
+    return Outcome(row, job, entries=dict(enumerate(entries)))
+
+
+def axes() -> Any:
+    return pytest.importorskip("matplotlib.figure").Figure().subplots()
+
+
+@pytest.mark.parametrize(("y", "label"), [("miou", "mIoU (%)"), ("live", "clusters found")])
+def test_a_sweep_draws_the_mean_of_its_seeds_over_each_value(y: Any, label: str) -> None:
+    def entry(miou: float, *pixels: int) -> dict[str, Any]:
+        return {"miou": miou, "cluster_pixels": pixels}
+
+    outcomes = [
+        point("one", 4.0, entry(0.5, 9, 1, 0)),
+        point("one", 1.0, entry(0.2, 9, 0, 0), entry(0.4, 5, 4, 1)),
+        point("two", 1.0, entry(0.1, 5, 5, 5)),
+    ]
+    ax = axes()
+    _draw_sweep(ax, Panel("a", "negative_weight", y, ()), outcomes)
+    lines = {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in ax.get_lines()}
+    wanted = {"miou": ([30, 50], [10]), "live": ([2, 2], [3])}[y]
+    assert [*lines] == ["one", "two"]
+    assert [*lines["one"][0]] == [1, 4]
+    assert [*lines["one"][1]] == pytest.approx(wanted[0])
+    assert [*lines["two"][0]] == [1]
+    assert [*lines["two"][1]] == pytest.approx(wanted[1])
+    assert ax.get_ylabel() == label
+    assert ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "4"]
+
+
+def test_a_threshold_that_only_the_run_knows_is_a_level_across() -> None:
+    ax = axes()
+    panel = Panel("a", "positive_threshold", "miou", ())
+    outcomes = [point("auto", "auto", {"miou": 0.25}), point("auto", "0.5", {"miou": 0.5})]
+    _draw_sweep(ax, panel, outcomes)
+    across, line = ax.get_lines()
+    assert [*across.get_ydata()] == [25, 25]
+    assert ([*line.get_xdata()], [*line.get_ydata()]) == ([0.5], [50])
+    assert ax.get_xscale() == "linear"
+
+
+def test_sizes_are_ranked_shares_of_clusters_beside_those_of_classes() -> None:
+    entries = [
+        {"cluster_pixels": [1, 3], "class_pixels": [2, 6, 2]},
+        {"cluster_pixels": [4, 0], "class_pixels": [2, 6, 2]},
+    ]
+    ax = axes()
+    _DRAWERS["rank"](ax, Panel("a", "rank", "miou", ()), [point("iddc", 1.0, *entries)])
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.6, 0.2, 0.2])
+    (line,) = ax.get_lines()
+    assert [*line.get_xdata()] == [1, 2]
+    assert [*line.get_ydata()] == pytest.approx([7 / 8, 1 / 8])
+
+
+def test_epochs_are_drawn_with_the_mean_of_the_seeds() -> None:
+    runs = [
+        {"epochs": [{"epoch": e, "accuracy": a, "miou": a / 2} for e, a in enumerate(seed, 1)]}
+        for seed in ((0.2, 0.4), (0.4, 0.8))
+    ]
+    ax = axes()
+    _DRAWERS["epoch"](ax, Panel("a", "epoch", "miou", ()), [point("iddc", 1.0, *runs)])
+    found = {line.get_label(): [*line.get_ydata()] for line in ax.get_lines()}
+    assert found == {"accuracy": pytest.approx([30, 60]), "mIoU": pytest.approx([15, 30])}
+    assert all([*line.get_xdata()] == [1, 2] for line in ax.get_lines())
