@@ -60,3 +60,5 @@ def test_one_image_has_no_interval() -> None:
 def test_images_without_a_labelled_pixel_do_no_harm() -> None:
     counts, _ = counted([[0, 0], [0, 0]], [[3, 0], [0, 1]])
     assert intervals(counts, [0, 1])["accuracy"] == (1, 1)
+    counts, _ = counted([[0, 0], [0, 0]], [[0, 0], [1, 0]])
+    assert intervals(counts, [0, 1])["accuracy"] == (0, 0)

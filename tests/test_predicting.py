@@ -340,6 +340,19 @@ def test_unreadable_images_are_a_share_of_all_images_not_of_a_shard(
     assert codes("0.1") == [0] * 5 + [3, 3]
 
 
+def test_as_many_damaged_images_as_are_allowed_cost_no_other_mask(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):  # the first two are cut after their headers
+        shutil.copy(photos / ("cut.png" if number < 2 else "1.png"), images / f"{number}.png")
+    options = ("--formats", "png", "--max-unreadable")
+    assert predict(model, images, tmp_path / "out", *options, "0.25") == 0
+    assert len(list((tmp_path / "out/png").iterdir())) == 6
+    assert predict(model, images, tmp_path / "less", *options, "0.24") == 3
+
+
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/0", "", "1/2/3"])
 def test_a_shard_that_is_none_is_exit_2(
     shard: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
