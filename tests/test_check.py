@@ -13,7 +13,7 @@ from PIL import Image
 
 from iddc.cli import main
 from iddc.cli.check import training_minutes
-from iddc.config import Experiment
+from iddc.config import Experiment, TrainingConfig, ViewsConfig
 
 RNG = np.random.default_rng(0)
 
@@ -127,3 +127,28 @@ def test_decoding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Experiment(epochs=2)
     more = training_minutes(usual, 300, 1.0) - training_minutes(usual, 300, 0.0)
     assert more == pytest.approx(2 * 300 / 60)
+
+
+def test_embedding_takes_time_by_the_area_of_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iddc.cli.check._gflops", lambda: 100.0)
+    few = TrainingConfig(patches=1)  # whose pairs take no time to speak of
+
+    def minutes(side: int) -> float:
+        return training_minutes(
+            Experiment(epochs=1, views=ViewsConfig(crop_size=side), training=few), 300, 0.0
+        )
+
+    assert minutes(448) / minutes(224) == pytest.approx(4, rel=0.01)
+    assert minutes(224) / minutes(112) == pytest.approx(4, rel=0.01)
+
+
+def test_pairs_take_time_by_the_square_of_their_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iddc.cli.check._gflops", lambda: 100.0)
+
+    def minutes(patches: int) -> float:
+        return training_minutes(
+            Experiment(epochs=1, training=TrainingConfig(patches=patches)), 300, 0.0
+        )
+
+    rest = minutes(1)
+    assert (minutes(400) - rest) / (minutes(100) - rest) == pytest.approx(16, rel=0.01)
