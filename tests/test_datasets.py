@@ -260,6 +260,22 @@ def test_a_tiff_whose_numbers_would_change_is_refused_as_a_label(
         read_ids(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_tiff_of_few_bits_is_refused_as_a_label(bits: int, tmp_path: Path) -> None:
+    """Pillow spreads its ids over 8 bits; a file by hand, little-endian, of 8 x 1 pixels."""
+    entries = [(256, 8), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    entries += [(279, bits)]
+    table = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in entries)
+    start = 8 + bits  # after the pixels
+    data = b"II*\0" + struct.pack("<I", start) + bytes(range(1, bits + 1))
+    data += struct.pack("<H", len(entries)) + table + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.size == (8, 1)
+    with pytest.raises(DataError, match=f"a TIFF of {bits}-bit numbers"):
+        read_ids(tmp_path / "a.tif")
+
+
 def test_a_label_of_several_pages_is_refused(tmp_path: Path) -> None:
     page = Image.fromarray(LABEL)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
