@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from iddc.backbones import attend, has_class_token, untrained_backbone
 from iddc.config import Experiment
+from iddc.decoders import MaskTransformer
 from iddc.errors import ConfigError
 from iddc.learning.learner import Learner
 from iddc.methods import completed
@@ -24,6 +25,23 @@ from steps import ONE
 
 LOGITS, SCORES, TEACHER = waves(1, 3, 4), waves(5, 3, 4), waves(9, 3, 4)
 PERMUTATION = torch.tensor([1, 2, 0])
+
+
+def test_the_segmenter_gives_each_patch_the_normed_cosines_to_the_classes() -> None:
+    torch.manual_seed(0)
+    head, features = MaskTransformer(8, 3), torch.randn(2, 8, 2, 5)
+    logits = head(features)
+    patches, classes = head.tokens(features)
+    for row in range(2):
+        for column in range(5):
+            cosines = (classes * patches[:, None, row * 5 + column]).sum(-1)
+            expected = (cosines - cosines.mean(1, keepdim=True)) / cosines.std(
+                1, correction=0, keepdim=True
+            )
+            assert torch.allclose(logits[:, :, row, column], expected, atol=1e-2)
+    assert patches.norm(dim=-1).allclose(torch.ones(2, 10))
+    # Where a patch stands says nothing: the transformer knows no places.
+    assert torch.allclose(head(features.flip(3)), logits.flip(3), atol=1e-5)
 
 
 def test_without_teacher_labels_and_loss_are_those_of_the_authors_function() -> None:
