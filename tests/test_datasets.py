@@ -439,6 +439,16 @@ def test_a_colour_of_no_class_is_an_error_with_its_pixels(tmp_path: Path) -> Non
         dataset[0]
 
 
+def test_of_several_colours_of_no_class_the_most_frequent_is_named_first(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    painted = PAINTED.copy()
+    painted[0, 2] = painted[0, 1]
+    Image.fromarray(painted).save(tmp_path / "labels/a.png")
+    (tmp_path / "classes.txt").write_text("sky 70 130 180\nroad 1 2 3\n")
+    with pytest.raises(DataError, match=r"#dcdc00 \(3 pixels\), #090909 \(1 pixel\)"):
+        open_dataset("folder", tmp_path, "val")[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

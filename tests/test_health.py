@@ -303,6 +303,15 @@ def write(book: StepLog, report: Notes, lives: dict[int, int]) -> list[int]:
     return warned
 
 
+def test_live_clusters_are_shown_after_the_loss(tmp_path: Path) -> None:
+    report, shown = Notes(), []
+    report.update = lambda *given: shown.append(given[1:3])  # type: ignore[method-assign]
+    book = diary(tmp_path, report)
+    numbers = {"loss": 1.5, "positive": 0.25, "live_clusters": 3.0}
+    book.write(1, numbers, images=2, seconds=0.1, making=0.0)
+    assert shown == [("epoch 1/100", "loss 1.50  3 of 4 clusters alive  positive 0.25")]
+
+
 def test_fewer_than_half_alive_is_warned_about_once_and_at_the_end(tmp_path: Path) -> None:
     report = Notes()
     book = diary(tmp_path, report)

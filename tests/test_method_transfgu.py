@@ -93,6 +93,24 @@ def test_a_backbone_without_class_token_is_refused_with_the_names_of_others() ->
         Learner(experiment, 5, ONE)
 
 
+def test_matrices_decay_and_biases_and_norms_do_not() -> None:
+    experiment = completed(
+        Experiment(method="transfgu", num_clusters=3, backbone="untrained:test_vit")
+    )
+    learner = Learner(experiment, 5, ONE)
+    assert learner.optimizer is not None
+    decays = {
+        id(weight): group["weight_decay"]
+        for group in learner.optimizer.param_groups
+        for weight in group["params"]
+    }
+    head = dict(learner.network.head.named_parameters())
+    assert decays.keys() == {id(weight) for weight in head.values()}
+    for name, weight in head.items():
+        single = "norm" in name or "balance" in name or name.endswith("bias")
+        assert decays[id(weight)] == (0 if single else 5e-4), name
+
+
 def test_a_vit_has_a_class_token_and_others_have_none() -> None:
     assert has_class_token(untrained_backbone("test_vit"))
     for name in ("test_vit2", "test_resnet"):  # registers without a class token; convolutions

@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 from iddc.backbones import load_backbone, save_backbone, untrained_backbone
 from iddc.backbones.positions import Positions
 from iddc.cli import main
-from iddc.config import Experiment, PretrainConfig, Runtime
+from iddc.config import ContrastConfig, Experiment, PretrainConfig, Runtime
 from iddc.errors import ConfigError, DataError, Interrupted, SetupError
 from iddc.images import ImageFile, find_images
 from iddc.pretraining import pretrain, write_scores
@@ -370,6 +370,15 @@ def test_a_batch_of_large_crops_has_two_images_at_least(photos: ImageCache) -> N
 
 def test_unless_told_otherwise_a_pretraining_counts_steps() -> None:
     assert (PretrainConfig().epochs, PretrainConfig().steps) == (0, 2200)
+
+
+@pytest.mark.parametrize("name", ["small_shares", "large_shares"])
+def test_shares_are_any_numbers_of_which_one_is_above_zero(name: str) -> None:
+    for good in ((), (0.5, 0.25), (0.0, 0.001), (3.0, 4.0)):
+        assert getattr(ContrastConfig(**{name: good}), name) == good
+    for bad in ((0.0, 0.0), (-0.5, 2.0)):
+        with pytest.raises(ValueError, match=f"{name} must not be negative nor all zero"):
+            ContrastConfig(**{name: bad})
 
 
 def test_a_rate_is_any_number_above_zero() -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from iddc.backbones import Backbone
+from iddc.backbones import Backbone, untrained_backbone
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped, find_images
@@ -275,6 +275,16 @@ def test_the_papers_batch_is_one_forward_pass_of_vit_s16_on_a_cpu() -> None:
 
     backbone = VitS16.__new__(VitS16)  # its size is all that counts
     assert images_at_once(backbone, 224, torch.device("cpu"), end_to_end=False) >= 64
+
+
+def test_a_backbone_that_trains_keeps_17_numbers_a_channel_of_each_block() -> None:
+    """The head keeps as many as one block of 12, in embeddings of a patch."""
+    backbone = untrained_backbone("vit_tiny_patch16_224", options={"depth": 12})
+    frozen, trained = (
+        images_at_once(backbone, 32, torch.device("cpu"), end_to_end=end_to_end)
+        for end_to_end in (False, True)
+    )
+    assert frozen / trained == pytest.approx((12 + 12 * 17) / 12, rel=0.15)
 
 
 @given(items=st.lists(st.integers(), max_size=20), size=st.integers(1, 8))
@@ -899,6 +909,13 @@ def test_fewer_than_two_images_are_refused(
 ) -> None:
     with start(tmp_path, tiny()) as run, pytest.raises(DataError, match=f"Found {count} "):
         fit(photos[:count], tiny(), run, QUIET)
+
+
+def test_two_images_are_enough(photos: list[ImageFile], tmp_path: Path) -> None:
+    with start(tmp_path, tiny()) as run:
+        fit(photos[:2], tiny(), run, QUIET)
+    assert run.finished
+    assert all(line["images"] == 2 and "loss" in line for line in log(run))
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt16
 
-from iddc.errors import DataError
+from iddc.errors import DataError, counted
 from iddc.images import listed
 from iddc.metrics import IGNORE
 
@@ -83,7 +83,9 @@ class ClassList:
         if strange.any():
             colours, counts = np.unique(found[strange], return_counts=True)
             most = np.argsort(-counts, kind="stable")
-            shown = [f"{_written(int(colours[i]))} ({counts[i]:,} pixels)" for i in most]
+            shown = [
+                f"{_written(int(colours[i]))} ({counted(int(counts[i]), 'pixel')})" for i in most
+            ]
             raise DataError(
                 f"{self.source} gives no class the colour {listed(shown)}. Add a line for each, "
                 f"or one named {IGNORED_NAME} for pixels that are not scored; colours of no class "
