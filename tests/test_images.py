@@ -9,6 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -357,6 +358,34 @@ def test_damage_anywhere_gives_an_image_or_unreadable(noise: bytes, place: int) 
             Path(file.name).write_bytes(damaged)
             with contextlib.suppress(UnreadableImage):
                 assert open_image(Path(file.name)).mode == "RGB"
+
+
+@pytest.mark.parametrize("white", [0, 1])
+@pytest.mark.parametrize("kind", ["bits", "grey", "deep"])
+def test_packed_tiffs_are_the_same_without_imagecodecs_or_say_what_they_need(
+    kind: str, white: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile = pytest.importorskip("tifffile.tifffile")
+    path = tmp_path / "a.tif"
+    if kind == "bits":
+        shown = NOISE[..., 0] > 127
+        Image.fromarray(shown).save(path, compression="group4", tiffinfo={262: 1 - white})
+        shown = shown * np.uint8(255)
+    else:
+        values = NOISE[..., 0].astype(np.uint16 if kind == "deep" else np.uint8)
+        name = "minisblack" if white else "miniswhite"
+        tifffile.imwrite(path, values, photometric=name, compression="lzw")
+        shown = NOISE[..., 0] if white else 255 - NOISE[..., 0]
+    if kind != "deep":
+        assert np.array_equal(np.asarray(open_image(path))[..., 0], shown)
+    # What tifffile has where imagecodecs is not installed.
+    monkeypatch.setattr(tifffile, "imagecodecs", import_module("tifffile._imagecodecs"))
+    monkeypatch.setattr(tifffile.TIFF.DECOMPRESSORS, "_codecs", {1: lambda data, *_, **__: data})
+    if kind == "deep":
+        with pytest.raises(UnreadableImage, match=r"uint16 packed by LZW need imagecodecs: inst"):
+            open_image(path)
+    else:
+        assert np.array_equal(np.asarray(open_image(path))[..., 0], shown)
 
 
 def test_a_damaged_member_of_a_zip_is_unreadable(tmp_path: Path) -> None:
