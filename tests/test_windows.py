@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iddc.canvas import STRIP_VALUES, window_starts, windows_of
-from iddc.config import PredictionConfig
+from iddc.config import PredictionConfig, SoftmaxAt
 from iddc.windows import (
     Predictor,
     Request,
@@ -90,10 +90,16 @@ def slow_probs(
         for x in slow_starts(width, config.window, config.overlap):
             crop = image[:, y : y + config.window, x : x + config.window]
             size = (crop.shape[1], crop.shape[2])
-            probs = interpolate(predictor.probs(crop[None])[0], size)
+            late = config.softmax == "pixels"  # of logits that were enlarged
+
+            def enlarged(crop: Tensor, size: tuple[int, int] = size, late: bool = late) -> Tensor:
+                grid = predictor.probs(crop[None])[0]
+                return interpolate(grid.log() if late else grid, size)
+
+            probs = enlarged(crop)
             if config.flip:
-                mirrored = interpolate(predictor.probs(crop.flip(2)[None])[0], size)
-                probs = (probs + mirrored.flip(2)) / 2
+                probs = (probs + enlarged(crop.flip(2)).flip(2)) / 2
+            probs = probs.softmax(0) if late else probs
             canvas[:, y : y + size[0], x : x + size[1]] += probs
             count[y : y + size[0], x : x + size[1]] += 1
     return interpolate(canvas / count, out_size)
@@ -241,6 +247,22 @@ def test_strips_equal_the_full_canvas(
         assert torch.allclose(found.sum(0), torch.ones(target), atol=1e-5)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("window", [2, 7])
+@pytest.mark.parametrize(
+    ("size", "out_size"),
+    [((9, 13), (9, 13)), ((12, 17), (31, 40)), ((33, 3), (13, 2)), ((40, 9), (5, 4))],
+    ids=["same", "larger", "smaller", "much smaller"],
+)
+def test_strips_of_a_softmax_at_pixels_equal_the_full_canvas(
+    size: tuple[int, int], out_size: tuple[int, int], window: int, flip: bool
+) -> None:
+    config = PredictionConfig(window=window, overlap=window // 3, flip=flip, softmax="pixels")
+    image, predictor = noise(*size), Cells()
+    found = predict_probs(predictor, image, config, out_size, device=CPU)
+    assert torch.allclose(found, slow_probs(predictor, image, config, out_size), atol=1e-5)
+
+
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     out_size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
@@ -252,6 +274,9 @@ def test_without_windows_the_grid_is_resized_at_once(
     found = predict_probs(predictor, image, WHOLE, out_size, device=CPU)
     grid = predictor.probs(image[None])[0]
     assert torch.allclose(found, interpolate(grid, out_size), atol=1e-5)
+    late = WHOLE.model_copy(update={"softmax": "pixels"})
+    found = predict_probs(predictor, image, late, out_size, device=CPU)
+    assert torch.allclose(found, interpolate(grid.log(), out_size).softmax(0), atol=1e-5)
 
 
 def test_flipping_matters_and_makes_mirror_images_agree() -> None:
@@ -379,9 +404,13 @@ def test_no_tensor_is_larger_than_the_canvas_of_one_window() -> None:
     assert largest.values == max(30 * 32 * 64, 3 * 2 * 16 * 32 * 32)
 
 
+@pytest.mark.parametrize("softmax", ["patches", "pixels"])
 @pytest.mark.parametrize("config", [WHOLE, PredictionConfig(window=32, overlap=8)])
-def test_enlarging_makes_no_tensor_larger_than_a_strip(config: PredictionConfig) -> None:
+def test_enlarging_makes_no_tensor_larger_than_a_strip(
+    config: PredictionConfig, softmax: SoftmaxAt
+) -> None:
     image, out_size = noise(32, 40), (3000, 4000)
+    config = config.model_copy(update={"softmax": softmax})
     with LargestTensor() as largest:
         for strip in probability_rows(Cells(), image, config, out_size, device=CPU):
             assert strip.shape[1] < 3000 / 4

@@ -218,8 +218,8 @@ def _resized(
             rows = _mixed_pairs(held, 1, [(p[row:stop] - first, s[row:stop]) for p, s in down])
             yield _mixed_pairs(rows, 2, across)
             row = stop
-        if row < out_size[0]:
-            keep = int(down[0][0][row])
+        if row < out_size[0]:  # rows to come may be needed no more than those that are here
+            keep = min(int(down[0][0][row]), first + held.shape[1])
             held, first = held[:, max(keep - first, 0) :], max(keep, first)
 
 
