@@ -9,8 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iddc.methods.eagle import correspondence, descriptions, laplacian, medoid, object_contrast
+from iddc.config import Experiment
+from iddc.methods import completed
+from iddc.methods.eagle import (
+    Eagle,
+    EagleConfig,
+    correspondence,
+    descriptions,
+    laplacian,
+    medoid,
+    object_contrast,
+)
+from iddc.methods.method import Batch
+from iddc.network import Codes
 from oracles import waves
+from steps import images_of
 
 INPUTS = (waves(1, 4, 3), waves(2, 4, 2), waves(7, 4, 3), waves(5, 4, 2))
 """Features and codes of a patch, and of the other patches."""
@@ -95,3 +108,52 @@ def test_patches_that_the_other_view_does_not_show_count_in_their_own_alone() ->
     expected = (0.3 * 2.790852 + 0.7 * distant) / 2
     assert contrast(seen) == pytest.approx(expected, abs=1e-6)
     assert contrast(torch.zeros(6, dtype=torch.long)) == pytest.approx(0.15 * 2.790852, abs=1e-6)
+
+
+# The whole loss -----------------------------------------------------------------------------------
+
+
+def step_of(step: int, **options: float) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Maps, rows and terms of a step of two images whose patches are nearly alike."""
+    torch.manual_seed(0)
+    numbers = {"object_start": 3, "objects": 2, "dim": 2, "negatives": 5, **options}
+    experiment = completed(Experiment(method="eagle", num_clusters=3, options=numbers))
+    method = Eagle(Codes(4, 3, 2), experiment, EagleConfig.model_validate(numbers))
+    maps = torch.randn(2, 1, 4, 1, 1).expand(2, 2, 4, 3, 3) + 1e-3 * torch.randn(2, 2, 4, 3, 3)
+    images = images_of(maps, step=step)
+    rows = method.rows(maps, images)
+    batch = Batch(**vars(images), features=maps)
+    return maps, rows, method.loss(batch, rows)
+
+
+@pytest.mark.parametrize(("step", "share"), [(2, 0.0), (3, 0.5), (4, 0.5)])
+def test_the_loss_is_that_of_the_docstring_and_objects_count_from_their_start(
+    step: int, share: float
+) -> None:
+    options = {"positive_weight": 2.0, "negative_weight": 3.0, "object_share": 0.5}
+    _, _, terms = step_of(step, **options)
+    pairs = 2 * terms["positive"] + 3 * terms["negative"]
+    expected = (1 - share) * pairs + 0.85 * share * terms["objects"]
+    expected = expected + terms["probe"] + terms["eigen"]
+    assert terms["loss"].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_random_images_are_the_others_of_the_batch() -> None:
+    maps, rows, terms = step_of(0)
+    features, codes = maps[:, 0].flatten(2).mT[:, :1], rows["codes"][:, 0].flatten(2).mT[:, :1]
+    others = features.flip(0), codes.flip(0)  # all patches of an image are nearly alike
+    expected = correspondence(features, codes, *others, beta=0.0, positive=False)
+    itself = correspondence(features, codes, features, codes, beta=0.0, positive=False)
+    assert abs(itself.item() - expected.item()) > 0.1
+    assert terms["negative"].item() == pytest.approx(expected.item(), abs=0.02)
+
+
+def test_centroids_of_descriptions_follow_them_as_softly_as_they_win() -> None:
+    _, rows, terms = step_of(0)
+    cosines = rows["eigen"].reshape(-1, 2).tolist()
+    total = 0.0
+    for row in cosines:
+        weights = [math.exp(value) for value in row]
+        total += sum(w * value for w, value in zip(weights, row, strict=True)) / sum(weights)
+    assert terms["eigen"].item() == pytest.approx(-total / len(cosines), abs=1e-6)
+    assert terms["probe"].item() == pytest.approx(-rows["logits"].amax(2).mean().item(), abs=1e-6)
