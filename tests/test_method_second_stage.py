@@ -9,7 +9,7 @@ from iddc.errors import ConfigError
 from iddc.methods import completed
 from iddc.methods.second_stage import NONE, kept_labels, masked_cross_entropy
 from oracles import waves
-from test_methods import learner_of, tiny
+from test_methods import Fixed, features, learner_of, tiny
 
 TEACHER = (4 * waves(2, 5, 3)).softmax(dim=1)
 
@@ -57,6 +57,9 @@ def test_the_first_stage_labels_all_images_before_the_first_step() -> None:
     counts = [int((labels == cluster).sum()) for cluster in range(3)]
     assert sum(counts) / labels.numel() == pytest.approx(0.5, abs=0.05)
     assert min(counts) > 0
+    # What the log says of them.
+    said = learner_of("second-stage").method.refit(Fixed(features()), 0, 4)
+    assert said == {"labelled": sum(counts) / labels.numel(), "clusters": 3}
 
 
 def test_the_first_stage_must_be_a_method_without_steps() -> None:
