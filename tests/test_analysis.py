@@ -91,7 +91,7 @@ def test_a_patch_has_the_class_of_the_pixel_at_its_centre(tmp_path: Path) -> Non
         Image.fromarray(label).save(tmp_path / f"val/labels/{index}.png")
     labelled = open_dataset("folder", tmp_path, "val")
     files = find_images(tmp_path / "val" / "images").files
-    found = analyze(files, experiment(), tmp_path / "out", QUIET, labelled=labelled)
+    found = analyze(files, experiment(), tmp_path / "new" / "out", QUIET, labelled=labelled)
     assert found.classes is not None
 
 

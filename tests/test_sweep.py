@@ -58,6 +58,7 @@ def test_what_is_found_for_a_k_does_not_depend_on_the_others() -> None:
 def test_the_k_whose_seeds_agree_best_is_suggested_and_of_equals_the_smallest() -> None:
     assert suggest([(6, 0.75), (9, 0.8), (12, 0.73), (18, 0.71), (27, 0.4)]) == 9
     assert suggest([(6, 0.75), (9, 0.8), (12, 0.8)]) == 9
+    assert suggest([(12, 0.8), (9, 0.8), (6, 0.75)]) == 9
     assert suggest([(4, 0.1)]) == 4
 
 
