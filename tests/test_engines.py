@@ -136,6 +136,33 @@ def test_a_graph_scores_every_size_as_the_network_does(run: Path, engine: str) -
 
 
 @pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize(
+    ("engine", "precision", "last"),
+    [
+        ("onnx", "bf16", {}),
+        ("openvino", "bf16", {"precision": "bf16"}),
+        ("openvino", "fp32", {"precision": "fp32"}),
+    ],
+)
+def test_the_engine_that_is_asked_for_does_the_work_and_no_other(
+    run: Path, engine: Any, precision: Any, last: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, dict[str, Any]]] = []
+    for each in ENGINES:
+        honest = getattr(engines, f"run_{each}")
+
+        def noted(*given: Any, each: str = each, honest: Any = honest, **options: Any) -> Any:
+            begun.append((each, options))
+            return honest(*given, **options)
+
+        monkeypatch.setattr(engines, f"run_{each}", noted)
+    network: Any = Segmenter.load(run, "cpu").network
+    engine_network(network, run, engine, precision)
+    assert {each for each, _ in begun} == {engine}
+    assert begun[-1] == (engine, last)
+
+
+@pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_scores_of_an_image_do_not_depend_on_the_images_beside_it(run: Path, engine: str) -> None:
     found = opened(run, engine)
