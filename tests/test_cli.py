@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from iddc.backbones import save_backbone, untrained_backbone
 from iddc.cli import COMMANDS, listings, main
 from iddc.config import PredictionConfig, TrainingConfig, ViewsConfig
 from iddc.datasets.fake import write_fake
+from iddc.doctor import _machine
 from iddc.errors import Interrupted
 from iddc.methods import completed, used
 from iddc.recipes import RECIPES
@@ -1013,6 +1015,18 @@ def test_doctor_is_exit_4_where_a_package_cannot_be_imported(
     captured = capsys.readouterr()
     assert "operator torchvision::nms does not exist" in captured.out
     assert "error: torchvision: Install iddc again" in captured.err
+
+
+@pytest.mark.parametrize(("free", "enough"), [(2**40, True), (10**7, False)])
+def test_doctor_says_how_many_gigabytes_are_free_and_whether_they_are_enough(
+    free: int, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 4_000_000, "SC_PAGE_SIZE": 4096}.get)
+    found = {one.name: one for one in _machine(Path("."))}
+    assert found["free disk"].value == f"{round(free / 10**9)} GB in {Path.cwd()}"
+    assert found["memory"].value == "16 GB"
+    assert (found["free disk"].advice == "") == enough
 
 
 @pytest.fixture
