@@ -89,13 +89,17 @@ class GridCollection:
 
 
 def method_recipe(
-    name: str, training: Mapping[str, int] | None = None, **options: Any
+    name: str,
+    training: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Callable[[Pictures, int, int], Callable[[Picture], Tensor]]:
     """A method of `iddc train`, with the numbers that the recipe `folder` gives it.
 
     Args:
         name: One of `iddc.methods.METHODS`.
         training: Other numbers of `--training.*`, for a method that reads these.
+        objective: Other numbers of `--objective.*`, likewise.
         options: Other numbers of its own, such as steps=100.
     """
 
@@ -108,8 +112,8 @@ def method_recipe(
             "options": options,
         }
         base = RECIPES["folder"].experiment()
-        if training:
-            update["training"] = base.training.model_copy(update=training)
+        update["training"] = base.training.model_copy(update=training)
+        update["objective"] = base.objective.model_copy(update=objective)
         experiment = completed(base.model_copy(update=update))
 
         # All crops that the run asks for, so that no file is opened for them.

@@ -28,10 +28,30 @@ from learned import method_recipe
 
 STEPS = ("steps", "min_steps", "fitting_steps", "start_steps")
 """The numbers of methods that say how long they learn."""
+STARTED = {"start": "consensus", "heads": 1}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "iddc-coassociation": ("iddc", {"objective": {"affinity": "coassociation"}}),
+    "iddc-started": (
+        "iddc",
+        {
+            "training": STARTED,
+            "objective": {"affinity": "coassociation", "regularizer_weight": 0.03},
+        },
+    ),
+    "iddc-started-cosine": (
+        "iddc",
+        {"training": STARTED, "objective": {"regularizer_weight": 0.03}},
+    ),
+}
+"""Rows that are a method with other numbers."""
 
 
 def shortened(name: str, steps: int, batch_size: int) -> dict[str, Any]:
     """The numbers of a method that are made smaller, where they are larger."""
+    if name in VARIANTS:
+        method, changes = VARIANTS[name]
+        found = shortened(method, steps, batch_size)
+        return found | {key: {**found.get(key, {}), **values} for key, values in changes.items()}
     if name == "consensus":  # it has steps of another kind, which take seconds
         return {}
     if name == "iddc":  # its steps are those of `--training`
@@ -39,6 +59,11 @@ def shortened(name: str, steps: int, batch_size: int) -> dict[str, Any]:
     fields = find_method(name).Config.model_fields
     limits = {**dict.fromkeys(STEPS, steps), "batch_size": batch_size}
     return {k: min(v, fields[k].default) for k, v in limits.items() if k in fields}
+
+
+def method_of(name: str) -> str:
+    """The method of a row."""
+    return VARIANTS[name][0] if name in VARIANTS else name
 
 
 def done(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -60,7 +85,7 @@ def run(
     shares = truth(val)
     start = time.process_time()
     try:
-        predict = method_recipe(name, **changes)(train, len(shares), seed)
+        predict = method_recipe(method_of(name), **changes)(train, len(shares), seed)
     except IddcError as error:
         return {"error": str(error)}
     seconds = time.process_time() - start
@@ -120,7 +145,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="holds dev/ and camvid/")
     sets = ["idd-lite", "labelmefacade", "camvid"]
     parser.add_argument("--sets", nargs="+", default=sets, choices=[*SETS])
-    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS, *VARIANTS])
     parser.add_argument("--backbone", default="bundled", help="as for `iddc train`")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200, help="the most steps of a method")
@@ -135,7 +160,8 @@ def main() -> None:
             for method in args.methods:
                 if (name, method, seed) in done(args.out):
                     continue
-                backbone = find_method(method).backbone or args.backbone  # pixels has its own
+                own = find_method(method_of(method)).backbone  # as pixels has
+                backbone = own or args.backbone
                 if (name, backbone) not in loaded:
                     options = {"backbone": backbone, "cache": args.cache, "data": args.data}
                     pictures = [load(name, split, **options) for split in ("train", "val")]

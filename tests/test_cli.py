@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 
 import iddc
-import iddc.methods.consensus
+import iddc.methods.pictures
 from iddc import demo, learning, methods
 from iddc.backbones import save_backbone, untrained_backbone
 from iddc.cli import COMMANDS, listings, main
@@ -1048,7 +1048,7 @@ def small_demo(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_demo_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, images = methods.consensus.both_regions, 0
+    found, images = methods.pictures.both_regions, 0
 
     def stopped(*args: Any) -> Any:
         nonlocal images
@@ -1059,7 +1059,7 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(
 
     out = tmp_path / "demo"
     with monkeypatch.context() as patch:
-        patch.setattr(methods.consensus, "both_regions", stopped)
+        patch.setattr(methods.pictures, "both_regions", stopped)
         assert main(["demo", "--out", str(out)]) == 143
     line = "Stopped before the end. Give the same command again to start this run anew."
     assert stopped_line(capsys) == line

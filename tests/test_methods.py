@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from iddc import methods
 from iddc.backbones import ClassAttention
-from iddc.config import Experiment, Frozen, PredictionConfig, Runtime, TrainingConfig, ViewsConfig
+from iddc.config import (
+    Experiment,
+    Frozen,
+    ObjectiveConfig,
+    PredictionConfig,
+    Runtime,
+    TrainingConfig,
+    ViewsConfig,
+)
 from iddc.images import ImageFile, find_images
 from iddc.learning import fit
 from iddc.learning.learner import Learner
@@ -64,6 +72,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
 
 def tiny(method: str, **changes: Any) -> Experiment:
     """A few steps on a ViT of width 64, crops of 4 x 4 patches; 5 images in batches of 3 and 2."""
+    method, _, affinity = method.partition("+")
+    if affinity:
+        thresholds = dict.fromkeys(("positive_threshold", "negative_threshold"), "auto")
+        changes["objective"] = ObjectiveConfig.model_validate({"affinity": affinity, **thresholds})
     fields = find_method(method).Config.model_fields
     experiment = Experiment(
         method=method,
@@ -109,7 +121,7 @@ class Fixed:
         yield from enumerate(self._maps[:, 0])
 
     def pictures(self, count: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        for index, maps in self.maps():
+        for index, maps in enumerate(self._maps):
             pixels = torch.arange(3 * 64 * 64).remainder(251).reshape(3, 64, 64)
             yield index, maps, pixels.to(torch.uint8)
 
@@ -180,6 +192,8 @@ def alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 LEARN = [name for name in METHODS if find_method(name).plan(tiny(name), 5).steps]
 """Methods that take steps."""
+LAWFUL = [*LEARN, "iddc+coassociation"]
+"""And what learns in another way with other numbers."""
 
 
 def check_pieces(method: str) -> None:
@@ -199,12 +213,12 @@ def check_processes(method: str, folder: Path) -> None:
         alike(found, whole)
 
 
-@pytest.mark.parametrize("method", LEARN)
+@pytest.mark.parametrize("method", LAWFUL)
 def test_pieces_give_the_terms_and_gradients_of_the_whole(method: str) -> None:
     check_pieces(method)
 
 
-@pytest.mark.parametrize("method", LEARN)
+@pytest.mark.parametrize("method", LAWFUL)
 @pytest.mark.parametrize("at_once", [8, 2])
 def test_what_a_gap_shows_enters_no_term_and_no_gradient(
     method: str, at_once: int, monkeypatch: pytest.MonkeyPatch
@@ -237,12 +251,12 @@ def test_what_a_gap_shows_enters_no_term_and_no_gradient(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", LEARN)
+@pytest.mark.parametrize("method", LAWFUL)
 def test_two_processes_give_the_terms_and_gradients_of_one(method: str, tmp_path: Path) -> None:
     check_processes(method, tmp_path)
 
 
-@pytest.mark.parametrize("method", LEARN)
+@pytest.mark.parametrize("method", LAWFUL)
 def test_something_learns_and_everything_that_learns_is_in_a_group(method: str) -> None:
     learner = learner_of(method)
     names = {p: name for name, p in learner.method.named_parameters() if p.requires_grad}
@@ -273,7 +287,7 @@ def check_resumes(photos: list[ImageFile], folder: Path, method: str) -> None:
     assert again == whole, "state that outlives a step is in no buffer or parameter"
 
 
-@pytest.mark.parametrize("method", LEARN)
+@pytest.mark.parametrize("method", LAWFUL)
 def test_a_killed_run_goes_on_to_the_same_bytes(
     photos: list[ImageFile], tmp_path: Path, method: str
 ) -> None:
@@ -363,7 +377,8 @@ def test_every_method_is_in_a_module_of_its_name_and_says_what_it_is(method: str
 
 def test_every_module_of_a_method_is_in_the_table() -> None:
     folder = Path(methods.__file__).parent
-    others = {"__init__", "method", "alignment", "modularity"}
+    others = {"__init__", "method", "alignment", "coassociation", "correspondence"}
+    others |= {"modularity", "pictures"}
     there = {path.stem for path in folder.glob("*.py")} - others
     assert there == {name.replace("-", "_") for name in METHODS}
 

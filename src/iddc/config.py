@@ -27,8 +27,10 @@ NegativeAffinity = Literal["paper", "released", "off"]
 """w- of Eq. (2): 1 - u.u'; 1 - max(u.u', 0); 1 for every selected pair (Table 5)."""
 Centering = Literal["none", "batch"]
 """Embeddings as the backbone gives them, or less their mean over the batch (decision 002)."""
+Affinity = Literal["cosine", "coassociation"]
+"""u.u' of the embeddings, or e.e' of their codes: how often many clusterings join two patches."""
 Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["auto"]
-"""A cosine; auto: where the affinities of one and of two clusters of k-means cross."""
+"""An affinity; auto: where those of one and of two clusters of k-means cross, or a half."""
 MethodName = Literal[
     "iddc",
     "kmeans",
@@ -168,9 +170,14 @@ class ObjectiveConfig(Frozen):
     regularizer_weight: float = Field(0.4, ge=0)
     """lambda_2, the weight of the regulariser."""
     positive_threshold: Threshold = 0.2
-    """t+, the affinity above which two pixels should agree, a cosine; or auto: from the images."""
+    """t+, the affinity above which two pixels should agree; auto: from the images, or 0.5 of
+    co-association."""
     negative_threshold: Threshold = 0.12
-    """t-, the affinity below which two pixels should differ, a cosine; or auto: from the images."""
+    """t-, the affinity below which two pixels should differ; or auto, as t+."""
+    affinity: Affinity = "cosine"
+    """How alike two pixels are. cosine: of their embeddings, as in the paper. coassociation: the
+    share of the consensus' over-clusterings that join them, in [0, 1] (--method consensus).
+    Thresholds of cosines mean little for it; auto does."""
     penalty: Penalty = "exp"
     """h+ and h-, Eqs. (3)-(5)."""
     positive_affinity: bool = True
@@ -287,6 +294,9 @@ class TrainingConfig(Frozen):
     """Heads that learn from the same batches, each from first weights of its own; the one of the
     lowest loss is kept, as in SCAN (Van Gansbeke et al., 2020). In end-to-end training,
     only the best head continues once the backbone is unfrozen."""
+    start: Literal["random", "consensus"] = "random"
+    """The first weights of the head: random, or taught the classes of --method consensus, which may
+    differ much in size. All heads would then begin alike, so it takes --training.heads 1."""
     power: float = Field(0.9, ge=0)
     """The exponent of the poly schedule (1 - t)^power."""
     schedule_step: ScheduleStep = "iteration"
@@ -308,6 +318,14 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 f"backbone_from must be less than backbone_until, found {self.backbone_from} >= "
                 f"{self.backbone_until}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_begin_apart(self) -> TrainingConfig:
+        if self.start == "consensus" and self.heads > 1:
+            raise ValueError(
+                f"with start consensus all heads begin alike: expected heads 1, found {self.heads}"
             )
         return self
 

@@ -69,7 +69,7 @@ class Consensus:
         The product of two codes is soft co-association: the mean over the groupings of the
         Bhattacharyya coefficient of their probabilities, in [0, 1].
         """
-        return _codes(self.groupings, vectors, self.config.temperature)
+        return codes(self.groupings, vectors, self.config.temperature)
 
     def probs(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """The probabilities of the K classes."""
@@ -163,9 +163,9 @@ def _agreed(
         for centroids in divided
     ]
     # Every centroid is one vote on what belongs together, whatever the number of its patches.
-    codes = _codes(groupings, torch.cat([one.centroids for one in groupings]), config.temperature)
-    members = one_hot(merge(codes, num_clusters, "ward"), num_clusters).float()
-    return Consensus(tuple(groupings), normalize(members.T @ codes, dim=1), config)
+    rows = codes(groupings, torch.cat([one.centroids for one in groupings]), config.temperature)
+    members = one_hot(merge(rows, num_clusters, "ward"), num_clusters).float()
+    return Consensus(tuple(groupings), normalize(members.T @ rows, dim=1), config)
 
 
 def over_cluster(
@@ -211,11 +211,10 @@ def merge(
     return torch.from_numpy(ids.astype(np.int64)) - 1
 
 
-def _codes(
-    groupings: list[Grouping] | tuple[Grouping, ...],
-    vectors: Float[Tensor, "n d"],
-    temperature: float,
+def codes(
+    groupings: Sequence[Grouping], vectors: Float[Tensor, "n d"], temperature: float
 ) -> Float[Tensor, "n c"]:
+    """The code of each vector, of length 1: see `Consensus.codes`."""
     blocks = []
     for block in torch.split(vectors, _ROWS):
         parts = [grouping.probs(block, temperature).sqrt() for grouping in groupings]

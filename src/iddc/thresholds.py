@@ -90,7 +90,7 @@ def estimate_threshold(
 
 
 def thresholds_of(config: ObjectiveConfig) -> tuple[float | str, float | str]:
-    """t+ and t-, each a cosine or `auto`."""
+    """t+ and t-, each a number or `auto`."""
     return config.positive_threshold, config.negative_threshold
 
 

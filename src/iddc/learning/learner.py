@@ -63,6 +63,8 @@ class Learner:
         self.methods = nn.ModuleList(
             build_method(experiment, self.network, index) for index in range(training.heads)
         ).to(processes.device)
+        for index in range(1, training.heads):
+            self._of(index).share(self._of(0))
         processes.sync(self.methods)
         self.best_head = 0
         """The index of the network's head among those of all methods."""

@@ -10,20 +10,19 @@ prediction needs neither regions nor centroids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, linear
 
 from iddc.config import CONSENSUS_USES, ConsensusConfig, Experiment
 from iddc.consensus import fit_consensus
-from iddc.errors import DataError, counted
+from iddc.errors import counted
 from iddc.methods.method import Collection, Group, Method
+from iddc.methods.pictures import Pictures
 from iddc.network import LinearHead
-from iddc.regions import both_regions, colour_share, patch_colours, pooled, region_means
 from iddc.schedules import Plan
 
 _ROWS = 8192
@@ -32,22 +31,6 @@ _COMPARED = 10_000
 """Patches on which the groupings are compared with their consensus."""
 _PATCHES, _TEACHING = range(2)
 """The independent streams of random numbers."""
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image on the grid of patches."""
-
-    maps: Float[Tensor, "2 d h w"]
-    """The raw embeddings of the image and of its mirror image, mirrored back; half precision."""
-    colours: Float[Tensor, "3 h w"]
-    """The CIELAB colour of each patch."""
-    divisions: tuple[Int64[Tensor, "h w"], ...]
-    """The regions by embedding and colour, and those by colour alone; none if they are off."""
-
-    def directions(self) -> Float[Tensor, "d h w"]:
-        """The mean direction of both embeddings of a patch."""
-        return normalize(normalize(self.maps.float(), dim=1).mean(0), dim=0)
 
 
 class Consensus(Method):
@@ -68,58 +51,30 @@ class Consensus(Method):
 
     def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
         """Embed some images, find the classes, teach the head."""
-        options = self.options
-        pictures = [
-            _picture(maps.cpu(), pixels.cpu(), divided=options.regions)
-            for _, maps, pixels in collection.pictures(options.images)
-        ]
-        if not pictures:
-            raise DataError("Found no image that can be read; the consensus needs at least one.")
-
-        # Whether the backbone knows such images decides what lengths and colours say.
-        mean = torch.stack([one.directions().mean((1, 2)) for one in pictures]).mean(0)
-        share = 1.0
-        if options.regions:
-            shares = [colour_share(one.directions(), one.divisions[-1]) for one in pictures]
-            share = float(np.mean(shares))
-        known = share >= options.known_share
-        unit = known if options.lengths == "auto" else options.lengths == "unit"
-        weight = float(not known) if options.colour == "auto" else options.colour
-        shift, scale = _spread([one.colours for one in pictures])
+        options, clusters, seed = self.options, self.experiment.num_clusters, self.experiment.seed
+        pictures = Pictures.of(collection, options)
+        weight = float(not pictures.known) if options.colour == "auto" else options.colour
 
         # The head learns from some patches of each image, and sees either mirror image.
         rng = self._rng(_PATCHES)
-        each = -(-options.sample // len(pictures))
-        pools, seen, count = [], [], 0
-        for one in pictures:
-            drawn = torch.from_numpy(rng.permutation(one.maps[0, 0].numel())[:each])
-            view = _view(one, mean, unit)
-            if weight:
-                colours = ((one.colours - shift) * (weight / scale)).clamp(-4 * weight, 4 * weight)
-                view = torch.cat([view, _means(colours, one)])
-            pools.append(pooled(view, one.divisions, drawn, count))
-            count += len(pools[-1].vectors)
-            seen.append(one.maps.flatten(2)[:, :, drawn].transpose(1, 2))
-
-        # The classes are found among regions: a larger one counts more, but less than its patches.
-        vectors = torch.cat([pool.vectors for pool in pools])
-        weights = torch.cat([pool.sizes for pool in pools]).float() ** options.size_power
+        each = -(-options.sample // len(pictures.items))
+        drawn = [
+            torch.from_numpy(rng.permutation(one.maps[0, 0].numel())[:each])
+            for one in pictures.items
+        ]
+        seen = [
+            one.maps.flatten(2)[:, :, patches].transpose(1, 2)
+            for one, patches in zip(pictures.items, drawn, strict=True)
+        ]
+        vectors, weights, owners = pictures.regions(drawn, weight)
         kind = "regions" if options.regions else "patches"
         collection.note(f"consensus of {options.groupings} groupings of {len(vectors):,} {kind}")
-        found = fit_consensus(
-            vectors,
-            self.experiment.num_clusters,
-            options,
-            weights=weights,
-            seed=self.experiment.seed,
-        )
-        rows, owners = torch.cat(seen, 1).float(), torch.cat([pool.owners for pool in pools])
+        found = fit_consensus(vectors, clusters, options, weights=weights, seed=seed)
+        rows = torch.cat(seen, 1).float()
         loss = self.teach(rows, found.probs(vectors)[owners])
         compared = torch.from_numpy(rng.permutation(len(owners))[:_COMPARED])
         return {
-            "pictures": float(len(pictures)),
-            "colour_share": share,
-            "unit_length": float(unit),
+            **pictures.facts(),
             "colour_weight": weight,
             "loss": loss,
             "agreement": found.agreement(vectors[owners[compared]]),
@@ -182,33 +137,3 @@ class Consensus(Method):
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.experiment.seed, stream))
-
-
-def _picture(
-    maps: Float[Tensor, "2 d h w"], pixels: UInt8[Tensor, "3 H W"], *, divided: bool
-) -> _Picture:
-    height, width = maps.shape[2:]
-    colours = patch_colours(pixels, (height, width))
-    directions = normalize(maps, dim=1).mean(0)
-    return _Picture(maps.half(), colours, both_regions(directions, colours) if divided else ())
-
-
-def _spread(colours: Sequence[Float[Tensor, "3 _ _"]]) -> tuple[Float[Tensor, "3 1 1"], float]:
-    """The mean colour, and the root mean square of the distance to it; 1 if there is but one."""
-    rows = torch.cat([one.flatten(1) for one in colours], 1).double()
-    mean = rows.mean(1, keepdim=True)
-    deviation = float((rows - mean).square().sum(0).mean().sqrt())
-    # Less than a step of 8 bits is rounding.
-    return mean[..., None].float(), deviation if deviation > 0.1 else 1.0
-
-
-def _view(picture: _Picture, mean: Float[Tensor, " d"], unit: bool) -> Float[Tensor, "d h w"]:
-    """Centred embeddings, averaged over regions."""
-    centred = normalize(picture.directions() - mean[:, None, None], dim=0)
-    averaged = _means(centred, picture)
-    return normalize(averaged, dim=0) if unit else averaged
-
-
-def _means(maps: Float[Tensor, "c h w"], picture: _Picture) -> Float[Tensor, "c h w"]:
-    """Averages over the regions of a picture, if it has been divided."""
-    return region_means(maps, picture.divisions) if picture.divisions else maps

@@ -4,21 +4,30 @@ Two overlapping crops of every image give pixels with embeddings u and cluster p
 the pairs of pixels, L = L+ + lambda_1 L- + lambda_2 L_reg, Eq. (8): pixels that look alike come
 together, Eq. (1), those of different images that look unlike part, Eq. (2), and every cluster stays
 alive, Eq. (7). `losses/reference.py` has the equations as they read.
+
+How alike two pixels are is the cosine u.u', or co-association e.e' with `objective.affinity`: the
+codes e(u) of the over-clusterings that `--method consensus` fits to regions (`iddc.consensus`),
+here of single patches, stand in the place of u. Their products lie in [0, 1]. With
+`training.start` the head begins at the classes on which they agree.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from iddc.config import Experiment, Frozen, ObjectiveConfig, TrainingConfig
+from iddc.consensus import fit_consensus
 from iddc.losses import Objective, Pixels
-from iddc.methods.method import Batch, Group, Images, Method, Rows
+from iddc.methods.coassociation import CONSENSUS, Coassociation
+from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
+from iddc.methods.pictures import Pictures
 from iddc.network import CPU_CROPS, logits_at
 from iddc.schedules import poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
@@ -26,6 +35,12 @@ from iddc.views import draw_rolls
 
 SAMPLE = 2**14
 """Embeddings, of all images of the first step together, from which thresholds are estimated."""
+THRESHOLDS = ("positive_threshold", "negative_threshold")
+"""The fields of t+ and t-."""
+TEACHING_RATE = 2e-3
+"""The learning rate at which a head learns the classes of the consensus (Adam); it falls to 0."""
+HALF = 0.5
+"""`auto` for co-association: half of the groupings join two pixels."""
 
 
 class Iddc(Method):
@@ -43,6 +58,14 @@ class Iddc(Method):
         super().__init__(head, experiment, options)
         self.objective = Objective(experiment.objective)
         """Eq. (8), with numbers for thresholds from the first step on."""
+        self.codes: Coassociation | None = None
+        """What gives pixels the codes that are compared; None: their embeddings are."""
+        if experiment.objective.affinity == "coassociation":
+            self.codes = Coassociation(experiment.num_clusters)
+            joined = {n: HALF for n in THRESHOLDS if getattr(experiment.objective, n) == "auto"}
+            # Codes are of centred embeddings; they have no mean of their own to subtract.
+            update = {**joined, "centering": "none"}
+            self.objective = Objective(experiment.objective.model_copy(update=update))
 
     def get_extra_state(self) -> tuple[float | str, ...]:
         """Give t+ and t-, which a run keeps once they are found."""
@@ -53,8 +76,60 @@ class Iddc(Method):
         self._set_thresholds(*state)
 
     def _set_thresholds(self, positive: float | str, negative: float | str) -> None:
-        update = {"positive_threshold": positive, "negative_threshold": negative}
-        self.objective = Objective(self.experiment.objective.model_copy(update=update))
+        update = dict(zip(THRESHOLDS, (positive, negative), strict=True))
+        self.objective = Objective(self.objective.config.model_copy(update=update))
+
+    def share(self, first: Method) -> None:
+        """Take the codes of the first of several heads: they are fitted once."""
+        assert isinstance(first, Iddc)
+        self.codes = first.codes
+
+    def refit(self, collection: Collection, epoch: int, epochs: int) -> dict[str, float]:
+        """Fit a consensus before the first step, if codes or the first weights come from one."""
+        start, codes = self.experiment.training.start == "consensus", self.codes
+        if epoch or not (start or (codes and not len(codes.centroids))):
+            return {}  # other heads share the codes
+        pictures = Pictures.of(collection, CONSENSUS)
+        patches = [torch.arange(one.maps[0, 0].numel() * start) for one in pictures.items]
+        vectors, weights, owners = pictures.regions(patches)
+        collection.note(f"{CONSENSUS.groupings} groupings of {len(vectors):,} regions")
+        clusters, seed = self.experiment.num_clusters, self.experiment.seed
+        found = fit_consensus(vectors, clusters, CONSENSUS, weights=weights, seed=seed)
+        if codes:
+            codes.keep(pictures.mean, found)
+        if not start:
+            return pictures.facts()
+        targets = torch.split(owners, [len(each) for each in patches])
+        return {**pictures.facts(), "taught": self._teach(pictures, found.probs(vectors), targets)}
+
+    def _teach(
+        self,
+        pictures: Pictures,
+        probs: Float[Tensor, "n k"],
+        owners: Sequence[Int64[Tensor, " _"]],
+    ) -> float:
+        """Teach the head classes, an image in each step; the mean of the last losses.
+
+        Args:
+            pictures: The images.
+            probs: The probabilities of the classes of each region.
+            owners: The region of each patch of each image.
+        """
+        device, losses = next(self.head.parameters()).device, []
+        optimizer = torch.optim.Adam(self.head.parameters(), TEACHING_RATE)
+        rng = np.random.default_rng(self.experiment.seed)
+        for step in range(CONSENSUS.steps):
+            optimizer.param_groups[0]["lr"] = TEACHING_RATE * (1 - step / CONSENSUS.steps)
+            image, mirrored = int(rng.integers(len(owners))), int(rng.integers(2))
+            maps = pictures.items[image].maps[mirrored, None].float().to(device)
+            with torch.enable_grad():
+                logits = self.head(maps)[0].flatten(1).T
+                loss = cross_entropy(logits, probs[owners[image]].to(device))
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return float(np.mean(losses[-25:]))
 
     def rows(self, maps: Float[Tensor, "b 2 d h w"], images: Images) -> Rows:
         """The logits of the patches that are compared, from which `loss` takes v."""
@@ -68,12 +143,10 @@ class Iddc(Method):
             if not sample.isfinite().all():
                 return {name: rows["logits"].sum() * math.nan for name in ("loss", "embeddings")}
             found = self._find_thresholds(sample)
+        u = [normalize(batch.patch_features(view), dim=-1) for view in (0, 1)]
         first, second = (
-            Pixels(
-                normalize(batch.patch_features(view), dim=-1),
-                rows["logits"][:, view].mT.softmax(dim=-1),
-            )
-            for view in (0, 1)
+            Pixels(compared, rows["logits"][:, view].mT.softmax(dim=-1))
+            for view, compared in enumerate(self.codes(u) if self.codes else u)
         )
         negatives = self.objective.config.negatives
         terms = self.objective(
@@ -103,8 +176,7 @@ class Iddc(Method):
             experiment.objective, sample, experiment.num_clusters, seed=experiment.seed
         )
         self.objective = Objective(config)
-        names = ("positive_threshold", "negative_threshold")
-        return {name: sample.new_tensor(float(getattr(config, name))) for name in names}
+        return {name: sample.new_tensor(float(getattr(config, name))) for name in THRESHOLDS}
 
     def groups(self, progress: float) -> list[Group]:
         """The head, at a rate that falls by the poly schedule (Sec. 4.2.2)."""

@@ -270,6 +270,9 @@ class Method(nn.Module):
         """
         return {}
 
+    def share(self, first: Method) -> None:
+        """Take from the method of the first of several heads what is the same for all of them."""
+
     def update(self, batch: Batch, rows: Rows) -> None:
         """Follow the step that was just taken: moving averages, queues, banks. Without gradient.
 

@@ -57,13 +57,14 @@ class ReportedRun:
 
     @property
     def thresholds(self) -> tuple[float, float] | None:
-        """t+ and t-; where they were `auto`, as the log says. None if nothing says it."""
+        """t+ and t- of cosines; where they were `auto`, as the log says. None if unknown."""
         found = []
         for name in ("positive_threshold", "negative_threshold"):
             logged = [line[name] for line in self.log if isinstance(line.get(name), float)]
             found.append(logged[0] if logged else getattr(self.experiment.objective, name))
         positive, negative = found
-        known = self.method == "IDDC" and "auto" not in found
+        cosines = self.experiment.objective.affinity == "cosine"
+        known = self.method == "IDDC" and cosines and "auto" not in found
         return (positive, negative) if known else None
 
     @property
