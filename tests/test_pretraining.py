@@ -634,6 +634,20 @@ def test_koleo_is_the_mean_over_both_large_crops(photos: ImageCache) -> None:
     assert numbers["koleo"] == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_matrices_decay_in_a_pretraining_and_vectors_do_not(photos: ImageCache) -> None:
+    learner = learner_of(photos, tiny("dino"))
+    batch = learner.views[0]
+    learner.learn(batch, [len(batch.ids)])
+    decay = learner.method.rates(0)[1]
+    assert decay > 0
+    found = {
+        (weight.ndim > 1, group["weight_decay"])
+        for group in learner._optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert found == {(True, decay), (False, 0.0)}
+
+
 def test_the_center_follows_the_teachers_scores(photos: ImageCache) -> None:
     learner = learner_of(photos, tiny("dino"))
     method = learner.method

@@ -30,7 +30,7 @@ from iddc.backbones import Backbone, untrained_backbone
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped, find_images
-from iddc.learning import fit
+from iddc.learning import fit, trained_run
 from iddc.learning.batches import failures_in_words, loaded_batches
 from iddc.learning.checkpoint import digest, load_state
 from iddc.learning.embeddings import EmbeddingCache, Embeddings, Wanted
@@ -839,6 +839,20 @@ def interrupted(photos: list[ImageFile], tmp_path: Path) -> None:
     stop = At(2, lambda: signal.raise_signal(signal.SIGTERM))
     with start(tmp_path, tiny()) as run, pytest.raises(Interrupted):
         fit(photos, tiny(), run, QUIET, progress=stop)
+
+
+def test_a_run_that_is_wanted_whole_goes_on_and_is_not_trained_twice(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(photos, tmp_path)
+    folder = tmp_path / "run"
+    assert not Run(folder).finished
+    assert trained_run(photos, tiny(), folder, QUIET, source="photos").finished
+    assert len(log(Run(folder))) == STEPS
+    monkeypatch.setattr(Learner, "learn", None)
+    assert trained_run(photos, tiny(), folder, QUIET, source="photos").finished
+    with pytest.raises(ConfigError, match="is a run with other options"):
+        trained_run(photos, tiny(seed=1), folder, QUIET, source="photos")
 
 
 def test_other_images_than_before_are_refused(photos: list[ImageFile], tmp_path: Path) -> None:
