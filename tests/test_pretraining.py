@@ -255,6 +255,14 @@ def test_matching_points_show_the_same_place(tmp_path: Path) -> None:
     assert places[:, 0].std() > 20
 
 
+def test_masks_lie_as_often_in_one_corner_as_in_another() -> None:
+    rng = np.random.default_rng(0)
+    often = np.mean([draw_mask(rng, 8, 0.3) for _ in range(2000)], axis=0)
+    corners = often[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners == pytest.approx([corners.mean()] * 4, abs=0.03)
+    assert often == pytest.approx(often.T, abs=0.04)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_about_the_asked_share_of_patches_is_masked(share: float) -> None:
     for seed in range(50):
