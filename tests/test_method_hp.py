@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch.nn.functional import normalize
 
 from iddc.methods.hp import hidden_positive_loss, hidden_positives
 from oracles import waves
+from steps import images_of
+from test_methods import features, learner_of
 
 U, E = normalize(waves(1, 5, 3), dim=1), normalize(waves(4, 5, 2), dim=1)
 PROJECTED, MIXED = normalize(waves(6, 5, 2), dim=1), normalize(waves(8, 5, 2), dim=1)
@@ -79,3 +83,15 @@ def test_without_an_anchor_loss_and_gradient_are_zero() -> None:
     assert loss == 0
     assert codes.grad is not None
     assert not codes.grad.any()
+
+
+def test_codes_are_projected_to_length_1_where_the_teacher_sees_the_same_patches() -> None:
+    method: Any = learner_of("hp").method
+    maps = features()
+    rows = method.rows(maps, images_of(maps))
+    here = method._patches(maps[0, 0, 0].numel(), images_of(maps))
+    for image, found in enumerate(rows["projected"]):
+        codes = method.head.codes(maps[image, :1])[0].flatten(1).T[here]
+        assert torch.allclose(found, normalize(method.projector(codes), dim=1), atol=1e-5)
+        codes = method.teacher.codes(maps[image, :1])[0].flatten(1).T[here]
+        assert torch.allclose(rows["teacher"][image], normalize(codes, dim=1), atol=1e-5)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.functional import normalize
 
+from iddc.methods.method import Batch
 from iddc.methods.primaps import (
     FREE,
     focal_cross_entropy,
@@ -13,6 +17,8 @@ from iddc.methods.primaps import (
     voted,
 )
 from oracles import waves
+from steps import images_of
+from test_methods import features, learner_of
 
 
 def test_the_focal_loss_is_that_of_the_authors_function() -> None:
@@ -68,3 +74,21 @@ def test_a_mask_takes_the_cluster_most_frequent_in_it() -> None:
     masks = torch.tensor([[0, 0, 0, 1, 1, FREE], [3, 3, 3, FREE, 0, 0]])
     expected = [[2, 2, 2, 1, 1, -1], [0, 0, 0, -1, 1, 1]]
     assert voted(clusters, masks, 3).tolist() == expected
+
+
+def test_the_teacher_moves_now_and_then_by_what_it_does_not_keep() -> None:
+    method: Any = learner_of("primaps").method
+    maps, before = features(), method.head.weight.clone()
+    with torch.no_grad():
+        method.directions.copy_(torch.randn_like(method.directions))
+        method.lengths.fill_(2)
+    student = 2 * normalize(method.directions, dim=1)[:, :, None, None]
+    for step, calls, kept in ((1, 2, None), (0, 0, 0.0), (0, 2, 2 / 3)):
+        method.calls.fill_(calls)
+        with torch.no_grad():
+            method.head.weight.copy_(before)
+        images = images_of(maps, step=step * (method.options.every + 1))
+        method.update(Batch(**vars(images), features=maps), {})
+        expected = before if kept is None else kept * before + (1 - kept) * student
+        assert torch.allclose(method.head.weight, expected, atol=1e-6)
+        assert int(method.calls) == calls + (kept is not None)

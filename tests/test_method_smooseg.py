@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from iddc.methods.smooseg import data_loss, smoothness_loss
 from oracles import waves
+from steps import images_of
+from test_methods import features, learner_of
 
 U, Z = waves(1, 2, 4, 3), waves(2, 2, 4, 2).requires_grad_()
 TEACHER_CENTROIDS, STUDENT_CENTROIDS = waves(3, 3, 2), waves(11, 3, 2)
@@ -44,3 +48,17 @@ def test_smoothness_moves_codes_as_much_as_the_slow_loop(probs: torch.Tensor) ->
     value = value + smoothness_loss(U, U.flip(0), probs, probs.flip(0), 0.5)
     (to_codes,) = torch.autograd.grad(value, Z)
     assert to_codes.norm().item() == pytest.approx(0.484473, abs=1e-6)
+
+
+def test_student_and_teacher_see_the_cosines_of_codes_and_their_centroids() -> None:
+    method: Any = learner_of("smooseg").method
+    with torch.no_grad():
+        method.student.mul_(torch.linspace(0.5, 2, len(method.student))[:, None])
+    maps = features()
+    rows = method.rows(maps, images_of(maps))
+    for image in range(len(maps)):
+        codes = normalize(method.head.codes(maps[image, :1])[0].flatten(1).T, dim=1)
+        student = codes @ normalize(method.student, dim=1).T
+        assert torch.allclose(rows["student"][image].T, student, atol=1e-5)
+        teacher = codes @ normalize(method.head.centroids, dim=1).T
+        assert torch.allclose(rows["logits"][image, 0].T, teacher, atol=1e-5)
