@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from iddc.errors import ConfigError
 from iddc.methods import completed
+from iddc.methods.method import Batch
 from iddc.methods.second_stage import NONE, kept_labels, masked_cross_entropy
 from oracles import waves
+from steps import images_of
 from test_methods import Fixed, features, learner_of, tiny
 
 TEACHER = (4 * waves(2, 5, 3)).softmax(dim=1)
@@ -66,3 +71,20 @@ def test_the_first_stage_must_be_a_method_without_steps() -> None:
     experiment = tiny("second-stage").model_copy(update={"options": {"first": "stego"}})
     with pytest.raises(ConfigError, match="expected 'kmeans' or 'consensus', found 'stego'"):
         completed(experiment)
+
+
+def test_the_average_forgets_faster_in_short_rounds() -> None:
+    """In a round of 20 steps it keeps 1 - 5 / 20 of itself in each, and never more than asked."""
+    method: Any = learner_of("second-stage").method
+    maps = features()
+    for steps, kept in ((20, 0.75), (100_000, method.options.momentum), (3, 0.0)):
+        images = replace(images_of(maps), steps=steps * method.options.rounds)
+        with torch.no_grad():
+            for slow, fast in zip(
+                method.head.parameters(), method.student.parameters(), strict=True
+            ):
+                slow.fill_(1)
+                fast.fill_(0)
+        method.update(Batch(**vars(images), features=maps), {})
+        for slow in method.head.parameters():
+            assert torch.allclose(slow, torch.full_like(slow, kept), atol=1e-6)

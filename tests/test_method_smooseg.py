@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from iddc.methods.method import Batch
 from iddc.methods.smooseg import data_loss, smoothness_loss
 from oracles import waves
 from steps import images_of
@@ -62,3 +64,16 @@ def test_student_and_teacher_see_the_cosines_of_codes_and_their_centroids() -> N
         assert torch.allclose(rows["student"][image].T, student, atol=1e-5)
         teacher = codes @ normalize(method.head.centroids, dim=1).T
         assert torch.allclose(rows["logits"][image, 0].T, teacher, atol=1e-5)
+
+
+def test_the_teachers_centroids_forget_faster_in_short_trainings() -> None:
+    method: Any = learner_of("smooseg").method
+    maps = features()
+    for steps, kept in ((20, 0.75), (100_000, method.options.momentum), (3, 0.0)):
+        with torch.no_grad():
+            method.head.centroids.fill_(1)
+            method.student.fill_(0)
+        images = replace(images_of(maps), steps=steps)
+        method.update(Batch(**vars(images), features=maps), {})
+        expected = torch.full_like(method.student, kept)
+        assert torch.allclose(method.head.centroids, expected, atol=1e-6)
