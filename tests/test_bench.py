@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from iddc import bench
@@ -23,10 +24,12 @@ from iddc.config import (
     ObjectiveConfig,
     Precision,
     PredictionConfig,
+    TrainingConfig,
 )
 from iddc.errors import NumericError
 from iddc.losses.pairs import BLOCK_PAIRS
 from iddc.network import build_network
+from iddc.segmenter import Segmenter
 
 # Workers are forked; Python 3.12 warns of it where there are threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -206,6 +209,19 @@ def test_clusters_are_those_of_single_windows(
 ) -> None:
     part = make(scenes, case)
     assert difference(part) <= 0.001
+
+
+def test_single_windows_are_feathered_as_those_of_a_prediction(scenes: inputs.Inputs) -> None:
+    feathered = PredictionConfig(window=32, overlap=16, blend="tent", flip=False)
+    experiment = CASES[0].experiment(3).model_copy(update={"prediction": feathered})
+    experiment = experiment.model_copy(update={"training": TrainingConfig(precision="fp32")})
+    network = build_network(experiment).eval()
+    segmenter = Segmenter.of(network, experiment)
+    for file in scenes.files:
+        with Image.open(file.path) as image:
+            found = prediction.reference_clusters(network, image.convert("RGB"), experiment)
+            expected = segmenter.predict(image.convert("RGB")).clusters
+        assert (found == expected).mean() > 0.999
 
 
 def test_differences_of_clusters_are_shares_of_pixels(scenes: inputs.Inputs) -> None:
