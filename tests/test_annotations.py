@@ -217,6 +217,31 @@ def test_a_region_that_cannot_be_is_an_error_that_names_its_image(
         open_dataset("folder", path, "val")[0]
 
 
+@pytest.mark.parametrize(("field", "found"), [("category_id", 55), ("image_id", 66)])
+def test_a_region_of_an_image_or_a_category_that_is_not_listed_is_an_error(
+    tmp_path: Path, field: str, found: int
+) -> None:
+    path = coco_json(tmp_path / "coco.json", [(3, [[0, 0, 2, 0, 2, 2, 0, 2]])] * 2)
+    record = json.loads(path.read_text())
+    record["annotations"][1][field] = found
+    path.write_text(json.dumps(record))
+    message = rf"annotates images or categories that it does not list: {found}\."
+    with pytest.raises(DataError, match=message):
+        open_dataset("folder", path, "val")
+
+
+@pytest.mark.parametrize("twice", [{"id": 3, "name": "sky"}, {"id": 5, "name": "car"}])
+def test_two_categories_of_one_name_or_id_are_an_error(
+    tmp_path: Path, twice: dict[str, Any]
+) -> None:
+    path = coco_json(tmp_path / "coco.json", [(3, [[0, 0, 2, 0, 2, 2, 0, 2]])])
+    record = json.loads(path.read_text())
+    record["categories"].append(twice)
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="several categories of one name or id"):
+        open_dataset("folder", path, "val")
+
+
 def test_an_image_of_another_size_than_annotated_is_an_error(tmp_path: Path) -> None:
     path = coco_json(tmp_path / "coco.json", [(3, [[0, 0, 2, 0, 2, 2, 0, 2]])])
     photos(tmp_path, {"a.jpg": np.zeros((3, 4))})
