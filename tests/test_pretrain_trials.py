@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarking import benchmark
 from iddc.backbones import (
     load_backbone,
     reduced_backbone,
+    regional,
     save_backbone,
     untrained_backbone,
 )
@@ -163,15 +165,17 @@ def test_a_trial_of_other_choices_is_refused(
         trials.run(trials.Trial(choices), pool, tmp_path, 0, 1)
 
 
+@pytest.mark.parametrize("source", ["cache", "folder"])
 def test_other_components_leave_the_network_as_it_is(
-    photos: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     torch.manual_seed(0)
     images = [photos[index].permute(2, 0, 1)[None] for index in range(4)]
     first = reduced_backbone(untrained_backbone("test_resnet").eval(), 6, images)
     save_backbone(first, tmp_path / "first")
-    given = ["--photos", str(tmp_path / "cache"), "--init", str(tmp_path / "first")]
-    given += ["--source", "0", "--images", "5", "--out", str(tmp_path / "second")]
+    where = {"cache": ["--photos", "cache", "--source", "0"], "folder": ["--folder", "photos"]}
+    given = [*where[source], "--init", "first", "--images", "5", "--out", "second"]
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["regional.py", *given])
     benchmark("regional").main()
     before, after = (load_backbone(str(tmp_path / one)) for one in ("first", "second"))
@@ -181,6 +185,17 @@ def test_other_components_leave_the_network_as_it_is(
         for name in changed
     )
     assert not torch.equal(after.reduce.weight, before.reduce.weight)
+    record = json.loads((tmp_path / "second" / "regional.json").read_text())
+    assert record["images"] == 5
+    # What is written is what the function gives for these images.
+    ids = (
+        np.random.default_rng(0).choice(10, 5, replace=False)
+        if source == "cache"
+        else [*range(0, 10, 2)]
+    )
+    known = load_backbone(str(tmp_path / "first"))
+    asked = regional(known, (photos[int(index)].permute(2, 0, 1)[None] for index in ids))
+    assert torch.equal(after.reduce.weight, asked.half().reduce.weight.float())
 
 
 def test_some_images_are_evenly_spaced(trials: Any) -> None:
