@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -211,7 +212,7 @@ RECIPES: dict[str, Fit] = {
 def find_recipe(name: str) -> Fit:
     """A recipe of this file, or a method of the product."""
     kind, _, rest = name.partition(":")
-    method, *numbers = rest.split(":")
+    method, *numbers = re.split(r":(?=\w+=)", rest)
     if kind == "method" and method in METHODS:
         options = dict(number.split("=", 1) for number in numbers)
         return method_recipe(method, **{key: yaml.safe_load(v) for key, v in options.items()})

@@ -161,6 +161,9 @@ def test_a_recipe_gives_a_method_other_numbers(
     monkeypatch.setattr(develop, "method_recipe", lambda name, **o: given.update(o, name=name))
     develop.find_recipe("method:consensus:colour=1.5:lengths=free:regions=false")
     assert given == {"name": "consensus", "colour": 1.5, "lengths": "free", "regions": False}
+    given.clear()
+    develop.find_recipe("method:iddc:training={heads: 1, patches: 64}:epochs=2")
+    assert given == {"name": "iddc", "training": {"heads": 1, "patches": 64}, "epochs": 2}
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones(develop: Any) -> None:
