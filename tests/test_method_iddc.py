@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iddc.config import Experiment, Frozen, ObjectiveConfig, TrainingConfig
-from iddc.errors import DataError
+from iddc.errors import ConfigError, DataError
 from iddc.learning.learner import Learner
 from iddc.losses import Pixels
 from iddc.losses.reference import equation_8
@@ -178,6 +178,11 @@ def test_a_head_may_start_at_the_classes_of_the_consensus(objective: ObjectiveCo
 def test_several_heads_do_not_start_alike() -> None:
     with pytest.raises(ValidationError, match="expected heads 1, found 4"):
         TrainingConfig(start="consensus", heads=4)
+
+
+def test_codes_of_a_backbone_that_moves_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Leave out --training\.end-to-end"):
+        Iddc.plan(experiment(heads=1, end_to_end=True), 5)
 
 
 def test_auto_is_a_half_and_given_thresholds_stay() -> None:

@@ -24,12 +24,13 @@ from torch.nn.functional import cross_entropy, normalize
 
 from iddc.config import Experiment, Frozen, ObjectiveConfig, TrainingConfig
 from iddc.consensus import fit_consensus
+from iddc.errors import ConfigError
 from iddc.losses import Objective, Pixels
 from iddc.methods.coassociation import CONSENSUS, Coassociation
 from iddc.methods.method import Batch, Collection, Group, Images, Method, Rows
 from iddc.methods.pictures import Pictures
 from iddc.network import CPU_CROPS, logits_at
-from iddc.schedules import poly
+from iddc.schedules import Plan, poly
 from iddc.thresholds import resolve_thresholds, thresholds_of
 from iddc.views import draw_rolls
 
@@ -66,6 +67,21 @@ class Iddc(Method):
             # Codes are of centred embeddings; they have no mean of their own to subtract.
             update = {**joined, "centering": "none"}
             self.objective = Objective(experiment.objective.model_copy(update=update))
+
+    @classmethod
+    def plan(cls, experiment: Experiment, num_images: int) -> Plan:
+        """As the experiment says.
+
+        Raises:
+            ConfigError: Codes are fitted once, and the backbone is to learn.
+        """
+        if experiment.objective.affinity == "coassociation" and experiment.training.end_to_end:
+            raise ConfigError(
+                "--objective.affinity coassociation compares embeddings with centroids that are "
+                "fitted before the first step, so the backbone must stay as it is. Leave out "
+                "--training.end-to-end, or take the cosine."
+            )
+        return super().plan(experiment, num_images)
 
     def get_extra_state(self) -> tuple[float | str, ...]:
         """Give t+ and t-, which a run keeps once they are found."""
