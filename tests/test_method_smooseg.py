@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from iddc.methods.method import Batch
 from iddc.methods.smooseg import data_loss, smoothness_loss
+from iddc.views import draw_patches, draw_rolls
 from oracles import waves
 from steps import images_of
 from test_methods import features, learner_of
@@ -64,6 +65,29 @@ def test_student_and_teacher_see_the_cosines_of_codes_and_their_centroids() -> N
         assert torch.allclose(rows["student"][image].T, student, atol=1e-5)
         teacher = codes @ normalize(method.head.centroids, dim=1).T
         assert torch.allclose(rows["logits"][image, 0].T, teacher, atol=1e-5)
+
+
+def test_the_terms_of_a_step_are_of_probabilities_over_clusters() -> None:
+    method: Any = learner_of("smooseg").method
+    maps = features()
+    images = images_of(maps)
+    rows = method.rows(maps, images)
+    found = method.loss(Batch(**vars(images), features=maps), rows)
+    # With every patch drawn once, each term is that of the whole images, in any order.
+    number = maps[0, 0, 0].numel()
+    assert number <= method.options.patches
+    here, there = draw_patches(number, method.options.patches, images.seed, images.step)
+    assert sorted(here.tolist()) == sorted(there.tolist()) == [*range(number)]
+    u = maps[:, 0].flatten(2).mT
+    p = (rows["logits"][:, 0].mT / method.options.temperature).exp()
+    p = p / p.sum(2, keepdim=True)
+    (roll,) = draw_rolls(len(maps), 1, images.seed, images.step)
+    within = smoothness_loss(u, u, p, p, method.options.within_shift)
+    across = smoothness_loss(u, u.roll(roll, 0), p, p.roll(roll, 0), method.options.across_shift)
+    assert torch.allclose(found["within"], within, atol=1e-5)
+    assert torch.allclose(found["across"], across, atol=1e-5)
+    total = found["within"] + found["across"] + found["data"]
+    assert torch.allclose(found["loss"], total)
 
 
 def test_the_teachers_centroids_forget_faster_in_short_trainings() -> None:
