@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = 4
 """One patch of each block of 4 x 4 stands for it in the modularity."""
-CONCEPTS_AT_ONCE = 128
-"""Concepts whose pairs of patches are in memory at once."""
 
 
 def edges_above_chance(affinity: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
@@ -36,12 +34,18 @@ def modularity_loss(
     directions = normalize(vectors, dim=1)
     excess = edges_above_chance((directions @ directions.T).relu().fill_diagonal_(0))
     likeness = (directions @ normalize(concepts, dim=1).T).relu()
-    # In parts, as every concept has a matrix of all pairs; the largest needs no other one.
-    together = torch.zeros_like(excess)
-    for part in torch.split(likeness, CONCEPTS_AT_ONCE, dim=1):
-        products = torch.einsum("ig,jg->gij", part, part)
-        together = torch.maximum(together, (products / temperature).tanh().amax(dim=0))
+    # As tanh rises, the concept of the largest product is all that a pair needs.
+    own = likeness.gather(1, _shared_concepts(likeness.detach()))
+    together = (own * own.T / temperature).tanh()
     return -(excess * together).sum()
+
+
+def _shared_concepts(likeness: Float[Tensor, "n g"]) -> Int64[Tensor, "n n"]:
+    """The concept with the largest product of both patches' likeness, for each pair of patches."""
+    best = torch.zeros(len(likeness), len(likeness), dtype=torch.int64, device=likeness.device)
+    for patch, row in enumerate(likeness):  # not all at once: each concept has all pairs
+        best[patch, patch:] = (row * likeness[patch:]).argmax(dim=1)
+    return torch.maximum(best, best.T)
 
 
 def one_of_each_block(
@@ -94,11 +98,12 @@ def fit_concepts(
             order += rng.permutation(len(images)).tolist()
         chosen, order = order[:batch_size], order[batch_size:]
         optimizer.zero_grad()
-        with torch.enable_grad():
-            losses = [modularity_loss(images[i], concepts, temperature) for i in chosen]
-            loss = torch.stack(losses).mean()
-            torch.autograd.backward(loss)
+        last = 0.0
+        for image in chosen:  # one after the other, as each has a graph of all pairs of patches
+            with torch.enable_grad():
+                loss = modularity_loss(images[image], concepts, temperature) / len(chosen)
+                torch.autograd.backward(loss)
+            last += loss.item()
         torch.nn.utils.clip_grad_norm_([concepts], clip)
         optimizer.step()
-        last = loss.item()
     return concepts.detach(), last
