@@ -28,19 +28,16 @@ from learned import method_recipe
 
 STEPS = ("steps", "min_steps", "fitting_steps", "start_steps")
 """The numbers of methods that say how long they learn."""
-STARTED = {"start": "consensus", "heads": 1}
+RANDOM = {"start": "random", "heads": 4}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "iddc-coassociation": ("iddc", {"objective": {"affinity": "coassociation"}}),
-    "iddc-started": (
+    "iddc-cosine": ("iddc", {"objective": {"affinity": "cosine"}}),
+    "iddc-random": (
         "iddc",
-        {
-            "training": STARTED,
-            "objective": {"affinity": "coassociation", "regularizer_weight": 0.03},
-        },
+        {"training": RANDOM, "objective": {"affinity": "cosine", "regularizer_weight": 0.3}},
     ),
-    "iddc-started-cosine": (
+    "iddc-random-coassociation": (
         "iddc",
-        {"training": STARTED, "objective": {"regularizer_weight": 0.03}},
+        {"training": RANDOM, "objective": {"regularizer_weight": 0.3}},
     ),
 }
 """Rows that are a method with other numbers."""

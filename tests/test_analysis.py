@@ -136,7 +136,10 @@ def test_the_command_prints_the_estimate_and_what_to_do_with_it(
     lines = capsys.readouterr().out.splitlines()
     record = json.loads((tmp_path / "out" / "affinities.json").read_text())
     assert f"t+ = t- = {record['threshold']:.2f}" in lines[0]
-    assert f"--objective.positive-threshold {record['threshold']}" in lines[-1]
+    assert (
+        f"--objective.affinity cosine --objective.positive-threshold {record['threshold']}"
+        in (lines[-1])
+    )
     assert f"{scenes / 'train'} --num-clusters 4 --backbone untrained:test_vit" in lines[-1]
     assert main([*command, "--out", str(tmp_path / "row"), "--recipe", "cityscapes-vits8"]) == 0
     assert "--recipe cityscapes-vits8 --num-clusters 4" in capsys.readouterr().out

@@ -293,7 +293,7 @@ def test_without_a_recipe_it_is_the_one_for_a_folder(
     [
         ("--epochs", "3"),
         ("--head", "linear"),
-        ("--training.heads=2",),
+        ("--training.heads=1",),
         ("--training.end-to-end",),
         ("--objective.regularizer", "none"),
     ],
@@ -305,6 +305,15 @@ def test_an_option_of_iddc_trains_iddc_and_says_so(
     captured = capsys.readouterr()
     assert "\nmethod: iddc\n" in captured.out
     assert f"note: {words[0].partition('=')[0]} is an option of --method iddc" in captured.err
+
+
+def test_several_heads_do_not_start_at_the_consensus(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(photos), "--out", "nowhere", "--print-config", "--training.heads", "2"]
+    assert main(words) == 2
+    assert "expected heads 1, found 2; several heads take --training.start random" in error(capsys)
+    assert main([*words, "--training.start", "random"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -338,7 +347,7 @@ def test_what_the_consensus_cannot_do_is_exit_2_and_names_the_option(
     [
         ("views: {short_side: 256}", "consensus"),
         ("training: {precision: fp32}", "consensus"),
-        ("training: {heads: 2}", "iddc"),
+        ("training: {heads: 1}", "iddc"),
         ("objective: {regularizer: none}", "iddc"),
         ("epochs: 3", "iddc"),
     ],

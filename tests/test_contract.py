@@ -52,16 +52,21 @@ compared, and may be so far off."""
 SMALL = "--num-clusters 3 --device cpu --workers 0 --backbone untrained:test_vit"
 TRAIN = f"train {SMALL} --views.crop-size 64 --views.short-side 0 --training.batch-size 3"
 TRAIN += " --training.precision fp32 --epochs 3 --checkpoint-every 2"
+FREE = f"{TRAIN} --training.start random --objective.affinity cosine"
+FREE += " --objective.regularizer-weight 0.3"
 PRETRAIN = "pretrain --device cpu --workers 0 --precision fp32 --steps 4 --batch-size 16"
 RUNS = {
-    "train": TRAIN,
-    "train-linear": f"{TRAIN} --head linear --seed 1",
+    "train": f"{FREE} --training.heads 4",
+    "train-started": TRAIN,
+    "train-linear": f"{FREE} --training.heads 4 --head linear --seed 1",
     "train-released": f"{TRAIN} --recipe cocostuff27-vits16-released --head conv",
-    "train-end-to-end": f"{TRAIN} --training.end-to-end --training.backbone-learning-rate 1e-4",
-    "train-new-views": f"{TRAIN} --views.repeat 0 --training.patches 7",
-    "train-heads": f"{TRAIN} --training.heads 2 --epochs 4",
-    "train-auto": f"{TRAIN} --objective.positive-threshold auto --objective.negative-threshold 0.1",
-    "train-pieces": f"{TRAIN} --micro-batch-size 2",
+    "train-end-to-end": f"{FREE} --training.heads 4 --training.end-to-end"
+    " --training.backbone-learning-rate 1e-4",
+    "train-new-views": f"{FREE} --training.heads 4 --views.repeat 0 --training.patches 7",
+    "train-heads": f"{FREE} --training.heads 2 --epochs 4",
+    "train-auto": f"{FREE} --training.heads 4 --objective.positive-threshold auto"
+    " --objective.negative-threshold 0.1",
+    "train-pieces": f"{FREE} --training.heads 4 --micro-batch-size 2",
     "kmeans": f"baseline kmeans {SMALL}",
     "consensus": f"baseline consensus {SMALL} --consensus.steps 20",
     "stego": f"baseline stego {SMALL} --stego.steps 6 --stego.batch-size 4",
@@ -79,7 +84,7 @@ CONFIGURED = {  # what `baseline` takes from a file
     "stego": "views: {short_side: 64, crop_size: 32}\nprediction: {window: 32, overlap: 8}\n"
     "training: {precision: fp32}\n",
 }
-TOGETHER = {"train", "train-end-to-end", "pretrain-dino"}
+TOGETHER = {"train", "train-started", "train-end-to-end", "pretrain-dino"}
 """What torchrun is tried with here: two processes do what one does."""
 
 

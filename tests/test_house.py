@@ -169,7 +169,7 @@ def train(folder: Path) -> list[str]:
     """The words of a short training on two photos."""
     write_photos(folder / "photos", 2)
     words = f"train {folder}/photos --out {folder}/run --backbone untrained:test_vit"
-    words += " --epochs 1 --views.crop-size 64 --training.heads 1 --device cpu --workers 0"
+    words += " --epochs 1 --views.crop-size 64 --num-clusters 2 --device cpu --workers 0"
     return words.split()
 
 

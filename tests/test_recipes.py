@@ -158,14 +158,15 @@ def test_the_defaults_of_training_and_views_are_those_of_section_4_2_2() -> None
 
 
 def test_the_recipe_for_folders_has_the_numbers_of_its_decisions() -> None:
-    """Decisions 001, 002, 007, 009 and 013; a change of one is a decision, and new results."""
+    """Decisions 001, 002, 007, 009, 013 and 019; a change of one is a decision, and new results."""
     found = RECIPES["folder"].experiment()
     assert found.method == "consensus"
     objective, training = found.objective, found.training
-    assert (objective.negative_weight, objective.regularizer_weight) == (1.4, 0.3)
+    assert (objective.negative_weight, objective.regularizer_weight) == (1.4, 0.03)
     assert (objective.regularizer, objective.centering) == ("weibull", "batch")
     assert (objective.positive_threshold, objective.negative_threshold) == ("auto", "auto")
-    assert (training.learning_rate, training.heads, training.patches) == (2e-3, 4, 256)
+    assert (objective.affinity, training.start) == ("coassociation", "consensus")
+    assert (training.learning_rate, training.heads, training.patches) == (2e-3, 1, 256)
     assert (training.min_steps, training.batch_size) == (200, 64)
     assert (found.views.repeat, found.views.short_side, found.views.crop_size) == (4, 448, 224)
     assert (found.prediction.window, found.prediction.overlap) == (224, 75)

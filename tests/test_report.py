@@ -61,8 +61,9 @@ def make_run(
 ) -> Run:
     """A finished run whose head is as random as its backbone."""
     experiment = RECIPES["folder"].experiment()
+    cosines = experiment.objective.model_copy(update={"affinity": "cosine"})
     changes = {"num_clusters": num_clusters, "head": head, "method": method, "seed": seed}
-    changes |= {"backbone": "untrained:test_vit", "objective": objective or experiment.objective}
+    changes |= {"backbone": "untrained:test_vit", "objective": objective or cosines}
     experiment = experiment.model_copy(update=changes)
     with Run.start(path, experiment, source=str(source)) as run:
         for step in range(1, steps + 1):

@@ -374,6 +374,8 @@ def test_on_other_data_an_ablation_edits_the_recipe_for_folders(out: Path) -> No
         assert (experiment.recipe, experiment.num_clusters) == ("folder", 5)
         assert experiment.objective.regularizer == folder.objective.regularizer
         assert experiment.head == folder.head
+        assert (experiment.objective.affinity, experiment.training.start) == ("cosine", "random")
+        assert experiment.objective.regularizer_weight == 0.3
         assert len(found.entries) == 2
     assert outcome(result, "log").job.experiment.objective.penalty == "log"  # type: ignore[union-attr]
     page = result.path.read_text()

@@ -326,6 +326,7 @@ class TrainingConfig(Frozen):
         if self.start == "consensus" and self.heads > 1:
             raise ValueError(
                 f"with start consensus all heads begin alike: expected heads 1, found {self.heads}"
+                "; several heads take --training.start random"
             )
         return self
 

@@ -30,9 +30,12 @@ class Case:
     num_clusters: int = 27
 
     def experiment(self, batch_size: int) -> Experiment:
-        """IDDC by the recipe's numbers: this backbone, K and batch, one head, fixed thresholds."""
+        """IDDC by the recipe's numbers: this backbone, K and batch, one head, fixed thresholds.
+
+        Embeddings are compared, as in the paper: codes of a consensus would be fitted to photos.
+        """
         start = RECIPES[self.recipe].experiment()
-        objective = start.objective
+        objective = start.objective.model_copy(update={"affinity": "cosine"})
         if objective.positive_threshold == "auto":
             numbers = {"positive_threshold": THRESHOLD, "negative_threshold": THRESHOLD}
             objective = objective.model_copy(update=numbers)

@@ -83,6 +83,8 @@ class Analyze(ReadsPhotos):
             words += ["--recipe", experiment.recipe]
         words += ["--num-clusters", experiment.num_clusters]
         words += ["--backbone", experiment.backbone]
+        if experiment.objective.affinity != "cosine":  # what was found are cosines
+            words += ["--objective.affinity", "cosine"]
         for sign in ("positive", "negative"):
             words += [f"--objective.{sign}-threshold", found.threshold]
         name = "affinities.png" if drawn else "affinities.json"

@@ -138,28 +138,42 @@ def training_minutes(experiment: Experiment, num_images: int, decoding: float) -
     """
     if not num_images:
         return 0.0
-    crop = crop_gflop(experiment.backbone)
-    if experiment.method == "consensus":  # each image and its mirror image, once, as a whole
+    if experiment.method == "consensus":
         options = ConsensusConfig(**experiment.options)
-        images = min(num_images, options.images)
-        side = experiment.views.short_side or 448
-        embedding = 2 * images * crop * _ASPECT * (side / 224) ** 2
-        work = embedding / (_EFFICIENCY * _gflops()) + images * (decoding + _REGIONS)
-        return (work + _MERGING) / 60
+        return _consensus_seconds(experiment, options, num_images, decoding) / 60
+    before, compared = 0.0, 128  # seconds, and the length of what is compared
     if experiment.method == "iddc":  # whose plan takes no torch
         plan = Plan.of(experiment, num_images)
+        joined = experiment.objective.affinity == "coassociation"
+        if joined or experiment.training.start == "consensus":
+            options = ConsensusConfig()
+            before = _consensus_seconds(experiment, options, num_images, decoding)
+            compared = options.groupings * experiment.num_clusters if joined else compared
     else:
         experiment = completed(experiment)
         plan = find_method(experiment.method).plan(experiment, num_images)
+    crop = crop_gflop(experiment.backbone)
     views, training = experiment.views, experiment.training
     epochs = max(1, plan.steps // max(1, plan.steps_per_epoch))
     new_views = min(epochs, views.repeat or epochs) * num_images
     embedding = 2 * new_views * crop * (views.crop_size / 224) ** 2
     patches = training.patches or (views.crop_size // 8) ** 2
-    pairs = 2 * patches**2 * (128 + training.heads * experiment.num_clusters) / 1e9
+    pairs = 2 * patches**2 * (compared + training.heads * experiment.num_clusters) / 1e9
     batch = min(training.batch_size, num_images)
     learning = 3 * plan.steps * batch * (1 + experiment.objective.negatives) * pairs
-    return (new_views * decoding + (embedding + learning) / (_EFFICIENCY * _gflops())) / 60
+    work = (embedding + learning) / (_EFFICIENCY * _gflops())
+    return (before + new_views * decoding + work) / 60
+
+
+def _consensus_seconds(
+    experiment: Experiment, options: ConsensusConfig, num_images: int, decoding: float
+) -> float:
+    """Each image and its mirror image embedded once, as a whole, divided, and all merged."""
+    images = min(num_images, options.images)
+    side = experiment.views.short_side or 448
+    embedding = 2 * images * crop_gflop(experiment.backbone) * _ASPECT * (side / 224) ** 2
+    work = embedding / (_EFFICIENCY * _gflops())
+    return work + images * (decoding + _REGIONS) + _MERGING
 
 
 def crop_gflop(backbone: str) -> float:

@@ -14,7 +14,7 @@ from iddc.config import DatasetName, Experiment, ProtocolName, RefineName
 from iddc.errors import ConfigError
 from iddc.methods import completed, find_method
 from iddc.recipes import FIGURES, RECIPES, TABLES, Figure, Row, Table
-from iddc.recipes.ablations import Edit, identity
+from iddc.recipes.ablations import Edit, from_scratch, identity
 
 Target = Table | Figure
 
@@ -159,7 +159,7 @@ def job_of(row: Row, target: Target, settings: Settings, num_classes: int) -> Jo
     recipe = RECIPES[row.recipe]
     experiment = recipe.experiment()
     if is_other(target, settings):
-        base = RECIPES["folder"].experiment()
+        base = from_scratch(RECIPES["folder"].experiment())
         changes = {"num_clusters": num_classes, "backbone": experiment.backbone}
         experiment = recipe.edit(settings.base or base.model_copy(update=changes))
     if settings.num_clusters:
