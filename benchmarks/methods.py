@@ -55,6 +55,8 @@ def shortened(name: str, steps: int, batch_size: int) -> dict[str, Any]:
         return {"training": {"min_steps": steps, "batch_size": batch_size}}
     fields = find_method(name).Config.model_fields
     limits = {**dict.fromkeys(STEPS, steps), "batch_size": batch_size}
+    if "object_start" in fields:  # EAGLE's second loss waits for the same share of the steps
+        limits["object_start"] = steps * fields["object_start"].default // fields["steps"].default
     return {k: min(v, fields[k].default) for k, v in limits.items() if k in fields}
 
 
