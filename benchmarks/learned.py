@@ -24,7 +24,7 @@ from embedded import Picture, Pictures
 from iddc.backbones import Backbone, ClassAttention, attend, load_backbone
 from iddc.config import MethodName
 from iddc.images import open_image
-from iddc.learning.embeddings import Embedded, Embeddings
+from iddc.learning.embeddings import Embedded, Embeddings, Shared
 from iddc.learning.learner import Learner
 from iddc.methods import completed, find_method
 from iddc.processes import Processes
@@ -119,13 +119,14 @@ def method_recipe(
         # All crops that the run asks for, so that no file is opened for them.
         plan = find_method(name).plan(experiment, len(pictures))
         views = experiment.views
-        shared: Embeddings = {}
+        crops: Embeddings = {}
         side = round(load_backbone(pictures.backbone).num_patches(views.crop_size) ** 0.5)
         for epoch in range(min(views.repeat, plan.epochs)):
             for index, picture in enumerate(pictures.items):
                 rng = np.random.default_rng((seed, epoch, index))
-                shared[epoch, index] = two_crops(picture.features, side, views.max_offset, rng)
+                crops[epoch, index] = two_crops(picture.features, side, views.max_offset, rng)
 
+        shared = Shared(crops)
         learner = Learner(experiment, len(pictures), Processes(torch.device("cpu")), shared=shared)
         collection = GridCollection(pictures, seed)
         for epoch, steps in learner.stages():

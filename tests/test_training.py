@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from iddc.backbones import Backbone, untrained_backbone
+from iddc.backbones import Backbone, save_backbone, untrained_backbone
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.errors import ConfigError, DataError, IddcError, Interrupted, SetupError
 from iddc.images import ImageFile, Skipped, find_images
 from iddc.learning import fit, trained_run
 from iddc.learning.batches import failures_in_words, loaded_batches
 from iddc.learning.checkpoint import digest, load_state
-from iddc.learning.embeddings import EmbeddingCache, Embeddings, Wanted
+from iddc.learning.embeddings import EmbeddingCache, Shared, Wanted
 from iddc.learning.gradients import images_at_once
 from iddc.learning.learner import Learner
 from iddc.losses import Objective, Pixels
@@ -42,6 +42,7 @@ from iddc.network import build_head, build_network, embed_crops
 from iddc.processes import Processes, joined
 from iddc.progress import Progress
 from iddc.runs import Run
+from iddc.samples import Sampler, Wholes
 from iddc.schedules import Plan, poly
 from iddc.segmenter import Segmenter
 from iddc.thresholds import resolve_thresholds, thresholds_of
@@ -458,13 +459,48 @@ def test_runs_that_share_embeddings_make_them_once_and_end_with_the_same_bits(
     other = repeating().model_copy(update={"head": "linear"})
     alone = start(tmp_path, other, "alone")
     fit(photos, other, alone, QUIET)
-    shared: Embeddings = {}
+    shared = Shared()
     fit(photos, repeating(), start(tmp_path, repeating(), "first"), QUIET, shared=shared)
-    assert len(shared) == 2 * len(photos)
+    assert len(shared.views) == 2 * len(photos)
     monkeypatch.setattr("iddc.learning.embeddings.embed_crops", refuse)
     second = start(tmp_path, other, "second")
     fit(photos, other, second, QUIET, shared=shared)
     assert weights(second) == weights(alone)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "room", "kept"),
+    [("saved", 10**9, 4), ("saved", 50_000, 1), ("saved", 0, 0), ("untrained:test_vit", 10**9, 0)],
+)
+def test_runs_of_several_seeds_embed_whole_images_once_and_end_with_the_same_bits(
+    photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    backbone: str, room: int, kept: int,
+) -> None:  # fmt: skip
+    """Random weights follow from the seed, so that nothing is shared."""
+    damage(photos[1])  # between others that are kept
+    embedded: list[int] = []
+    embed = Sampler._embed
+
+    def counted(self: Sampler, images: Tensor) -> Tensor:
+        embedded.append(len(images))
+        return embed(self, images)
+
+    monkeypatch.setattr(Sampler, "_embed", counted)
+    if backbone == "saved":
+        backbone = str(tmp_path / "backbone")
+        save_backbone(untrained_backbone("test_vit"), Path(backbone))
+    shared = Shared(wholes=Wholes(room))
+    lenient = QUIET.model_copy(update={"max_unreadable": 0.5})
+    for seed in (0, 1):
+        changes = {"method": "consensus", "seed": seed, "num_clusters": 2}
+        experiment = tiny().model_copy(update={**changes, "backbone": backbone})
+        alone, one = start(tmp_path, experiment, f"alone{seed}"), f"shared{seed}"
+        fit(photos, experiment, alone, lenient)
+        embedded.clear()
+        fit(photos, experiment, start(tmp_path, experiment, one), lenient, shared=shared)
+        assert weights(Run(tmp_path / one)) == weights(alone)
+        assert skipped_rows(Run(tmp_path / one)) == skipped_rows(alone) != []
+        assert embedded == [2] * (4 - kept * seed)
 
 
 def refuse(*_: object) -> Tensor:

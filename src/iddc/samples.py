@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from iddc.backbones import Backbone
+from iddc.backbones import Backbone, fingerprint
 from iddc.canvas import window_starts
 from iddc.config import Experiment, PredictionConfig, Runtime
 from iddc.device import autocast
@@ -34,6 +34,36 @@ _WINDOWS_AT_ONCE = 16
 T = TypeVar("T")
 
 
+class Wholes:
+    """What a frozen backbone makes of whole images, for further runs on the same images.
+
+    Args:
+        room: The most bytes that are kept. What finds no room is made again, and is the same.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = self._free = room
+        self._made_by = b""
+        self._kept: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def made_by(self, backbone: Backbone, short_side: int, precision: str) -> None:
+        """Forget what other weights have made, or the same at another size or precision."""
+        found = fingerprint(backbone, short_side, precision)
+        if found != self._made_by:
+            self._kept, self._free, self._made_by = {}, self._room, found
+
+    def get(self, index: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The embeddings of an image and its mirror image, its pixels, and which hold data."""
+        return self._kept.get(index)
+
+    def keep(self, index: int, maps: Tensor, image: Tensor, valid: Tensor | None) -> None:
+        """Keep them if there is room."""
+        size = maps.nbytes + image.nbytes + (0 if valid is None else valid.nbytes)
+        if size <= self._free:
+            self._free -= size
+            self._kept[index] = maps, image, valid
+
+
 class Sampler:
     """Embeds images of a collection with a frozen backbone. Gaps without data count in nothing.
 
@@ -44,6 +74,7 @@ class Sampler:
         runtime: How this machine works.
         check: Called before each image; what it raises ends the work.
         progress: Shows how far the work is.
+        wholes: Where `pictures` keeps what the backbone makes; None: nowhere.
     """
 
     def __init__(
@@ -55,6 +86,7 @@ class Sampler:
         *,
         check: Callable[[], None] = lambda: None,
         progress: Progress = SILENT,
+        wholes: Wholes | None = None,
     ) -> None:
         self.files = files
         self.backbone = backbone
@@ -65,6 +97,10 @@ class Sampler:
         self._runtime = runtime
         self._check = check
         self._progress = progress
+        self._wholes = wholes or Wholes(0)
+        if wholes:
+            precision = experiment.training.precision
+            wholes.made_by(backbone, experiment.views.short_side, precision)
         self._at_once = runtime.micro_batch_size or _WINDOWS_AT_ONCE
 
     def patches(self, count: int, indices: range | None = None) -> Float[Tensor, "n d"]:
@@ -186,8 +222,8 @@ class Sampler:
         One image after another, at working size; what mirror images give is mirrored back. Gaps
         are filled in the embeddings and, pixel by pixel, in the image.
         """
-        for index, (image, valid) in self._each(self._whole, indices):
-            plain, mirrored = self._embed(torch.stack([image, image.flip(-1)])).float()
+        for index, (both, image, valid) in self._both(list(indices)):
+            plain, mirrored = both.float()
             maps = torch.stack([plain, mirrored.flip(-1)])
             if valid is not None:
                 maps = filled(maps, valid.expand(2, -1, -1))
@@ -195,6 +231,22 @@ class Sampler:
                 yield index, maps, image.flatten(1)[:, numbers.flatten()].view_as(image)
             else:
                 yield index, maps, image
+
+    def _both(
+        self, indices: Sequence[int]
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor | None]]]:
+        """What the backbone makes of images and their mirror images, from what is kept or anew."""
+        made = self._each(self._whole, [i for i in indices if self._wholes.get(i) is None])
+        following = next(made, None)
+        for index in indices:
+            if kept := self._wholes.get(index):
+                yield index, kept
+            elif following and following[0] == index:  # else it cannot be read
+                image, valid = following[1]
+                both = self._embed(torch.stack([image, image.flip(-1)]))
+                self._wholes.keep(index, both, image, valid)
+                yield index, (both, image, valid)
+                following = next(made, None)
 
     def _whole(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"] | None]:
         """An image at working size, and which of its pixels hold data."""

@@ -29,7 +29,7 @@ from iddc.errors import ConfigError, IddcError, Interrupted, SetupError
 from iddc.evaluation import EvalProtocol, Evaluation, evaluate
 from iddc.images import ImageFile
 from iddc.learning import trained_run
-from iddc.learning.embeddings import Embeddings
+from iddc.learning.embeddings import Shared
 from iddc.methods import completed, used
 from iddc.progress import SILENT, Progress
 from iddc.runs import Run, disk_errors, read_text, write_atomic
@@ -127,8 +127,9 @@ def compare(
     trained: dict[tuple[str, int], tuple[Path, Cost]] = {}
 
     # All training first: labels are not opened before the last run is done.
+    wholes = Shared().wholes  # whole images are the same for all seeds
     for seed in range(experiment.seed, experiment.seed + seeds):
-        shared: Embeddings = {}  # views of one seed, which several methods may see
+        shared = Shared(wholes=wholes)  # views are of one seed
         for name in methods:
             if name in failures:
                 continue
@@ -291,14 +292,16 @@ class Restarts:
                 f"{self.folder} is a run with other options. Choose another --out, or remove it."
             )
 
-    def best(self, seconds: float, shared: Embeddings, progress: Progress) -> tuple[Path, Cost]:
+    def best(self, seconds: float, shared: Shared, progress: Progress) -> tuple[Path, Cost]:
         """Train while another run fits into the time; the run of the lowest loss, and its cost."""
         runs: list[tuple[float, Path, Cost]] = []
         spent = 0.0
         while not runs or spent + spent / len(runs) <= seconds:
             number = len(runs)
             folder = self.folder if not number else Path(f"{self.folder}.restart{number}")
-            cost = self._train(folder, number, shared if not number else {}, progress)
+            cost = self._train(
+                folder, number, shared if not number else Shared(wholes=shared.wholes), progress
+            )
             runs.append((final_loss(Run(folder)), folder, cost))
             if cost["seconds"] is None:  # an interrupted run took some time that nobody knows
                 break
@@ -306,7 +309,7 @@ class Restarts:
         _, folder, cost = min(runs, key=lambda run: run[0])
         return folder, cost
 
-    def _train(self, folder: Path, number: int, shared: Embeddings, progress: Progress) -> Cost:
+    def _train(self, folder: Path, number: int, shared: Shared, progress: Progress) -> Cost:
         """Train a run unless it is there; what it cost, if all of it was done in one go."""
         seed = (self.experiment.seed + number * RESTART_SEEDS) % 2**32
         experiment = self.experiment.model_copy(update={"seed": seed})

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iddc.backbones import ClassAttention, attend
+from iddc.learning.embeddings import Shared
 from iddc.learning.learner import Learner
 from iddc.learning.session import Session
 from iddc.samples import Sampler
@@ -20,7 +21,7 @@ AT_ONCE = 16
 class EmbeddedCollection:
     """All images of a run. It is a `Collection`."""
 
-    def __init__(self, session: Session, learner: Learner) -> None:
+    def __init__(self, session: Session, learner: Learner, shared: Shared | None = None) -> None:
         self._session = session
         self._learner = learner
         self._sampler = Sampler(
@@ -30,6 +31,8 @@ class EmbeddedCollection:
             session.runtime,
             check=session.check,
             progress=session.progress,
+            # A backbone that learns makes something else of an image in each epoch.
+            wholes=None if learner.experiment.training.end_to_end or not shared else shared.wholes,
         )
         everything = range(len(session.files))
         self._part: range = session.processes.split(everything)  # type: ignore[assignment]

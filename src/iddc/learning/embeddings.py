@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from iddc.config import Experiment
 from iddc.device import free_memory, in_memory
 from iddc.gaps import filled, part_of
 from iddc.network import CPU_CROPS, Network, embed_crops
+from iddc.samples import Wholes
 from iddc.views import ViewBatch, stacked_masks
 
 MEMORY = 4 * 2**30
@@ -48,8 +49,19 @@ class Embedded(NamedTuple):
 
 
 Embeddings = dict[ViewKey, Embedded]
-"""Runs on the same images with the same backbone, views, precision and seed may share these, which
-saves all but the first of them the backbone's work."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What runs on the same images with the same frozen backbone and precision may share.
+
+    That saves all but the first of them the backbone's work.
+    """
+
+    views: Embeddings = field(default_factory=dict)
+    """Of runs with the same views and seed."""
+    wholes: Wholes = field(default_factory=lambda: Wholes(cache_bytes()))
+    """Of runs with the same working size."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from iddc.config import Experiment
 from iddc.images import ImageFile
 from iddc.learning.batches import loaded_batches
-from iddc.learning.embeddings import EmbeddingCache, Embeddings, Inputs
+from iddc.learning.embeddings import EmbeddingCache, Inputs, Shared
 from iddc.learning.gradients import Pieces, StepResult, images_at_once
 from iddc.learning.guards import RECENT, live_clusters, not_finite
 from iddc.methods import build_method, completed, find_method, new_network
@@ -40,7 +40,7 @@ class Learner:
         num_images: int,
         processes: Processes,
         micro_batch_size: int = 0,
-        shared: Embeddings | None = None,
+        shared: Shared | None = None,
         note: Callable[[str], object] = warnings.warn,
         network: Network | None = None,
     ) -> None:
@@ -81,8 +81,9 @@ class Learner:
             processes.device,
             end_to_end=training.end_to_end,
         )
+        views = shared.views if shared else None
         self.cache = EmbeddingCache(
-            self.network, experiment, processes.device, self.micro_batch_size, shared, note
+            self.network, experiment, processes.device, self.micro_batch_size, views, note
         )
         self.losses = torch.zeros(len(self.methods), device=processes.device)
         """The mean loss of each head in the last steps."""

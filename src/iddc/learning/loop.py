@@ -16,7 +16,7 @@ from iddc.config import Experiment, Runtime
 from iddc.errors import ConfigError, DataError
 from iddc.images import ImageFile, Skipped
 from iddc.learning.collection import EmbeddedCollection
-from iddc.learning.embeddings import Embeddings
+from iddc.learning.embeddings import Shared
 from iddc.learning.learner import Learner
 from iddc.learning.log import StepLog
 from iddc.learning.overlays import Overlays
@@ -36,7 +36,7 @@ def fit(
     *,
     network: Network | None = None,
     skipped: Sequence[Skipped] = (),
-    shared: Embeddings | None = None,
+    shared: Shared | None = None,
     progress: Progress = SILENT,
 ) -> Network:
     """Train a network on unlabelled images and leave it in the run's folder.
@@ -51,7 +51,7 @@ def fit(
         runtime: How this machine works; it does not change the result.
         network: What trains, as `new_network` gives it, which makes it where none is given.
         skipped: Files that are left out already. They go to skipped.csv and count as unreadable.
-        shared: Embeddings of repeated views, kept for further runs like this one.
+        shared: Embeddings that are kept for further runs like this one.
         progress: Shows how far the work is.
 
     Raises:
@@ -92,7 +92,7 @@ def fit(
         )
         session.resume(learner, log, advice=method.calming())
         overlays = Overlays(run, files, experiment, plan.steps)
-        collection = EmbeddedCollection(session, learner)
+        collection = EmbeddedCollection(session, learner, shared)
         # The batches that are left, and before each stage what the method fits to the images.
         left = session.steps(
             learner.stages(),
@@ -124,7 +124,7 @@ def trained_run(
     runtime: Runtime = Runtime(),  # noqa: B008  (frozen)
     *,
     source: str,
-    shared: Embeddings | None = None,
+    shared: Shared | None = None,
     progress: Progress = SILENT,
 ) -> Run:
     """The finished run of an experiment: the one that is there, or one that is trained now.

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iddc.backbones import load_backbone
+from iddc.backbones import fingerprint, load_backbone
 from iddc.config import Experiment, RefineName, Runtime
 from iddc.datasets import LabelledImages, open_dataset, outline, train_images
 from iddc.device import pick_device
@@ -25,7 +25,7 @@ from iddc.errors import DataError, IddcError, SetupError
 from iddc.evaluation import PROTOCOLS, evaluate
 from iddc.images import ImageFile
 from iddc.learning import trained_run
-from iddc.learning.embeddings import Embeddings, Wanted, cache_bytes
+from iddc.learning.embeddings import Embeddings, Shared, Wanted, cache_bytes
 from iddc.learning.learner import Learner
 from iddc.processes import Processes
 from iddc.progress import Progress
@@ -95,7 +95,7 @@ class Runner:
             path,
             runtime,
             source=f"{job.dataset}:{job.data.resolve()}",
-            shared=self._kept(experiment),
+            shared=Shared(views=self._kept(experiment)),
             progress=self.progress,
         )
 
@@ -143,10 +143,8 @@ class Runner:
         segmenter, training = Segmenter.load(run.path, self.runtime.device), job.experiment.training
         if not training.end_to_end:
             network: Any = segmenter.network
-            weights = blake2b(training.precision.encode())
-            for tensor in network.backbone.state_dict().values():
-                weights.update(tensor.contiguous().cpu().numpy().data)
-            cached = _cache_of(self.cached_embeddings, weights.digest())
+            weights = fingerprint(network.backbone, training.precision)
+            cached = _cache_of(self.cached_embeddings, weights)
             network.backbone = CachedBackbone(network.backbone, cached)
         return segmenter
 
