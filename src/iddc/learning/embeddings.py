@@ -59,9 +59,9 @@ class Shared:
     """
 
     views: Embeddings = field(default_factory=dict)
-    """Of runs with the same views and seed."""
+    """Embeddings of crops, for runs with the same views and seed."""
     wholes: Wholes = field(default_factory=lambda: Wholes(cache_bytes()))
-    """Of runs with the same working size."""
+    """Embeddings of whole images, for runs of any seed."""
 
 
 @dataclass(frozen=True)
