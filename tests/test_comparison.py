@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iddc import comparison
+from iddc.backbones import Backbone
 from iddc.cli import main
 from iddc.comparison import Comparison, Entry, Restarts, final_loss, size_entropy, spread
 from iddc.comparison.page import PICTURES, _row, write_page
@@ -173,6 +175,37 @@ def test_the_command_trains_scores_and_goes_on(
     assert page.count("<figure>") % 3 == 0
     assert "http:" not in page.replace("http-equiv", "")
     assert "https:" not in page
+
+
+def test_windows_are_embedded_once_for_all_runs_of_a_backbone(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calls: list[int] = []
+    embed = Backbone.forward
+
+    def counted(self: Backbone, images: Any) -> Any:
+        if torch.is_inference_mode_enabled():  # not in training
+            calls.append(len(images))
+        return embed(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    assert main(words(scenes, tmp_path / "one", "kmeans", seeds=1)) == 0
+    alone = calls.copy()
+    calls.clear()
+    assert main(words(scenes, tmp_path / "two", "kmeans", "consensus", seeds=1)) == 0
+    assert calls == alone != []
+    # Random weights of another seed embed anew, once for both.
+    calls.clear()
+    assert main(words(scenes, tmp_path / "two", "kmeans", "consensus", seeds=2)) == 0
+    assert len(calls) == len(alone)
+    # The scores are those of the run by itself.
+    capsys.readouterr()
+    run = str(tmp_path / "two/runs/consensus-0")
+    assert main(["evaluate", run, "--data", str(scenes), "--device", "cpu", "--json"]) == 0
+    found = json.loads((tmp_path / "two/comparison.json").read_text())["runs"]
+    expected = next(row for row in found if (row["method"], row["seed"]) == ("consensus", 0))
+    assert json.loads(capsys.readouterr().out)["miou"] == expected["miou"]
 
 
 def test_scores_are_made_again_where_a_label_was_corrected(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_windows_are_embedded_once_and_scores_are_those_of_evaluate(
     def scores(forget: bool) -> tuple[list[float], int]:
         calls.clear()
         if forget:
-            monkeypatch.setattr(work, "CachedBackbone", lambda backbone, _: backbone)
+            monkeypatch.setattr(work, "keep_embeddings", lambda *_: None)
         result = smoke("table6", tmp_path / str(forget), seeds=2)
         return [value for found in result.outcomes for value in found.values("miou")], sum(calls)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import xlogy
+from torch import Tensor
 
 from iddc.comparison.memory import PeakMemory
 from iddc.comparison.page import PICTURES, write_page
@@ -29,7 +30,7 @@ from iddc.errors import ConfigError, IddcError, Interrupted, SetupError
 from iddc.evaluation import EvalProtocol, Evaluation, evaluate
 from iddc.images import ImageFile
 from iddc.learning import trained_run
-from iddc.learning.embeddings import Shared
+from iddc.learning.embeddings import Shared, keep_embeddings
 from iddc.methods import completed, used
 from iddc.progress import SILENT, Progress
 from iddc.runs import Run, disk_errors, read_text, write_atomic
@@ -193,9 +194,10 @@ def _scored(
     with disk_errors(out):
         (out / "scores").mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
+    kept: dict[bytes, dict[bytes, Tensor]] = {}  # runs of one backbone embed each window once
     for name, seed, folder, cost in runs:
         first = name not in {entry.method for entry in entries}
-        found = _entry(name, seed, folder, labelled, out, runtime, progress, pictures=first)
+        found = _entry(name, seed, folder, labelled, out, runtime, progress, kept, pictures=first)
         entries.append(Entry(name, seed, {**found["values"], **cost}, found["iou"], found["ends"]))
     comparison = Comparison(title, tuple(entries), failures)
     comparison.write(out)
@@ -211,6 +213,7 @@ def _entry(
     out: Path,
     runtime: Runtime,
     progress: Progress,
+    kept: dict[bytes, dict[bytes, Tensor]],
     *,
     pictures: bool,
 ) -> dict[str, Any]:
@@ -224,6 +227,7 @@ def _entry(
         return record
     progress.note(f"scoring {name}, seed {seed}")
     segmenter = Segmenter.load(folder, runtime.device)
+    keep_embeddings(segmenter.network, segmenter.experiment, kept)
     found = evaluate(
         segmenter,
         labelled.dataset,

@@ -10,14 +10,17 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import repeat
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float16, Float32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from iddc.backbones import fingerprint
 from iddc.config import Experiment
 from iddc.device import free_memory, in_memory
 from iddc.gaps import filled, part_of
@@ -216,3 +219,50 @@ class EmbeddingCache:
         with torch.no_grad():
             pairs, self._at_once = in_memory(embed, self._at_once, len(crops), self._note)
         return pairs
+
+
+class CachedBackbone(nn.Module):
+    """A frozen backbone that embeds the same pixels only once, while there is memory for it.
+
+    Args:
+        backbone: The backbone.
+        cached: Its embeddings, by the digest of the pixels.
+    """
+
+    def __init__(self, backbone: nn.Module, cached: dict[bytes, Tensor]) -> None:
+        super().__init__()
+        self.backbone, self._cached, self._most = backbone, cached, cache_bytes()
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer with the backbone's own what a network asks of one beside embeddings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.backbone, name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The embeddings, from the cache if they are there."""
+        key = blake2b(images.contiguous().cpu().numpy().data).digest()
+        if key in self._cached:
+            return self._cached[key].to(images.device)
+        found: Tensor = self.backbone(images)
+        if sum(map(attrgetter("nbytes"), self._cached.values())) + found.nbytes <= self._most:
+            self._cached[key] = found.cpu()
+        return found
+
+
+def keep_embeddings(
+    network: Any, experiment: Experiment, kept: dict[bytes, dict[bytes, Tensor]]
+) -> None:
+    """Let a network take the embeddings of windows that the same frozen backbone has made.
+
+    Args:
+        network: A `Network`. Its backbone keeps what it makes, too.
+        experiment: Its precision counts.
+        kept: Embeddings by the digest of the weights; those of one backbone at a time.
+    """
+    made_by = fingerprint(network.backbone, experiment.training.precision)
+    if made_by not in kept:
+        kept.clear()
+        kept[made_by] = {}
+    network.backbone = CachedBackbone(network.backbone, kept[made_by])

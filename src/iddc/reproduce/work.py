@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from iddc.backbones import fingerprint, load_backbone
+from iddc.backbones import load_backbone
 from iddc.config import Experiment, RefineName, Runtime
 from iddc.datasets import LabelledImages, open_dataset, outline, train_images
 from iddc.device import pick_device
@@ -25,7 +23,7 @@ from iddc.errors import DataError, IddcError, SetupError
 from iddc.evaluation import PROTOCOLS, evaluate
 from iddc.images import ImageFile
 from iddc.learning import trained_run
-from iddc.learning.embeddings import Embeddings, Shared, Wanted, cache_bytes
+from iddc.learning.embeddings import Embeddings, Shared, Wanted, keep_embeddings
 from iddc.learning.learner import Learner
 from iddc.processes import Processes
 from iddc.progress import Progress
@@ -42,9 +40,6 @@ _TRIAL = 4
 """Images of the step by which the time is guessed."""
 _TRIAL_STEPS = 3
 """To warm up; with new views; with views that may be kept."""
-
-K = TypeVar("K")
-Q = TypeVar("Q")
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,10 @@ class Runner:
     def _kept(self, experiment: Experiment) -> Embeddings:
         key = experiment.model_dump_json(include={"backbone", "views", "seed"})
         key += experiment.training.precision
-        return _cache_of(self.kept, key)
+        if key not in self.kept:  # those of others are let go
+            self.kept.clear()
+            self.kept[key] = {}
+        return self.kept[key]
 
     def score(self, job: Job, run: Run) -> dict[str, Any]:
         """The scores of a run, from its folder if they are there.
@@ -140,12 +138,9 @@ class Runner:
         return scores
 
     def _load(self, job: Job, run: Run) -> Segmenter:
-        segmenter, training = Segmenter.load(run.path, self.runtime.device), job.experiment.training
-        if not training.end_to_end:
-            network: Any = segmenter.network
-            weights = fingerprint(network.backbone, training.precision)
-            cached = _cache_of(self.cached_embeddings, weights)
-            network.backbone = CachedBackbone(network.backbone, cached)
+        segmenter = Segmenter.load(run.path, self.runtime.device)
+        if not job.experiment.training.end_to_end:
+            keep_embeddings(segmenter.network, segmenter.experiment, self.cached_embeddings)
         return segmenter
 
     def _evaluate(self, segmenter: Segmenter, job: Job) -> dict[str, Any]:
@@ -180,36 +175,6 @@ class Runner:
         return plan.steps_per_epoch * epochs * size / number
 
 
-class CachedBackbone(nn.Module):
-    """A frozen backbone that embeds the same pixels only once, while there is memory for it.
-
-    Args:
-        backbone: The backbone.
-        cached: Its embeddings, by the digest of the pixels.
-    """
-
-    def __init__(self, backbone: nn.Module, cached: dict[bytes, Tensor]) -> None:
-        super().__init__()
-        self.backbone, self._cached, self._most = backbone, cached, cache_bytes()
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer with the backbone's own what a network asks of one beside embeddings."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.backbone, name)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The embeddings, from the cache if they are there."""
-        key = blake2b(images.contiguous().cpu().numpy().data).digest()
-        if key in self._cached:
-            return self._cached[key].to(images.device)
-        found: Tensor = self.backbone(images)
-        if sum(map(attrgetter("nbytes"), self._cached.values())) + found.nbytes <= self._most:
-            self._cached[key] = found.cpu()
-        return found
-
-
 def is_done(path: Path) -> bool:
     """Whether a folder holds a finished run."""
     return path.is_dir() and Run(path).finished
@@ -225,14 +190,6 @@ def missing(refine: RefineName, backbone: str | None) -> str:
     except (DataError, SetupError) as error:
         return str(error)
     return ""
-
-
-def _cache_of(caches: dict[K, dict[Q, Any]], key: K) -> dict[Q, Any]:
-    """The cache of a key; those of others are let go."""
-    if key not in caches:
-        caches.clear()
-        caches[key] = {}
-    return caches[key]
 
 
 def _key(job: Job) -> dict[str, Any]:
