@@ -407,9 +407,10 @@ def test_the_short_format_and_other_json_say_what_to_export(tmp_path: Path) -> N
     path.write_text('[{"image": "a.jpg", "label": []}]')
     with pytest.raises(DataError, match="format JSON, but shorter"):
         open_dataset("folder", path, "val")
-    path.write_text('{"version": "5.0", "shapes": [], "imagePath": "a.jpg"}')
-    with pytest.raises(DataError, match="LabelMe"):
-        open_dataset("folder", path, "val")
+    for others in ("", ', "version": "5.0"'):
+        path.write_text(f'{{"shapes": [], "imagePath": "a.jpg"{others}}}')
+        with pytest.raises(DataError, match="LabelMe"):
+            open_dataset("folder", path, "val")
     path.write_text('{"a": 1}')
     with pytest.raises(DataError, match=r"neither COCO .* nor Label Studio"):
         open_dataset("folder", path, "val")

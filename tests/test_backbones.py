@@ -1036,7 +1036,11 @@ def hub(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         told.asked.append((repository, name, revision))
         return str(file)
 
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: told)
+    def facts(_: str, timeout: float) -> Any:
+        assert 0 < timeout <= 5  # somebody waits for it
+        return told
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", facts)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return told
 

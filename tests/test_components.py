@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from iddc.backbones import Backbone, reduced_backbone, regional, untrained_backbone
-from iddc.backbones.components import Spread, projection, spread_of, within_images
+from iddc.backbones.components import (
+    Spread,
+    _second_look,
+    projection,
+    spread_of,
+    within_images,
+)
 from iddc.regions import both_regions, patch_colours
 from tiny import some_images, with_random_tensors
 
@@ -108,6 +114,17 @@ def test_two_looks_differ_by_light_and_size_at_the_same_patch(
         change.append(rows - rows.flip(-1))
     rows = torch.cat(change, 1)[0].flatten(1).T.double()
     np.testing.assert_allclose(mirrored, rows.T @ rows / (2 * len(rows)), atol=1e-3)
+
+
+def test_a_second_look_has_another_light_and_a_tint_of_a_tenth() -> None:
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    looks = [_second_look(grey, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    colours = torch.stack([seen.mean((0, 2, 3)) for seen in looks])
+    tints = colours.amax(1) / colours.amin(1)
+    assert 1.15 < float(tints.max()) < 1.1 / 0.9 + 1e-4
+    light = colours.mean(1) / 0.5
+    assert 0.6 * 0.9 <= float(light.min()) < 0.7
+    assert 1.3 < float(light.max()) <= 1.4 * 1.1
 
 
 def drawn(width: int) -> Spread:

@@ -29,6 +29,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from iddc import config
@@ -231,6 +232,22 @@ def test_every_option_has_the_default_and_the_bounds_that_it_had() -> None:
     if rewrites():
         path.write_text("\n".join(found) + "\n")
     assert found == path.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("owner", "values"),
+    [
+        (config.ViewsConfig, {"max_scale": math.inf}),
+        (config.ObjectiveConfig, {"positive_threshold": math.nan}),
+        (config.ReadingConfig, {"pages": (0,)}),
+    ],
+)
+def test_what_is_no_number_and_a_page_before_the_first_are_refused(
+    owner: type[config.Frozen], values: dict[str, Any]
+) -> None:
+    """These bounds stand beside no option, and so not in `contract/options.txt`."""
+    with pytest.raises(ValidationError, match=next(iter(values))):
+        owner(**values)
 
 
 def is_config(owner: type) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms import v2
 
+from iddc.cluster import Helpers
 from iddc.config import Experiment, PredictionConfig, ProtocolName, TrainingConfig, ViewsConfig
 from iddc.datasets import LabelledImages, Sample, open_dataset
 from iddc.errors import DataError
-from iddc.evaluation import BLACK, GREY, PROTOCOLS, EvalProtocol, _nearest, evaluate
+from iddc.evaluation import BLACK, GREY, PROTOCOLS, EvalProtocol, _Count, _nearest, evaluate
 from iddc.masks import palette
 from iddc.metrics import IGNORE, UNMATCHED
 from iddc.progress import Progress
@@ -437,6 +438,27 @@ def test_masks_have_the_size_at_which_a_protocol_scores(name: ProtocolName, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["scene 0.png"]
     with Image.open(tmp_path / "scene 0.png") as image:
         assert image.size == ((450, 90) if name == "full" else (960, 320))
+
+
+def test_other_processes_count_what_this_one_counts_in_whatever_order() -> None:
+    model = segmenter(Identity(3))
+    scenes = Scenes([coloured([[i % 3, 2]], [[i % 2, 1]], f"{i}.png") for i in range(5)])
+
+    class Backwards(Helpers[Segmenter]):
+        """Two images at a time, the last ones first."""
+
+        def spread(self, work: Any, items: Any, size: int) -> Iterator[Any]:
+            assert size > 0
+            for some in ([3, 4], [1, 2], [0]):
+                yield some, work(model, [items[index] for index in some])
+
+    backwards, count = Backwards("", lambda: model), _Count(scenes, AS_IS, trimap=False)
+    found = [one.counts.tolist() for one, _ in count.elsewhere(backwards)]
+    assert found == [one.counts.tolist() for one, _ in count.each(model, range(5))]
+    assert len(found) == 5
+    expected = evaluate(model, scenes, AS_IS).as_dict()
+    elsewhere = evaluate(model, scenes, AS_IS, helpers=backwards)
+    assert elsewhere.as_dict() == expected
 
 
 def test_a_folder_data_set_is_evaluated_as_it_is_on_disk(tmp_path: Path) -> None:

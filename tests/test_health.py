@@ -270,16 +270,18 @@ def test_some_cluster_is_always_alive(sizes: list[int]) -> None:
     assert 1 <= live_clusters(shares) <= torch.count_nonzero(shares)
 
 
-def test_shares_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_and_losses_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iddc.learning.learner.RECENT", 4)
     crops = torch.randint(0, 256, (4, 2, 3, 32, 32), dtype=torch.uint8)
     training = TrainingConfig(batch_size=4, precision="fp32", learning_rate=1e-12)
     learner = learner_of(tiny().model_copy(update={"training": training}), 99)
     bias: Any = learner.network.head[-1].bias
-    found = []
-    for winner in (0, 0, 1, 1, 1):  # of all patches
-        bias.data[:] = torch.eye(4)[winner] * 1e3
-        learn(learner, crops)
+    found, loss = [], 0.0
+    for step, winner in enumerate((0, 0, 1, 1, 1)):  # of all patches
+        bias.data[:] = torch.eye(4)[winner] * 10 ** (1 + step % 2)
+        said = learn(learner, crops)["loss"]
+        loss += (said - loss) / min(step + 1, 4)
+        assert learner.losses.tolist() == pytest.approx([loss], rel=1e-5)
         found.append(learner.cluster_shares[0, 1].item())
     # The mean of the steps so far, and from the fourth on 3/4 of the last and 1/4 of the new one.
     assert found == pytest.approx([0, 0, 1 / 3, 1 / 2, 5 / 8])

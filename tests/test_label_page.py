@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import re
 import resource
@@ -43,7 +44,7 @@ from iddc.labelling.samples import (
     shares,
     spread,
 )
-from iddc.labelling.server import MAX_BODY, listen, make_app, make_server
+from iddc.labelling.server import MAX_BODY, _Once, listen, make_app, make_server
 from iddc.masks import LABELS, Labels, read_labels
 from iddc.network import Network
 from iddc.progress import Progress
@@ -623,6 +624,13 @@ def experiment() -> Experiment:
     )
 
 
+def test_a_hundred_different_messages_of_the_server_are_shown_each_once() -> None:
+    once = _Once()
+    lines = [f"{number} is missing\n{place}" for place in "ab" for number in range(101)]
+    records = [logging.LogRecord("asyncio", logging.ERROR, "", 0, line, (), None) for line in lines]
+    assert [once.filter(record) for record in records] == [True] * 100 + [False] * 102
+
+
 def test_samples_are_spread_over_the_images_and_unreadable_ones_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -632,7 +640,14 @@ def test_samples_are_spread_over_the_images_and_unreadable_ones_left_out(
         Image.new("RGB", (6, 4), (index % K, 0, 0)).save(path)
         files.append(ImageFile(path, PurePosixPath(path.name)))
     (tmp_path / "05.png").write_bytes(b"no image")
-    found = predict_samples(Segmenter.of(Red(), experiment()).predict, files, Progress())
+    told: list[str] = []
+
+    class Told(Progress):
+        def update(self, done: int, where: str, text: str = "", left: float | None = None) -> None:
+            told.append(f"{done}: {where}, {text}")
+
+    found = predict_samples(Segmenter.of(Red(), experiment()).predict, files, Told())
+    assert [told[0], told[-1]] == ["1: sample 1/12, 00.png", "12: sample 12/12, 27.png"]
     assert [sample.name for sample in found] == [
         f"{index:02}.png" for index in (0, 2, 7, 10, 12, 15, 17, 20, 22, 25, 27)
     ]

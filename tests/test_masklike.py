@@ -326,6 +326,15 @@ def test_a_mask_of_forty_regions_looks_like_a_label(tmp_path: Path) -> None:
     assert look(find_images(tmp_path / "a.png").files[0]) == "label"
 
 
+@pytest.mark.parametrize(("run", "expected"), [(4, "label"), (3, "unclear")])
+def test_a_label_has_three_of_five_neighbours_alike(
+    run: int, expected: str, tmp_path: Path
+) -> None:
+    rows = np.arange(20, dtype=np.uint8)[:, None].repeat(run, 1)
+    Image.fromarray(np.pad(rows, [(0, 0), (1, 1)], constant_values=255)).save(tmp_path / "a.png")
+    assert look(find_images(tmp_path / "a.png").files[0]) == expected
+
+
 def test_many_colours_in_runs_of_three_are_unclear(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
     Image.fromarray(colours.repeat(3, 1)).save(tmp_path / "a.png")

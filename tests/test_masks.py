@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from iddc.errors import SetupError
 from iddc.masks import cluster_names, overlay, palette, write_ids, write_image
-from iddc.masks.colours import VISIONS, _oklab
+from iddc.masks.colours import VISIONS, _oklab, legend
 from iddc.masks.ids import with_palette
 
 
@@ -202,6 +203,18 @@ def test_an_overlay_leaves_pixels_without_a_colour_as_they_are() -> None:
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     mixed = overlay(image, np.array([[255, 0]], np.uint8), palette(1), opacity=1.0)
     assert np.asarray(mixed).tolist() == [[[10, 20, 30], palette(1)[0].tolist()]]
+
+
+def test_a_legend_is_as_wide_as_its_longest_name_and_as_high_as_all() -> None:
+    colours, names = np.array([[255, 0, 0], [0, 128, 0]], np.uint8), ("a", "a <long> name")
+    root = ElementTree.fromstring(legend(names, colours))
+    below = root.iter("{http://www.w3.org/2000/svg}text")
+    assert [text.text for text in below] == ["0 · a", "1 · a <long> name"]
+    boxes = root.iter("{http://www.w3.org/2000/svg}rect")
+    assert [box.get("fill") for box in boxes] == ["white", "#ff0000", "#008000"]
+    # Text begins at 36; 10 a letter is more than any letter of 14 takes.
+    assert int(root.attrib["width"]) >= 36 + 10 * len("1 · a <long> name")
+    assert int(root.attrib["height"]) >= 2 * 22
 
 
 def test_images_are_written_with_their_folders_and_leave_nothing_else(tmp_path: Path) -> None:

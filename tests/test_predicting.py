@@ -22,8 +22,10 @@ from PIL import Image
 from iddc.cli import main
 from iddc.cli.predict import MaskFormat
 from iddc.config import Experiment
-from iddc.images import find_images
+from iddc.errors import DataError
+from iddc.images import find_images, survey
 from iddc.masks import FORMATS, Collection, Labels, collection, edit_labels
+from iddc.predicting import predict_collection
 from iddc.rasters import SUFFIXES
 from iddc.relabel import CLAIM, claim
 from iddc.runs import Run
@@ -340,6 +342,21 @@ def test_unreadable_images_are_a_share_of_all_images_not_of_a_shard(
     assert codes("0.1") == [0] * 5 + [3, 3]
 
 
+def test_a_twentieth_of_the_images_may_be_unreadable_unless_another_share_is_given(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(19):
+        Image.new("RGB", (40, 40), (9 * index, 0, 0)).save(tmp_path / f"images/{index}.png")
+    (tmp_path / "images/bad.png").write_bytes(b"")
+    segmenter, arguments = Segmenter.load(model, "cpu"), (tmp_path / "images", tmp_path / "out")
+    found = predict_collection(segmenter, *arguments, ["png"], model=model)
+    assert (found.done, found.skipped) == (19, 1)
+    (tmp_path / "images/0.png").unlink()  # 1 of 19 is more
+    with pytest.raises(DataError, match="1 of 19 images cannot be read"):
+        predict_collection(segmenter, *arguments, ["png"], model=model)
+
+
 def test_as_many_damaged_images_as_are_allowed_cost_no_other_mask(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -423,6 +440,26 @@ def test_an_image_that_is_repaired_is_left_out_no_more(
     assert predict(model, images, tmp_path / "out", "--formats", "coco") == 0
     assert (tmp_path / "out/skipped.csv").read_text().split() == ["name,reason"]
     assert len(json.loads((tmp_path / "out/coco.json").read_text())["images"]) == 7
+
+
+def test_only_headers_of_images_without_masks_are_read_again(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = Path(shutil.copytree(photos, tmp_path / "images")), tmp_path / "out"
+    for name in ("cut.png", "empty.png"):
+        (images / name).unlink()
+    assert predict(model, images, out, "--formats", "png") == 0
+    (out / "png/2.png").unlink()
+    read: list[str] = []
+
+    def noted(files: Any, reading: Any) -> Any:
+        read.extend(str(file.name) for file in files)
+        return survey(files, reading)
+
+    monkeypatch.setattr("iddc.predicting.survey", noted)
+    assert predict(model, images, out, "--formats", "png") == 0
+    assert read == ["2.png"]
+    assert (out / "png/2.png").exists()
 
 
 def test_masks_with_other_names_are_not_mixed(

@@ -32,7 +32,7 @@ from iddc.config import ContrastConfig, Experiment, PretrainConfig, Runtime
 from iddc.errors import ConfigError, DataError, Interrupted, SetupError
 from iddc.images import ImageFile, find_images
 from iddc.pretraining import pretrain, write_scores
-from iddc.pretraining.cache import ImageCache, fill_cache, find_cache
+from iddc.pretraining.cache import ImageCache, estimated_bytes, fill_cache, find_cache
 from iddc.pretraining.contrast import Contrast
 from iddc.pretraining.dino import Dino
 from iddc.pretraining.folder import WeightsFolder, write_card
@@ -222,6 +222,28 @@ def test_boxes_lie_in_the_image(height: int, width: int, side: float, seed: int)
     assert (left + wide <= width).all()
     assert (top + tall <= height).all()
     assert (boxes[..., 2:] >= 8).all()
+
+
+def test_the_size_of_a_cache_is_estimated_from_the_headers(tmp_path: Path) -> None:
+    for name, size in (("a.png", (40, 20)), ("b.png", (400, 200))):
+        Image.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    files = list(find_images(tmp_path).files)
+    assert estimated_bytes(files, 100) == 3 * (40 * 20 + 200 * 100)  # larger ones are reduced
+    # Of many, every second one, and so on; these are all alike.
+    assert estimated_bytes(files[:1] * 1200, 100) == 3 * 40 * 20 * 1200
+
+
+def test_a_second_box_that_shares_little_is_better_than_one_that_shares_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, beside, touching = [0, 0, 100, 10], [150, 0, 50, 10], [99, 9, 10, 10]
+    drawn = iter([[[first, first]], [[beside, touching]]])
+    monkeypatch.setattr(
+        "iddc.pretraining.views.draw_boxes", lambda *_: np.array(next(drawn), float)
+    )
+    (pair,) = draw_pairs(np.random.default_rng(0), np.array([[200, 200]]), 8, 0.4).tolist()
+    assert pair == [first, touching]
 
 
 def test_pairs_share_the_asked_part_of_the_smaller_box() -> None:

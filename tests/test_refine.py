@@ -130,6 +130,12 @@ def test_tiles_of_columns_equal_the_whole(width: int, tile: int) -> None:
     assert torch.allclose(found, mean_field(probs[None], image[None])[0], atol=1e-6)
 
 
+def test_a_tile_has_64_megabytes_so_that_a_usual_image_is_one() -> None:
+    assert refine._tile_size(27 * 600, 1000) == 1000
+    # 2**24 values are 414 rows, of which 2 * 62 are margins: 290 rows, so four times 250.
+    assert refine._tile_size(27 * 1500, 1000) == 250
+
+
 def test_a_tile_comes_as_soon_as_the_rows_it_depends_on_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -120,8 +120,10 @@ def test_grids_of_one_row_column_or_patch_are_divided_too(size: tuple[int, int])
 
 
 def test_colours_are_those_of_the_standard() -> None:
-    # White, black, red and blue of sRGB, D65: values of every table of CIELAB.
-    pixels = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0], [0, 0, 255]], dtype=torch.uint8)
+    # White, red and blue of sRGB, D65: values of every table of CIELAB. Of dark grey 8 both curves
+    # are straight, so that L is 903.3 * 8 / 255 / 12.92.
+    pixels = torch.tensor([[255] * 3, [0] * 3, [255, 0, 0], [0, 0, 255], [8] * 3]).byte()
     expected = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]]
-    found = patch_colours(pixels.T[:, None].repeat_interleave(8, 2), (1, 4))
+    expected.append([2.19, 0, 0])
+    found = patch_colours(pixels.T[:, None].repeat_interleave(8, 2), (1, 5))
     assert found[:, 0].T.numpy() == pytest.approx(np.array(expected), abs=0.05)

@@ -261,6 +261,7 @@ def test_values_are_drawn_in_proportion() -> None:
     axes = charts.Axes("t", (0.0, 10.0), (0.0, 4.0), "x")
     assert (axes.across(0.0), axes.across(5.0), axes.across(10.0)) == (46, 209, 372)
     assert (axes.down(0.0), axes.down(1.0), axes.down(4.0)) == (182, 139.5, 12)
+    assert axes.path([(1.001, 1.001)]) == "M78.6 139.5"  # a tenth of a pixel is enough
 
 
 @pytest.mark.parametrize("below", [True, False])

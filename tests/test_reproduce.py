@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 import iddc.reproduce as reproducing
 from iddc.backbones import Backbone, save_backbone, untrained_backbone
 from iddc.cli import main
-from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig
+from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.datasets.fake import write_fake
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import ConfigError, Interrupted, NumericError, SetupError
@@ -32,7 +33,9 @@ from iddc.reproduce.plan import Job, choose, job_of
 from iddc.reproduce.plots import _DRAWERS, _draw_sweep, regularizer_curves
 from iddc.reproduce.report import Outcome, spread
 from iddc.reproduce.smoke import LABEL
+from iddc.reproduce.work import Runner
 from iddc.runs import Run
+from tiny import write_photos
 
 FEW = {
     "fig4": ("*x0.25", "sizes-*"),
@@ -125,6 +128,26 @@ def test_a_figure_runs_on_drawn_scenes_and_is_drawn(name: str, out: Path) -> Non
 def test_the_smoke_of_a_table_touches_nothing_but_its_own_folder(out: Path) -> None:
     smoke("table8", out)
     assert [path.name for path in out.iterdir()] == ["smoke"]
+
+
+@pytest.mark.parametrize(("repeat", "epochs"), [(0, 3 * 3), (2, 2 * 3 + 1), (9, 3 * 3)])
+def test_the_time_of_a_training_is_guessed_from_steps_with_and_without_new_views(
+    repeat: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_photos(tmp_path / "photos", 6)
+    experiment = Experiment(
+        num_clusters=3,
+        backbone="untrained:test_vit",
+        epochs=3,
+        views=ViewsConfig(crop_size=32, short_side=0, repeat=repeat),
+        training=TrainingConfig(batch_size=2, precision="fp32"),
+    )
+    # The first step takes 50 seconds, one with new views 3, and one with views that are kept 1.
+    clock = iter([0, 50, 50, 53, 60, 61])
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    runner = Runner(files, "folder", tmp_path, 1, 3, Runtime(device="cpu"), Notes())
+    # 3 steps of 2 images an epoch, and 4 images were in each of these steps.
+    assert runner.seconds(experiment) == pytest.approx(3 * epochs * 2 / 4)
 
 
 # Runs and scores are used again -------------------------------------------------------------------

@@ -63,10 +63,10 @@ def test_it_writes_an_exported_file_unless_that_disagrees_with_it(
 ) -> None:
     asked = []
     monkeypatch.setattr("iddc.scripting.export", lambda model, to: asked.append(to) or b"graph")
-    for agreement in (1.0, 0.99):
+    for agreement in (1.0, 0.999, 0.99):  # 99.9 % is enough
         found = Check(1, 0.0, agreement)
         monkeypatch.setattr("iddc.scripting.check", lambda *arguments, found=found: found)
-        if agreement == 1:
+        if agreement >= 0.999:
             assert (
                 segmenter.export(tmp_path / "a.pt2", check_on=[photo(1)]).read_bytes() == b"graph"
             )
@@ -74,7 +74,7 @@ def test_it_writes_an_exported_file_unless_that_disagrees_with_it(
             with pytest.raises(NumericError, match=r"agrees with PyTorch on 99.00% of the pixels"):
                 segmenter.export(tmp_path / "b.onnx", check_on=[photo(1)])
             assert not (tmp_path / "b.onnx").exists()
-    assert asked == ["torch-export", "onnx"]
+    assert asked == ["torch-export", "torch-export", "onnx"]
     with pytest.raises(ConfigError, match=r"ends in .onnx or .pt2, found .*model.bin"):
         segmenter.export(tmp_path / "model.bin")
 
