@@ -739,6 +739,19 @@ def test_the_result_of_contrast_has_batch_norms_of_its_own_images(photos: ImageC
     assert not backbone.net.training
 
 
+def test_the_last_part_of_a_pretraining_says_how_far_it_is(
+    photos: ImageCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("iddc.progress.INTERVAL", 0)
+    learner_of(photos, tiny("contrast")).method.result(photos, Progress())
+    lines = capsys.readouterr().err.splitlines()
+    last = f"100%  image {len(photos)} of {len(photos)}  eta 0:00"
+    assert lines[1] == "batch norms  100%  batch 2 of 2  eta 0:00"
+    assert [line for line in lines if "100%" in line][1:] == [
+        f"components 1/2  {last}", f"components 2/2  {last}",
+    ]  # fmt: skip
+
+
 def test_the_mean_of_a_batch_norm_is_that_of_all_its_batches_alike(photos: ImageCache) -> None:
     learner = learner_of(photos, tiny("contrast", contrast={"recalibration_steps": 3}))
     norms = [m for m in learner.method.average.net.modules() if isinstance(m, torch.nn.BatchNorm2d)]

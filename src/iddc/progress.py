@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from iddc.errors import one_line
 
+T = TypeVar("T")
 INTERVAL = 10
 """Seconds between two plain lines where there is no terminal."""
 _BAR = 20
@@ -66,6 +67,13 @@ class Progress:
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+    def each(self, items: Sequence[T], where: str, text: str) -> Iterator[T]:
+        """Go through items, and tell how many are done."""
+        with self.job(len(items)):
+            for done, item in enumerate(items, 1):
+                yield item
+                self.update(done, where, f"{text} {done} of {len(items)}")
 
     @contextmanager
     def job(self, total: int | None, done: int = 0) -> Iterator[None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from iddc.backbones.architecture import Backbone
+from iddc.progress import SILENT, Progress
 from iddc.regions import both_regions, patch_colours
 
 _SIDE = 224
@@ -41,7 +42,9 @@ class Spread:
     """How two looks at one patch spread about their mean, times 2."""
 
 
-def reduced_backbone(backbone: Backbone, components: int, images: Iterable[Tensor]) -> Backbone:
+def reduced_backbone(
+    backbone: Backbone, components: int, images: Iterable[Tensor], progress: Progress = SILENT
+) -> Backbone:
     """Reduce the embeddings of a network with stages to what tells regions of an image apart.
 
     Regions need embeddings that are fit for them: those of `within_images`.
@@ -50,9 +53,11 @@ def reduced_backbone(backbone: Backbone, components: int, images: Iterable[Tenso
         backbone: The backbone. The result shares its network.
         components: How many to keep; where there are not so many channels, all.
         images: Whole images, one at a time, as the backbone takes them; at least two.
+        progress: Shows how far the work is.
     """
     kept = [*images]
-    return regional(within_images(backbone, components, kept), kept)
+    first = within_images(backbone, components, progress.each(kept, "components 1/2", "image"))
+    return regional(first, progress.each(kept, "components 2/2", "image"))
 
 
 def regional(backbone: Backbone, images: Iterable[Tensor]) -> Backbone:

@@ -79,7 +79,7 @@ class Iddc(Method):
             raise ConfigError(
                 "--objective.affinity coassociation compares embeddings with centroids that are "
                 "fitted before the first step, so the backbone must stay as it is. Leave out "
-                "--training.end-to-end, or take the cosine."
+                "--training.end-to-end, or add --objective.affinity cosine."
             )
         return super().plan(experiment, num_images)
 

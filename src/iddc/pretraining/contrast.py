@@ -26,6 +26,7 @@ from iddc.pretraining.cache import ImageCache
 from iddc.pretraining.losses import GlobalBatch, nt_xent, point_nce
 from iddc.pretraining.views import Pairs, PairViews
 from iddc.processes import Processes
+from iddc.progress import SILENT, Progress
 
 COMPONENT_IMAGES = 512
 """From which components are taken, whole and in the shares of large crops."""
@@ -125,7 +126,7 @@ class Contrast(nn.Module):
         ema_update(self.average, self.online, momentum)
 
     @torch.no_grad()
-    def result(self, photos: ImageCache) -> Backbone:
+    def result(self, photos: ImageCache, progress: Progress = SILENT) -> Backbone:
         """The average, with statistics of its batch norms, and components, from fresh crops."""
         device, contrast = self.average.mean.device, self.config.contrast
         changes = {
@@ -143,7 +144,8 @@ class Contrast(nn.Module):
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over the batches
         self.average.net.train()
-        for step in range(contrast.recalibration_steps if norms else 0):
+        steps = range(contrast.recalibration_steps if norms else 0)
+        for step in progress.each(steps, "batch norms", "batch"):
             with autocast(device, self.config.precision):
                 self._stages(self.average, views[self._steps + step])
         for norm, momentum in zip(norms, before, strict=True):
@@ -153,7 +155,7 @@ class Contrast(nn.Module):
             return self.average
         ids = views.draw(np.random.default_rng((self.config.seed, 0)), COMPONENT_IMAGES)
         images = (photos[index].permute(2, 0, 1)[None].to(device) for index in ids)
-        return reduced_backbone(self.average, self.config.components, images)
+        return reduced_backbone(self.average, self.config.components, images, progress)
 
 
 def _projection(width: int, hidden: int, out: int) -> nn.Module:

@@ -25,6 +25,7 @@ from iddc.pretraining.contrast import ema_update
 from iddc.pretraining.losses import GlobalBatch, cross_view_entropy, koleo, masked_entropy
 from iddc.pretraining.views import MultiCrops, MultiCropViews
 from iddc.processes import Processes
+from iddc.progress import SILENT, Progress
 
 
 class Head(nn.Module):
@@ -201,7 +202,7 @@ class Dino(nn.Module):
             center: Tensor = getattr(self, f"{name}_center")
             center.lerp_(mean, 1 - config.center_momentum)
 
-    def result(self, _photos: ImageCache) -> Backbone:
+    def result(self, _photos: ImageCache, _progress: Progress = SILENT) -> Backbone:
         """The teacher."""
         return self.teacher.backbone
 

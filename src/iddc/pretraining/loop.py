@@ -104,7 +104,7 @@ def pretrain(
                 session.end_step(numbers)  # log, checkpoint, and a stop that was asked for
         # The result is kept in half precision, at half the size.
         if session.first:
-            backbone = learner.method.result(photos)
+            backbone = learner.method.result(photos, progress)
             backbone.half()
             save_backbone(backbone, folder.path)
         processes.exchange([0])  # the others wait for the file
