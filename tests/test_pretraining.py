@@ -242,7 +242,7 @@ def test_a_second_box_that_shares_little_is_better_than_one_that_shares_nothing(
     monkeypatch.setattr(
         "iddc.pretraining.views.draw_boxes", lambda *_: np.array(next(drawn), float)
     )
-    (pair,) = draw_pairs(np.random.default_rng(0), np.array([[200, 200]]), 8, 0.4).tolist()
+    (pair,) = draw_pairs(np.random.default_rng(0), np.array([[200.0, 200.0]]), 8, 0.4).tolist()
     assert pair == [first, touching]
 
 
