@@ -205,6 +205,7 @@ def test_a_zip_of_cvat_with_coco_and_images_is_read(tmp_path: Path) -> None:
         ({"size": [2, 4], "counts": "8P"}, "do not add up|cut short"),
         ({"size": [2, 4], "counts": "\u00e9"}, "characters of another kind"),
         ([[0, 0, 1, 1]], "three or more corners"),
+        ([[0, 0, 40, 0, 1, 1]], "far outside"),
         ([[0, 0, 1e9, 0, 1, 1]], "far outside"),
         ([[0, 0, None, 0, 1, 1]], "three or more corners"),
     ],
