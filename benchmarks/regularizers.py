@@ -24,6 +24,7 @@ from iddc.evaluation import evaluate
 from iddc.images import find_images
 from iddc.learning import fit
 from iddc.recipes import RECIPES
+from iddc.recipes.ablations import from_scratch
 from iddc.runs import Run
 from iddc.segmenter import Segmenter
 
@@ -39,12 +40,13 @@ SETTINGS: list[tuple[Regularizer, float]] = [
 
 
 def experiments(args: argparse.Namespace) -> Iterator[Experiment]:
-    """Every setting, on the default recipe made short."""
-    base = RECIPES["folder"].experiment()
+    """Every setting, on IDDC from random weights made short."""
+    base = from_scratch(RECIPES["folder"].experiment())
     for centering in args.centerings:
         for regularizer, weight in SETTINGS:
             yield base.model_copy(
                 update={
+                    "method": "iddc",
                     "num_clusters": len(CLASSES),
                     "backbone": args.backbone,
                     "views": base.views.model_copy(update={"crop_size": args.crop}),

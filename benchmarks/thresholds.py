@@ -23,7 +23,7 @@ from iddc.config import Experiment, Runtime
 from iddc.errors import IddcError
 from iddc.progress import Progress
 from iddc.recipes import RECIPES, Row, folder
-from iddc.recipes.ablations import objective
+from iddc.recipes.ablations import from_scratch, objective
 from iddc.reproduce.plan import Job
 from iddc.reproduce.report import spread
 from iddc.reproduce.work import Runner
@@ -42,13 +42,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--grid", type=float, nargs="+", default=GRID)
-    parser.add_argument("--config", type=Path, help="what is trained; none: the recipe folder")
+    parser.add_argument(
+        "--config", type=Path, help="what is trained; none: IDDC by cosines from random weights"
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     recipes = {name: RECIPES[name].experiment for name in RECIPES}
-    base = load_config(args.config, recipes) if args.config else folder()
+    base = load_config(args.config, recipes) if args.config else from_scratch(folder())
     bench = Runner.open("folder", args.data, Runtime(device=args.device, workers=0), Progress())
-    base = base.model_copy(update={"num_clusters": bench.dataset.num_classes})
+    base = base.model_copy(update={"num_clusters": bench.dataset.num_classes, "method": "iddc"})
     rows = []
     for backbone in args.backbones:
         experiment = base.model_copy(update={"backbone": backbone})

@@ -23,11 +23,6 @@ def develop() -> Any:
 
 
 @pytest.fixture(scope="module")
-def budget(develop: Any) -> Any:
-    return benchmark("budget")
-
-
-@pytest.fixture(scope="module")
 def embedded(develop: Any) -> Any:
     return sys.modules[develop.load.__module__]
 
@@ -203,30 +198,6 @@ def test_appearance_beside_embeddings_is_standardised_and_as_long_on_average(
     )
     assert rows[3:].mean(1).numpy() == pytest.approx(np.zeros(27), abs=1e-3)
     assert float(rows[3:].square().sum(0).mean()) == pytest.approx(1, abs=0.01)
-
-
-def test_restarts_fill_the_budget_that_the_first_one_leaves(budget: Any) -> None:
-    # One takes 4 seconds, three take 10: each further one 3 seconds, and 96 are left.
-    assert budget.restarts_in(100, 4, 10, 3) == 33
-    assert budget.restarts_in(3, 4, 10, 3) == 1
-
-
-def test_kmeans_gets_as_many_restarts_as_fit_into_the_seconds_of_iddc(
-    budget: Any, planted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, Any]] = []
-
-    def recipe(name: str, **options: Any) -> Any:
-        asked.append((name, options.get("restarts")))
-        ones = torch.ones(3, 8, 12)
-        return lambda train, clusters, seed: lambda picture: ones
-
-    seconds = iter([100.0, 4.0, 10.0, 97.0])
-    monkeypatch.setattr(budget, "method_recipe", recipe)
-    monkeypatch.setattr(budget, "timed", lambda fit: (fit(), next(seconds)))
-    rows = budget.compare(planted, planted, 0)
-    assert asked == [("iddc", None), ("kmeans", 1), ("kmeans", 3), ("kmeans", 33)]
-    assert [(row[1], row[2]) for row in rows.values()] == [(100.0, 4), (10.0, 3), (97.0, 33)]
 
 
 def test_an_image_gives_two_views_a_mirror_image_or_the_same_again(tmp_path: Path) -> None:

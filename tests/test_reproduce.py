@@ -35,6 +35,7 @@ from iddc.reproduce.report import Outcome, spread
 from iddc.reproduce.smoke import LABEL
 from iddc.reproduce.work import Runner
 from iddc.runs import Run
+from iddc.runs.configfile import load_config
 from tiny import write_photos
 
 FEW = {
@@ -386,6 +387,15 @@ def test_a_figure_is_refused_before_anything_is_trained_where_it_cannot_be_drawn
 
 
 # Other data, other backbones ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["camvid", "camvid-new-views"])
+def test_the_ablations_of_the_docs_are_of_iddc_from_random_weights(name: str) -> None:
+    """Whatever the recipe `folder` is by now."""
+    file = Path(__file__).parents[1] / "docs" / "results" / f"{name}.yaml"
+    found = load_config(file, {name: RECIPES[name].experiment for name in RECIPES})
+    assert (found.objective.affinity, found.objective.regularizer_weight) == ("cosine", 0.3)
+    assert (found.training.start, found.training.heads, found.head) == ("random", 1, "linear")
 
 
 def test_on_other_data_an_ablation_edits_the_recipe_for_folders(out: Path) -> None:
