@@ -24,6 +24,7 @@ from iddc.comparison.page import PICTURES, _row, write_page
 from iddc.config import Experiment, Runtime
 from iddc.datasets.synthetic import write_scenes
 from iddc.errors import DataError
+from iddc.learning.embeddings import Shared
 from iddc.methods.kmeans import KMeans
 from iddc.methods.stego import Stego
 from iddc.progress import SILENT
@@ -301,11 +302,11 @@ def test_a_budget_is_for_restarts_and_the_lowest_loss_counts(
     monkeypatch.setattr(Restarts, "_train", train)
     monkeypatch.setattr(comparison, "final_loss", lambda run: losses[run.path.name])
     restarts = Restarts([], Experiment(), tmp_path / "hp-0", Runtime(), "photos")
-    assert restarts.best(60.0, {}, SILENT) == (
+    assert restarts.best(60.0, Shared(), SILENT) == (
         tmp_path / "hp-0.restart1",
         {"seconds": 30.0, "memory": 1.0},
     )
-    assert restarts.best(0.0, {}, SILENT)[0] == tmp_path / "hp-0"
+    assert restarts.best(0.0, Shared(), SILENT)[0] == tmp_path / "hp-0"
 
 
 def test_restarts_have_seeds_of_their_own_that_a_run_may_have(
@@ -322,7 +323,7 @@ def test_restarts_have_seeds_of_their_own_that_a_run_may_have(
         for number in range(3):
             folder = tmp_path / f"hp-{len(seeds) + 1}"
             restarts = Restarts([], Experiment(seed=seed), folder, Runtime(), "photos")
-            restarts._train(folder, number, {}, SILENT)
+            restarts._train(folder, number, Shared(), SILENT)
     assert seeds[::3] == [0, 1, 2**32 - 2]
     assert len({*seeds}) == len(seeds) == 9
 

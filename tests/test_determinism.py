@@ -17,6 +17,7 @@ from iddc.datasets.synthetic import write_scenes
 from iddc.images import find_images
 from iddc.learning import fit
 from iddc.recipes import RECIPES
+from iddc.recipes.ablations import from_scratch
 from iddc.runs import Run
 
 STEPS = 20
@@ -42,7 +43,7 @@ def trained(photos: Path, out: Path, way: str, *, workers: int = 0, seed: int = 
         backbone="untrained:test_vit",
         epochs=STEPS // 2,
         seed=seed,
-        objective=RECIPES["folder"].experiment().objective,
+        objective=from_scratch(RECIPES["folder"].experiment()).objective,
         views=ViewsConfig(crop_size=32, short_side=64, **changes.get("views", {})),
         training=TrainingConfig(batch_size=3, precision="fp32", **changes.get("training", {})),
     )

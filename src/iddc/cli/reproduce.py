@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -10,9 +11,10 @@ from tyro.conf import Positional, arg
 
 from iddc.cli.options import Command, Flat, unknown
 from iddc.cli.printing import print_json, print_table
-from iddc.config import BackboneName, DatasetName, Runtime
+from iddc.config import BackboneName, DatasetName, Experiment, Runtime
 from iddc.errors import ConfigError, DataError
 from iddc.recipes import FIGURES, RECIPES, TABLES
+from iddc.recipes.ablations import from_scratch
 from iddc.runs import load_config
 
 SEEDS, SMOKE_SEEDS = 5, 2
@@ -84,7 +86,11 @@ class Reproduce(Command):
         weights = dict(map(_weights, self.weights))
         base = None
         if self.config:
-            base = load_config(self.config, {name: RECIPES[name].experiment for name in RECIPES})
+            # As in the paper, what the file leaves out is of IDDC from random weights.
+            recipes: dict[str, Callable[[], Experiment]]
+            recipes = {name: RECIPES[name].experiment for name in RECIPES}
+            recipes["folder"] = lambda: from_scratch(RECIPES["folder"].experiment())
+            base = load_config(self.config, recipes)
 
         from iddc.progress import Progress
         from iddc.reproduce import Settings, reproduce
