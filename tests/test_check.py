@@ -13,7 +13,7 @@ from PIL import Image
 
 from iddc.cli import main
 from iddc.cli.check import training_minutes
-from iddc.config import Experiment, TrainingConfig, ViewsConfig
+from iddc.config import Affinity, Experiment, ObjectiveConfig, TrainingConfig, ViewsConfig
 
 RNG = np.random.default_rng(0)
 
@@ -127,6 +127,46 @@ def test_decoding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Experiment(epochs=2)
     more = training_minutes(usual, 300, 1.0) - training_minutes(usual, 300, 0.0)
     assert more == pytest.approx(2 * 300 / 60)
+
+
+def test_iddc_that_starts_at_the_consensus_looks_at_whole_images_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("iddc.cli.check._gflops", lambda: 100.0)
+    random = Experiment(epochs=2)
+    started = Experiment(epochs=2, training=TrainingConfig(start="consensus"))
+    first = Experiment(method="consensus")
+    for images in (300, 5000):
+        alone = training_minutes(first, images, 1.0)
+        assert training_minutes(started, images, 1.0) == pytest.approx(
+            training_minutes(random, images, 1.0) + alone
+        )
+
+
+def test_codes_of_six_groupings_are_compared_in_the_place_of_embeddings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("iddc.cli.check._gflops", lambda: 100.0)
+
+    def learning(clusters: int, affinity: Affinity) -> float:
+        found = [
+            training_minutes(
+                Experiment(
+                    epochs=1,
+                    num_clusters=clusters,
+                    objective=ObjectiveConfig(affinity=affinity),
+                    training=TrainingConfig(patches=patches),
+                ),
+                300,
+                0.0,
+            )
+            for patches in (1, 400)
+        ]
+        return found[1] - found[0]
+
+    # 128 numbers or 6 of each cluster, and the probabilities of the clusters beside them.
+    assert learning(10, "coassociation") / learning(10, "cosine") == pytest.approx(70 / 138)
+    assert learning(64, "coassociation") / learning(64, "cosine") == pytest.approx(448 / 192)
 
 
 def test_embedding_takes_time_by_the_area_of_crops(monkeypatch: pytest.MonkeyPatch) -> None:

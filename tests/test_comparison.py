@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from iddc import comparison
-from iddc.backbones import Backbone
 from iddc.cli import main
 from iddc.comparison import Comparison, Entry, Restarts, final_loss, size_entropy, spread
 from iddc.comparison.page import PICTURES, _row, write_page
@@ -29,6 +27,7 @@ from iddc.methods.kmeans import KMeans
 from iddc.methods.stego import Stego
 from iddc.progress import SILENT
 from iddc.runs import Run
+from tiny import scoring_calls
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -182,15 +181,7 @@ def test_windows_are_embedded_once_for_all_runs_of_a_backbone(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    calls: list[int] = []
-    embed = Backbone.forward
-
-    def counted(self: Backbone, images: Any) -> Any:
-        if torch.is_inference_mode_enabled():  # not in training
-            calls.append(len(images))
-        return embed(self, images)
-
-    monkeypatch.setattr(Backbone, "forward", counted)
+    calls = scoring_calls(monkeypatch)
     assert main(words(scenes, tmp_path / "one", "kmeans", seeds=1)) == 0
     alone = calls.copy()
     calls.clear()

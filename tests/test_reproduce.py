@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
 import iddc.reproduce as reproducing
-from iddc.backbones import Backbone, save_backbone, untrained_backbone
+from iddc.backbones import save_backbone, untrained_backbone
 from iddc.cli import main
 from iddc.config import Experiment, ObjectiveConfig, Runtime, TrainingConfig, ViewsConfig
 from iddc.datasets.fake import write_fake
@@ -36,7 +35,7 @@ from iddc.reproduce.smoke import LABEL
 from iddc.reproduce.work import Runner
 from iddc.runs import Run
 from iddc.runs.configfile import load_config
-from tiny import write_photos
+from tiny import scoring_calls, write_photos
 
 FEW = {
     "fig4": ("*x0.25", "sizes-*"),
@@ -171,13 +170,7 @@ def test_finished_runs_and_their_scores_are_used_again(
 def test_windows_are_embedded_once_and_scores_are_those_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[int] = []
-    embed = Backbone.forward
-
-    def count(self: Backbone, images: Any) -> Any:
-        if torch.is_inference_mode_enabled():  # not in training
-            calls.append(len(images))
-        return embed(self, images)
+    calls = scoring_calls(monkeypatch)
 
     def scores(forget: bool) -> tuple[list[float], int]:
         calls.clear()
@@ -186,7 +179,6 @@ def test_windows_are_embedded_once_and_scores_are_those_of_evaluate(
         result = smoke("table6", tmp_path / str(forget), seeds=2)
         return [value for found in result.outcomes for value in found.values("miou")], sum(calls)
 
-    monkeypatch.setattr(Backbone, "forward", count)
     (ours, once), (plain, often) = scores(forget=False), scores(forget=True)
     assert ours == plain
     runs = 2 * len(TABLES["table6"].rows)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -57,3 +59,17 @@ def write_photos(folder: Path, count: int, size: tuple[int, int] = (90, 80)) -> 
     for index in range(count):
         photo(index, size).save(folder / f"{index:02}.png")
     return list(find_images(folder).files)
+
+
+def scoring_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images a backbone gets in each call from now on, but for those of trainings."""
+    calls: list[int] = []
+    embed = Backbone.forward
+
+    def counted(self: Backbone, images: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            calls.append(len(images))
+        return embed(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    return calls
