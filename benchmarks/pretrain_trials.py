@@ -13,8 +13,10 @@ long it took. No label is read. Objectives, all at points that both crops of a p
     points    points against those of other photos, as `iddc pretrain` does
     whole     whole crops against those of other photos (NT-Xent)
 
-Photos are decoded once, by the function of `iddc pretrain`, at --short-side 144. From given weights
-batch norms keep their statistics; the channels that a backbone is reduced to learn too.
+With --context the larger crop of a photo teaches the smaller one, by the moving average of the
+weights. Photos are decoded once, by the function of `iddc pretrain`, so that their shorter side is
+at most --short-side. From given weights batch norms keep their statistics; the channels that a
+backbone is reduced to learn too.
 """
 
 from __future__ import annotations
@@ -77,6 +79,11 @@ class Choices:
     """Photos in a batch, of which each gives two crops."""
     crop: int = 64
     """The side of a crop, in pixels."""
+    context: int = 0
+    """The side of the larger crop of each photo, which then teaches the smaller one by the moving
+    average of the weights, as in DINO; 0: both crops are alike and learn from each other."""
+    smallest: int = 28
+    """The shortest side that a crop is cut from, in pixels of the photo."""
     grid: int = 5
     """Each pair of crops shares this number of points, squared."""
     prototypes: int = 256
@@ -104,13 +111,13 @@ class Choices:
 # Photos -------------------------------------------------------------------------------------------
 
 
-def decoded(cache: Path, sources: list[Path]) -> ImageCache:
+def decoded(cache: Path, sources: list[Path], short_side: int) -> ImageCache:
     """The photos of a cache, or of sources that are decoded into it."""
     if (cache / "index.npz").exists():
         return ImageCache(cache)
     files = [find_images(source).files for source in sources]
     return fill_cache(
-        files, cache, "trials", short_side=144, min_side=28, threads=1, check=lambda: None
+        files, cache, "trials", short_side=short_side, min_side=28, threads=1, check=lambda: None
     )
 
 
@@ -133,6 +140,10 @@ def texture(rng: np.random.Generator, side: int = 96) -> UInt8[Tensor, "H W 3"]:
     return torch.from_numpy((image.clip(0, 1) * 255).astype(np.uint8))
 
 
+Batch = tuple[list[Crops], Tensor, Tensor]
+"""Crops of both views, or of each; the points "b 2 p 2" that both show; their regions "b p"."""
+
+
 class Pool:
     """Photos and drawn textures, with their regions."""
 
@@ -142,7 +153,7 @@ class Pool:
         self.large = np.flatnonzero(photos.sizes.min(1) >= 96)
         self.small = np.flatnonzero(photos.sizes.min(1) < 96)
 
-    def batch(self, step: int) -> tuple[Crops, Tensor, Tensor]:
+    def batch(self, step: int) -> Batch:
         """Two crops of each photo, points that both show, and the region of each point."""
         choices = self.choices
         rng = np.random.default_rng((choices.seed, step))
@@ -153,16 +164,28 @@ class Pool:
         for row in range(round(choices.textures * choices.batch)):
             images[row] = texture(rng)
         sizes = np.array([image.shape[:2] for image in images], np.float64)
-        boxes = draw_pairs(rng, sizes, 28, 0.4)
+        boxes = draw_pairs(rng, sizes, choices.smallest, 0.4)
+        if choices.context:  # the larger box first
+            smaller = boxes[:, 0, 2:].prod(1) < boxes[:, 1, 2:].prod(1)
+            boxes[smaller] = boxes[smaller, ::-1]
         flips = rng.random((len(images), 2)) < 0.5
         matrix, offset = draw_colours(rng, flips.shape, choices.jitter, choices.gray)
         points = draw_points(rng, boxes, flips, choices.grid)
-        pixels = cut(images, range(len(images)), boxes, flips, choices.crop)
+        sides = [choices.context, choices.crop] if choices.context else [choices.crop]
+        views = np.split(np.arange(2), len(sides))
+        crops = [
+            Crops(
+                cut(images, range(len(images)), boxes[:, view], flips[:, view], side),
+                matrix[:, view],
+                offset[:, view],
+            )
+            for side, view in zip(sides, views, strict=True)
+        ]
         found = torch.zeros(points.shape[0], points.shape[2], dtype=torch.long)
         if choices.objective in ("regions", "contrast"):
             for row, image in enumerate(images):
                 found[row] = regions_at(image, points[row, 0], boxes[row, 0], flips[row, 0])
-        return Crops(pixels, matrix, offset), points, found
+        return crops, points, found
 
 
 def regions_at(
@@ -209,18 +232,18 @@ class Trial(nn.Module):
         self.project = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, WIDTH))
         self.past = torch.zeros(0, WIDTH if choices.objective == "contrast" else width)
 
-    def maps(self, crops: Crops) -> Float[Tensor, "_ d h w"]:
+    def maps(self, crops: Crops, *, teach: bool = False) -> Float[Tensor, "_ d h w"]:
         """The embeddings of all crops."""
         pixels = crops.recoloured(CPU).contiguous(memory_format=torch.channels_last)
-        found: Tensor = self.online(pixels)
-        return found
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not teach), autocast(CPU, "auto"):
+            found: Tensor = (self.average if teach else self.online)(pixels)
+        return found.float()
 
-    def loss(self, crops: Crops, points: Tensor, regions: Tensor) -> Float[Tensor, ""]:
+    def loss(self, crops: list[Crops], points: Tensor, regions: Tensor) -> Float[Tensor, ""]:
         """The objective of a batch."""
         choices, images = self.choices, len(points)
         if choices.objective == "whole":
-            with autocast(CPU, "auto"):
-                maps = self.maps(crops).float()
+            maps = self.maps(crops[0])
             return nt_xent(self.project(maps.mean((2, 3))).view(images, 2, -1), 0.2)
         rows, owners = self.rows(crops, points, regions)
         if choices.objective == "points":
@@ -234,16 +257,17 @@ class Trial(nn.Module):
         return loss
 
     def rows(
-        self, crops: Crops, points: Tensor, regions: Tensor
+        self, crops: list[Crops], points: Tensor, regions: Tensor
     ) -> tuple[Float[Tensor, "2 n d"], Int64[Tensor, " n"]]:
         """Both views of points, or of regions, and the photo of each."""
-        with autocast(CPU, "auto"):
-            maps = self.maps(crops).float()
         images, count = len(points), points.shape[2]
-        seen = functional.grid_sample(
-            maps, points.flatten(0, 1)[:, :, None], padding_mode="border", align_corners=False
-        )
-        rows = seen.flatten(2).transpose(1, 2).reshape(images, 2, count, -1)
+        parts: list[Tensor] = []
+        for views, where in zip(crops, points.chunk(len(crops), 1), strict=True):
+            maps = self.maps(views, teach=len(crops) > len(parts) + 1)
+            grid = where.flatten(0, 1)[:, :, None]
+            seen = functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+            parts.append(seen.flatten(2).transpose(1, 2).reshape(images, -1, count, maps.shape[1]))
+        rows = torch.cat(parts, 1)
         if self.choices.objective in ("regions", "contrast"):
             return region_rows(rows, regions)
         return rows.transpose(0, 1).flatten(1, 2), torch.arange(images).repeat_interleave(count)
@@ -258,7 +282,8 @@ class Trial(nn.Module):
             every = [torch.cat([view, past]) / (temperature / 2) for view in scores]
             targets = torch.stack([sinkhorn(rows)[: scores.shape[1]] for rows in every])
         predicted = functional.log_softmax(scores / temperature, dim=-1)
-        return -(targets.flip(0) * predicted).sum(-1).mean()
+        terms = -(targets.flip(0) * predicted).sum(-1)
+        return terms[1:].mean() if self.choices.context else terms.mean()
 
     def remember(self, rows: Float[Tensor, "2 n d"]) -> None:
         """Put rows into the queue, and drop the oldest."""
@@ -317,6 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path, help="zips or folders to decode once")
     parser.add_argument("--photos", type=Path, required=True, help="the cache of decoded photos")
+    parser.add_argument("--short-side", type=int, default=144, help="of decoded photos, in pixels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10, help="of processor time")
     parser.add_argument("--steps", type=int, default=0, help="instead of minutes")
@@ -324,7 +350,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = vars(parser.parse_args())
     choices = Choices(**{name: args[name] for name in asdict(Choices())})
-    pool = Pool(decoded(args["photos"], args["sources"]), choices)
+    if choices.context and choices.objective == "whole":
+        parser.error("--context: whole crops learn from each other, so they are alike")
+    pool = Pool(decoded(args["photos"], args["sources"], args["short_side"]), choices)
     trial = Trial(choices)
     run(trial, pool, args["out"], 60 * args["minutes"], args["steps"])
 
@@ -425,7 +453,7 @@ def finished(trial: Trial, pool: Pool) -> Backbone:
         norm.momentum = None
     average.net.train()
     for step in range(24):
-        average(pool.batch(2**21 + step)[0].recoloured(CPU))
+        average(pool.batch(2**21 + step)[0][-1].recoloured(CPU))
     average.eval()
     rng = np.random.default_rng((trial.choices.seed, 2**22))
     ids = rng.choice(pool.large, min(300, len(pool.large)), replace=False)

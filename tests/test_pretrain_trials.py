@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,50 @@ def test_the_queue_says_what_is_rare_among_the_rows_of_a_batch(trials: Any) -> N
     assert float(trial.swapped(rows).detach()) < 0.1 < alone
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("swav", "regions", "contrast")]
+def test_the_larger_crop_teaches_the_smaller_one(trials: Any, photos: ImageCache) -> None:
+    """The average sees the larger crop and has no gradient; its points are those of the smaller."""
+    choices = trials.Choices(
+        "swav", "untrained:test_resnet", batch=6, crop=16, context=32, smallest=40, prototypes=4
+    )
+    trial, pool = trials.Trial(choices), trials.Pool(photos, replace(choices, large=1.0))
+    crops, points, regions = pool.batch(0)
+    assert [tuple(one.pixels.shape) for one in crops] == [(6, 1, 3, 32, 32), (6, 1, 3, 16, 16)]
+    # Neighbouring points lie closer together, as parts of the crop, in the larger crop.
+    spans = points.amax(2) - points.amin(2)
+    assert bool((spans[:, 0].prod(-1) < spans[:, 1].prod(-1)).all())
+    rows, _ = trial.rows(crops, points, regions)
+    for view, network in ((0, trial.average), (1, trial.online)):
+        maps = network(crops[view].recoloured(trials.CPU))
+        seen = torch.nn.functional.grid_sample(
+            maps, points[:, view, :, None], padding_mode="border", align_corners=False
+        )
+        expected = seen[..., 0].transpose(1, 2).flatten(0, 1)
+        error = (rows[view] - expected).detach().norm() / expected.detach().norm()
+        assert float(error) < 0.02  # the trial computes in half precision
+    scores = torch.nn.functional.normalize(rows, dim=-1)
+    scores = scores @ torch.nn.functional.normalize(trial.prototypes, dim=1).T
+    targets = trials.sinkhorn(scores[0].detach() / 0.05)
+    expected_loss = -(targets * (scores[1] / 0.1).log_softmax(-1)).sum(-1).mean()
+    loss = trial.loss(crops, points, regions)
+    assert float(loss.detach()) == pytest.approx(float(expected_loss.detach()), rel=1e-4)
+    loss.backward()
+    assert all(p.grad is None for p in trial.average.parameters())
+    assert any(p.grad is not None for p in trial.online.net.parameters())
 
 
-@pytest.mark.parametrize("objective", [*SLOW, "points", "whole"])
+SLOW = [
+    pytest.param(name, context, marks=pytest.mark.slow)
+    for name, context in (("swav", 0), ("swav", 48), ("regions", 0), ("contrast", 0))
+]
+
+
+@pytest.mark.parametrize(("objective", "context"), [*SLOW, ("points", 0), ("whole", 0)])
 def test_a_trial_that_was_stopped_ends_with_the_same_bytes(
-    trials: Any, photos: ImageCache, tmp_path: Path, objective: str
+    trials: Any, photos: ImageCache, tmp_path: Path, objective: str, context: int
 ) -> None:
     choices = trials.Choices(
         objective=objective,
+        context=context,
         init="untrained:test_resnet",
         batch=4,
         prototypes=4,
