@@ -165,21 +165,18 @@ class Pool:
             images[row] = texture(rng)
         sizes = np.array([image.shape[:2] for image in images], np.float64)
         boxes = draw_pairs(rng, sizes, choices.smallest, 0.4)
+        views = [(slice(2), choices.crop)]
         if choices.context:  # the larger box first
             smaller = boxes[:, 0, 2:].prod(1) < boxes[:, 1, 2:].prod(1)
             boxes[smaller] = boxes[smaller, ::-1]
+            views = [(slice(1), choices.context), (slice(1, 2), choices.crop)]
         flips = rng.random((len(images), 2)) < 0.5
         matrix, offset = draw_colours(rng, flips.shape, choices.jitter, choices.gray)
         points = draw_points(rng, boxes, flips, choices.grid)
-        sides = [choices.context, choices.crop] if choices.context else [choices.crop]
-        views = np.split(np.arange(2), len(sides))
+        rows = range(len(images))
         crops = [
-            Crops(
-                cut(images, range(len(images)), boxes[:, view], flips[:, view], side),
-                matrix[:, view],
-                offset[:, view],
-            )
-            for side, view in zip(sides, views, strict=True)
+            Crops(cut(images, rows, boxes[:, v], flips[:, v], side), matrix[:, v], offset[:, v])
+            for v, side in views
         ]
         found = torch.zeros(points.shape[0], points.shape[2], dtype=torch.long)
         if choices.objective in ("regions", "contrast"):
@@ -232,18 +229,18 @@ class Trial(nn.Module):
         self.project = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, WIDTH))
         self.past = torch.zeros(0, WIDTH if choices.objective == "contrast" else width)
 
-    def maps(self, crops: Crops, *, teach: bool = False) -> Float[Tensor, "_ d h w"]:
+    def maps(self, network: Backbone, crops: Crops) -> Float[Tensor, "_ d h w"]:
         """The embeddings of all crops."""
         pixels = crops.recoloured(CPU).contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not teach), autocast(CPU, "auto"):
-            found: Tensor = (self.average if teach else self.online)(pixels)
+        with autocast(CPU, "auto"):
+            found: Tensor = network(pixels)
         return found.float()
 
     def loss(self, crops: list[Crops], points: Tensor, regions: Tensor) -> Float[Tensor, ""]:
         """The objective of a batch."""
         choices, images = self.choices, len(points)
         if choices.objective == "whole":
-            maps = self.maps(crops[0])
+            maps = self.maps(self.online, crops[0])
             return nt_xent(self.project(maps.mean((2, 3))).view(images, 2, -1), 0.2)
         rows, owners = self.rows(crops, points, regions)
         if choices.objective == "points":
@@ -261,9 +258,11 @@ class Trial(nn.Module):
     ) -> tuple[Float[Tensor, "2 n d"], Int64[Tensor, " n"]]:
         """Both views of points, or of regions, and the photo of each."""
         images, count = len(points), points.shape[2]
-        parts: list[Tensor] = []
-        for views, where in zip(crops, points.chunk(len(crops), 1), strict=True):
-            maps = self.maps(views, teach=len(crops) > len(parts) + 1)
+        # The average, which has no gradients, sees the larger crops where there are some.
+        networks = [self.average, self.online][-len(crops) :]
+        parts = []
+        for network, views, where in zip(networks, crops, points.chunk(len(crops), 1), strict=True):
+            maps = self.maps(network, views)
             grid = where.flatten(0, 1)[:, :, None]
             seen = functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
             parts.append(seen.flatten(2).transpose(1, 2).reshape(images, -1, count, maps.shape[1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +108,10 @@ def test_the_queue_says_what_is_rare_among_the_rows_of_a_batch(trials: Any) -> N
 
 def test_the_larger_crop_teaches_the_smaller_one(trials: Any, photos: ImageCache) -> None:
     """The average sees the larger crop and has no gradient; its points are those of the smaller."""
-    choices = trials.Choices(
-        "swav", "untrained:test_resnet", batch=6, crop=16, context=32, smallest=40, prototypes=4
-    )
-    trial, pool = trials.Trial(choices), trials.Pool(photos, replace(choices, large=1.0))
-    crops, points, regions = pool.batch(0)
+    sizes = {"batch": 6, "crop": 16, "context": 32, "smallest": 40, "large": 1.0}
+    choices = trials.Choices("swav", "untrained:test_resnet", prototypes=4, **sizes)
+    trial = trials.Trial(choices)
+    crops, points, regions = trials.Pool(photos, choices).batch(0)
     assert [tuple(one.pixels.shape) for one in crops] == [(6, 1, 3, 32, 32), (6, 1, 3, 16, 16)]
     # Neighbouring points lie closer together, as parts of the crop, in the larger crop.
     spans = points.amax(2) - points.amin(2)
@@ -136,6 +134,28 @@ def test_the_larger_crop_teaches_the_smaller_one(trials: Any, photos: ImageCache
     loss.backward()
     assert all(p.grad is None for p in trial.average.parameters())
     assert any(p.grad is not None for p in trial.online.net.parameters())
+
+
+def test_crops_are_cut_from_sides_of_the_length_that_is_asked_for(
+    trials: Any, photos: ImageCache
+) -> None:
+    """Crops of a whole photo share nearly all of it; others may share a corner."""
+
+    def spans(smallest: int) -> torch.Tensor:
+        choices = trials.Choices(batch=8, grid=8, smallest=smallest, large=1.0)
+        points = trials.Pool(photos, choices).batch(0)[1]
+        return (points.amax(2) - points.amin(2)).flatten()
+
+    assert float(spans(100).min()) > 1.3 > float(spans(28).min())  # of 2, edge to edge
+
+
+def test_photos_are_decoded_once_at_the_size_that_is_asked_for(
+    trials: Any, photos: ImageCache, tmp_path: Path
+) -> None:
+    found = trials.decoded(tmp_path / "small", [tmp_path / "photos"], 64)
+    assert found.sizes.min(1).tolist() == [64] * len(photos)
+    again = trials.decoded(tmp_path / "small", [], 100)
+    assert again.sizes.tolist() == found.sizes.tolist()
 
 
 SLOW = [
